@@ -1,0 +1,140 @@
+"""The flow is inverted exactly, and its density is a density."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
+
+SIGMAS = [0.5, 0.75, 0.95, 1.0, -0.7]
+
+
+def random_velocity(d: int, generator: torch.Generator):
+    """A smooth nonlinear field in float64."""
+    weight_in = torch.randn(16, d, generator=generator, dtype=torch.float64)
+    weight_out = torch.randn(d, 16, generator=generator, dtype=torch.float64) / 4
+    return lambda x, t: torch.tanh(x @ weight_in.T + 3 * t) @ weight_out.T
+
+
+def make_dist(d: int, solver: ReversibleSolver, scale: str, generator: torch.Generator, batch_shape=()):
+    start = IndependentStart(scale, d if scale == "learned" else None).double()
+    if scale == "learned":
+        with torch.no_grad():
+            start.log_scale.copy_(0.5 * torch.randn(2, d, generator=generator))
+    return ReversibleFlow(random_velocity(d, generator), d, solver, start, batch_shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_invert_undoes_integrate_to_1e_10(sigma):
+    generator = torch.Generator().manual_seed(0)
+    velocity = random_velocity(7, generator)
+    solver = ReversibleSolver(5, sigma)
+    x, memory = torch.randn(2, 1000, 7, generator=generator, dtype=torch.float64)
+    recovered = solver.invert(velocity, *solver.integrate(velocity, x, memory))
+    assert (recovered[0] - x).abs().max() < 1e-10
+    assert (recovered[1] - memory).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 8])
+@pytest.mark.parametrize("d", [1, 2, 6])
+def test_log_abs_det_equals_autograd_jacobian(d, num_steps, sigma):
+    generator = torch.Generator().manual_seed(100 * d + num_steps)
+    velocity = random_velocity(d, generator)
+    solver = ReversibleSolver(num_steps, sigma)
+
+    def flat_map(z):
+        return torch.cat(solver.integrate(velocity, *z.split(d)))
+
+    z = torch.randn(2 * d, generator=generator, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(flat_map, z)
+    assert abs(torch.linalg.slogdet(jacobian).logabsdet.item() - solver.log_abs_det(d)) < 1e-8
+
+
+@pytest.mark.parametrize("scale", ["unit", "learned"])
+@pytest.mark.parametrize("sigma", SIGMAS)
+def test_density_of_the_pair_integrates_to_one(sigma, scale):
+    dist = make_dist(1, ReversibleSolver(3, sigma), scale, torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.manual_seed(0)
+        samples = dist.sample((20_000,))
+        # a box that surely holds the mass
+        axes = []
+        for half in samples:
+            margin = 0.5 * (half.max() - half.min())
+            axes.append(torch.linspace(half.min() - margin, half.max() + margin, 1201, dtype=torch.float64))
+        action, memory = torch.meshgrid(*axes, indexing="ij")
+        density = dist.log_prob(action.unsqueeze(-1), memory.unsqueeze(-1)).exp()
+    cell = (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    assert abs(density.sum() * cell - 1) < 0.01
+
+
+@pytest.mark.parametrize("scale", ["unit", "learned"])
+def test_recovered_noise_is_standard_normal(scale):
+    dist = make_dist(3, ReversibleSolver(), scale, torch.Generator().manual_seed(2))
+    torch.manual_seed(3)
+    noise = torch.cat(dist.to_noise(*dist.sample((5000,))), -1)
+    for column in noise.unbind(-1):
+        # 5000 samples detect a shift of 0.06 standard deviations with 95 % power at this level
+        assert stats.kstest(column.numpy(), "norm").pvalue > 1e-3
+    assert (torch.corrcoef(noise.T) - torch.eye(6, dtype=torch.float64)).abs().max() < 0.06
+
+
+@pytest.mark.parametrize("scale", ["unit", "learned"])
+def test_entropy_equals_the_mean_negative_log_density(scale):
+    dist = make_dist(3, ReversibleSolver(), scale, torch.Generator().manual_seed(4))
+    torch.manual_seed(5)
+    with torch.no_grad():
+        _, log_prob = dist.rsample_and_log_prob((100_000,))
+    # the standard error is sqrt(d / 100000) = 0.0055
+    assert abs(dist.entropy().item() + log_prob.mean().item()) < 0.03
+
+
+def test_sample_log_prob_equals_log_prob_of_the_sample():
+    dist = make_dist(4, ReversibleSolver(8, 0.6), "learned", torch.Generator().manual_seed(6), (5,))
+    torch.manual_seed(7)
+    (action, memory), log_prob = dist.rsample_and_log_prob((3,))
+    assert log_prob.shape == (3, 5) and action.shape == memory.shape == (3, 5, 4)
+    torch.testing.assert_close(dist.log_prob(action, memory), log_prob, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "sigma", "message"),
+    [
+        (0, 0.75, "num_steps must be an integer"),
+        (2.5, 0.75, "num_steps must be an integer"),
+        (5, 0.0, "must not be 0"),
+        (5, float("nan"), "finite"),
+        (5, float("inf"), "finite"),
+        (5, 1.5, r"\(-1, 1\]"),
+        (5, -1.0, r"\(-1, 1\]"),
+    ],
+)
+def test_solver_refuses_settings_it_cannot_invert(num_steps, sigma, message):
+    with pytest.raises(ValueError, match=message):
+        ReversibleSolver(num_steps, sigma)
+
+
+def test_solver_names_the_largest_step_count_that_float64_can_hold():
+    with pytest.raises(ValueError, match=r"sigma=0\.5 with num_steps=60 .* at most (\d+)") as error:
+        ReversibleSolver(60, 0.5)
+    largest = int(str(error.value).split("at most ")[1].split(";")[0])
+    ReversibleSolver(largest, 0.5)
+    with pytest.raises(ValueError):
+        ReversibleSolver(largest + 1, 0.5)
+
+
+def test_state_is_float64_where_float32_cannot_hold_the_inversion():
+    assert ReversibleSolver(5, 0.75).state_dtype(torch.float32) == torch.float32
+    assert ReversibleSolver(20, 0.5).state_dtype(torch.float32) == torch.float64
+    solver = ReversibleSolver(20, 0.5)
+    velocity = lambda x, t: torch.sin(x.float() + t)  # noqa: E731
+    torch.manual_seed(8)
+    x, memory = torch.randn(2, 100, 3)
+    pair = solver.integrate(velocity, x, memory)
+    assert pair[0].dtype == torch.float64
+    recovered = solver.invert(velocity, *pair)
+    assert (recovered[0] - x).abs().max() < 1e-6
+    assert (recovered[1] - memory).abs().max() < 1e-6

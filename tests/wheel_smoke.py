@@ -1,0 +1,20 @@
+"""Smoke test of the installed wheel: one loss step away from the source tree (run by .ci/run)."""
+
+from pathlib import Path
+
+import torch
+import torchrl_genpo
+from tensordict import TensorDict
+from torchrl.modules import MLP, ValueOperator
+
+assert "site-packages" in torchrl_genpo.__file__, torchrl_genpo.__file__
+assert (Path(torchrl_genpo.__file__).parent / "py.typed").exists()
+
+actor = torchrl_genpo.ReversibleFlowActor(torchrl_genpo.VelocityMLP(4, 2, (32, 32)))
+loss = torchrl_genpo.GenPOLoss(actor, ValueOperator(MLP(in_features=4, out_features=1, num_cells=[32])))
+data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
+data["advantage"], data["value_target"] = torch.randn(2, 8, 1)
+out = loss(data)
+assert out["inversion_error"] < 1e-4
+(out["loss_objective"] + out["loss_critic"]).backward()
+print(f"torchrl_genpo {torchrl_genpo.__version__}: the wheel works")  # noqa: T201

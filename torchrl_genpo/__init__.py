@@ -1,0 +1,17 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Flow policies with exact likelihood ratios for TorchRL: GenPO++ (arXiv 2606.06967)."""
+
+from torchrl_genpo.flow import IndependentStart, ReversibleFlow, ReversibleSolver, VelocityMLP
+from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.objectives import GenPOLoss
+
+__all__ = [
+    "GenPOLoss",
+    "IndependentStart",
+    "ReversibleFlow",
+    "ReversibleFlowActor",
+    "ReversibleSolver",
+    "VelocityMLP",
+]
+__version__ = "0.1.0"

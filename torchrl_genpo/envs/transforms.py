@@ -1,0 +1,72 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Normalisation of observations and rewards, on TorchRL's VecNormV2."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase
+from torchrl.data import Composite, Unbounded
+from torchrl.envs import EnvBase, Transform, VecNormV2
+
+__all__ = ["RewardScaling", "freeze_normalization"]
+
+
+class RewardScaling(Transform):
+    """Divides the reward by the running standard deviation of the discounted return.
+
+    ``VecNormV2`` on the reward itself would also subtract its mean, which takes away what tells a
+    task's living from its dead states. So only the scale is used, of the discounted sum of past
+    rewards (the usual reward normalisation of PPO), and ``VecNormV2`` keeps its statistics.
+
+    Args:
+        gamma (float, optional): discount of the sum. Defaults to ``0.99``.
+        reward_key (NestedKey, optional): defaults to ``"reward"``.
+        clip (float, optional): the scaled reward is clipped to ``[-clip, clip]``. Defaults to ``10``.
+    """
+
+    RETURN_KEY = "discounted_return"
+
+    def __init__(self, gamma: float = 0.99, reward_key: NestedKey = "reward", clip: float = 10.0) -> None:
+        super().__init__(in_keys=[reward_key], out_keys=[reward_key])
+        self.gamma = gamma
+        self.clip = clip
+        self.statistics = VecNormV2(in_keys=[self.RETURN_KEY], decay=1.0, reduce_batch_dims=True)
+
+    def freeze(self) -> RewardScaling:
+        """Stops updating the statistics."""
+        self.statistics.freeze()
+        return self
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        (key,) = self.in_keys
+        reward = next_tensordict.get(key)
+        discounted = self.gamma * tensordict.get(self.RETURN_KEY) + reward
+        next_tensordict.set(self.RETURN_KEY, discounted)
+        statistics = TensorDict({self.RETURN_KEY: discounted.double()}, batch_size=next_tensordict.batch_size)
+        self.statistics._step(statistics, statistics)
+        scale = self.statistics.scale[self.RETURN_KEY].to(reward.dtype)
+        next_tensordict.set(key, (reward / scale).clamp(-self.clip, self.clip))
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        (key,) = self.in_keys
+        spec = self.parent.full_reward_spec[key]
+        tensordict_reset.set(self.RETURN_KEY, torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device))
+        return tensordict_reset
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Adds the discounted return, which travels with the data from step to step."""
+        reward_spec = self.parent.full_reward_spec[self.in_keys[0]]
+        observation_spec[self.RETURN_KEY] = Unbounded(
+            shape=reward_spec.shape, dtype=reward_spec.dtype, device=reward_spec.device
+        )
+        return observation_spec
+
+
+def freeze_normalization(env: EnvBase) -> EnvBase:
+    """Stops every running statistic of an environment, as for evaluation."""
+    for module in env.modules():
+        if isinstance(module, VecNormV2):
+            module.freeze()
+    return env

@@ -1,0 +1,172 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The distribution of the pair (action, memory) that a reversible flow produces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from torchrl_genpo.flow.solver import ConditionedVelocity, ReversibleSolver
+from torchrl_genpo.flow.start import Start
+
+__all__ = ["Pair", "ReversibleFlow"]
+
+Pair = tuple[Tensor, Tensor]
+
+
+class ReversibleFlow(Distribution):
+    r"""Distribution of the pair (action, memory) of a reversible flow.
+
+    Its log density is exact and needs no Jacobian (arXiv 2606.06967): with
+    :math:`(x_0, x_{-1})` the inverse of (action, memory),
+
+    .. math:: \log p(\text{action}, \text{memory}) = \log p_\text{start}(x_0, x_{-1}) - M d \log|\sigma| .
+
+    It is the density of the *pair*, constants included. The density of the action alone is its
+    integral over the memory and is not what :meth:`log_prob` returns.
+
+    Args:
+        velocity (Callable): conditioned velocity, ``(x [*sample, *batch, d], t) -> same``.
+        action_dim (int): ``d``.
+        solver (ReversibleSolver): the solver.
+        start (Start): distribution of the pair at time zero.
+        batch_shape (sequence of int, optional): batch shape of the context. Defaults to ``()``.
+
+    Keyword Args:
+        dtype (torch.dtype, optional): dtype that the velocity computes in, and that densities are
+            returned in.
+        device (torch.device, optional): device of the samples.
+        scored (tuple of Tensor, optional): a pair to score at construction, whose density
+            ``log_prob(action)`` then returns without the memory. For losses that score the action
+            alone, at a time when the parameters are no longer in place (stock ``ClipPPOLoss``).
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
+        >>> dist = ReversibleFlow(lambda x, t: -x, 2, ReversibleSolver(), IndependentStart(), (4,))
+        >>> (action, memory), log_prob = dist.rsample_and_log_prob()
+        >>> torch.allclose(dist.log_prob(action, memory), log_prob, atol=1e-5)
+        True
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}
+    support = constraints.independent(constraints.real, 1)
+    has_rsample = True
+
+    def __init__(
+        self,
+        velocity: ConditionedVelocity,
+        action_dim: int,
+        solver: ReversibleSolver,
+        start: Start,
+        batch_shape: Sequence[int] = (),
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+        scored: Pair | None = None,
+    ) -> None:
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        self.device = device
+        self.action_dim = action_dim
+        self.solver = solver
+        self.start = start
+        self._velocity = velocity
+        # Event: the 2 x d numbers of the pair.
+        super().__init__(torch.Size(batch_shape), torch.Size((2, action_dim)), validate_args=False)
+        # Computed here, while the parameters are surely in place: losses ask for it later.
+        self._entropy = start.entropy(action_dim) + solver.log_abs_det(action_dim)
+        self._scored = None if scored is None else (scored[0], self.log_prob(*scored))
+
+    def _conditioned(self, x: Tensor, t: float) -> Tensor:
+        # only the state may be float64 (ReversibleSolver.state_dtype): the network keeps its dtype
+        return self._velocity(x.to(self.dtype), t)
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
+        """Draws pairs and their log density from one pass, without inversion.
+
+        Returns:
+            The pair ``(action, memory)``, each ``[*sample, *batch, d]``, and ``[*sample, *batch]``.
+        """
+        shape = (*sample_shape, *self.batch_shape, self.action_dim)
+        x, memory, log_prob = self.start.sample(self._conditioned, shape, dtype=self.dtype, device=self.device)
+        pair = self.solver.integrate(self._conditioned, x, memory)
+        return pair, (log_prob - self.solver.log_abs_det(self.action_dim)).to(self.dtype)
+
+    @torch.no_grad()
+    def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
+        """:meth:`rsample_and_log_prob` without gradients."""
+        return self.rsample_and_log_prob(sample_shape)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Pair:  # type: ignore[override]
+        """Draws pairs ``(action, memory)``, each ``[*sample, *batch, d]``."""
+        return self.rsample_and_log_prob(sample_shape)[0]
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Pair:  # type: ignore[override]
+        """:meth:`rsample` without gradients."""
+        return self.rsample(sample_shape)
+
+    def log_prob(self, action: Tensor, memory: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Log density ``[*sample, *batch]`` of the pair.
+
+        Args:
+            action (Tensor): ``[*sample, *batch, d]``.
+            memory (Tensor, optional): same shape. May be left out only for the action of ``scored``.
+
+        Raises:
+            ValueError: if the memory is missing, or a size does not match ``action_dim``.
+        """
+        if memory is None:
+            return self._scored_log_prob(action)
+        x, memory = self.solver.invert(self._conditioned, self._checked(action), memory)
+        log_prob = self.start.log_prob(self._conditioned, x, memory)
+        return (log_prob - self.solver.log_abs_det(self.action_dim)).to(self.dtype)
+
+    def to_noise(self, action: Tensor, memory: Tensor) -> Pair:
+        """The two standard normal tensors ``[..., d]`` that the pair was made from."""
+        x, memory = self.solver.invert(self._conditioned, self._checked(action), memory)
+        return self.start.to_noise(self._conditioned, x, memory)
+
+    @property
+    def mode(self) -> Pair:  # type: ignore[override]
+        """The pair of zero noise, the deterministic policy; not the mode of the density."""
+        shape = (*self.batch_shape, self.action_dim)
+        zeros = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return self.solver.integrate(self._conditioned, *self.start.from_noise(self._conditioned, zeros, zeros))
+
+    mean = median = deterministic_sample = mode  # every deterministic exploration type is zero noise
+
+    def entropy(self) -> Tensor:
+        r"""Entropy of the pair in nats, ``[*batch]``.
+
+        :math:`d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinant of the start: a
+        constant unless the start has a learned scale.
+        """
+        entropy = torch.as_tensor(self._entropy, dtype=self.dtype, device=self.device)
+        return entropy.expand(self.batch_shape)
+
+    def _scored_log_prob(self, action: Tensor) -> Tensor:
+        if self._scored is None:
+            raise ValueError(
+                "A reversible flow has a density for the pair (action, memory) only: pass log_prob(action, memory), "
+                "or give get_dist a tensordict that holds the memory."
+            )
+        scored, log_prob = self._scored
+        if action is not scored and not torch.equal(action, scored):
+            raise ValueError(
+                "log_prob(action) without a memory returns the density of the pair that get_dist was given, and "
+                "this is another action: pass log_prob(action, memory)."
+            )
+        return log_prob
+
+    def _checked(self, action: Tensor) -> Tensor:
+        if action.shape[-1] != self.action_dim:
+            raise ValueError(f"The flow has actions of size {self.action_dim}, got {action.shape[-1]}.")
+        return action
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, action_dim={self.action_dim})"

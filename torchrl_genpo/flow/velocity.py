@@ -1,0 +1,166 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Velocity fields v(x, t | observation): the networks of a flow policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["SinusoidalTimeEmbedding", "Velocity", "VelocityMLP"]
+
+
+@runtime_checkable
+class Velocity(Protocol):
+    """What a module must offer to be the velocity of a flow policy.
+
+    ``condition`` is called once per observation and its result, the context, is passed to every
+    evaluation: whatever depends on the observation alone belongs there.
+    """
+
+    action_dim: int
+
+    def condition(self, *observations: Tensor) -> Any:
+        """Turns observations ``[..., obs_dim]`` into the context of the calls that follow."""
+
+    def __call__(self, x: Tensor, t: float, context: Any) -> Tensor:
+        """Velocity ``[..., d]`` at the state ``x [..., d]`` and time ``t`` in ``[0, 1)``."""
+
+
+class SinusoidalTimeEmbedding(nn.Module):
+    """Sines and cosines of the time, followed by a small MLP.
+
+    Args:
+        dim (int, optional): number of sines and cosines together; even, at least 4. Defaults to ``32``.
+        hidden_sizes (sequence of int, optional): layers of the MLP. Defaults to ``(64, 64)``.
+        activation (type, optional): activation after each layer. Defaults to :class:`torch.nn.Mish`.
+
+    Raises:
+        ValueError: if ``dim`` is odd or below 4.
+
+    Examples:
+        >>> SinusoidalTimeEmbedding(dim=8, hidden_sizes=(16,))(0.2).shape
+        torch.Size([16])
+    """
+
+    MAX_FREQUENCY = 100.0  # resolves steps of 1/100 of the unit interval, finer than any solver here takes
+
+    def __init__(
+        self, dim: int = 32, hidden_sizes: Sequence[int] = (64, 64), activation: type[nn.Module] = nn.Mish
+    ) -> None:
+        super().__init__()
+        if dim < 4 or dim % 2:
+            raise ValueError(f"time_embedding_dim must be an even number of at least 4, got {dim}.")
+        if not hidden_sizes:
+            raise ValueError("The time embedding needs at least one hidden layer.")
+        frequencies = torch.logspace(0, math.log10(self.MAX_FREQUENCY), dim // 2)
+        self.register_buffer("frequencies", frequencies)
+        sizes = [dim, *hidden_sizes]
+        layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), activation())]
+        self.mlp = nn.Sequential(*layers)
+        self.out_features = sizes[-1]
+
+    def forward(self, t: float) -> Tensor:
+        """Embeds the scalar time ``t``, shared by the whole batch: ``[out_features]``."""
+        angle = self.frequencies * t
+        return self.mlp(torch.cat([angle.sin(), angle.cos()]))
+
+
+class VelocityMLP(nn.Module):
+    """An MLP velocity field whose first layer is split by input.
+
+    The first layer, ``W [observation, x, emb(t)] + b``, is computed as
+    ``(W_obs observation + b) + W_x x + W_t emb(t)``: the observation product once per observation
+    (:meth:`condition`), the time product once per step for the whole batch, and only the small
+    ``W_x x`` once per sample and step. It is the same function as the concatenated layer.
+
+    Args:
+        obs_dim (int): size of the observation (of all observations together, if there are several).
+        action_dim (int): size ``d`` of the action.
+        hidden_sizes (sequence of int, optional): hidden layers. Defaults to ``(256, 256, 256)``.
+        activation (type, optional): activation class. Defaults to :class:`torch.nn.Mish`.
+        time_embedding_dim (int, optional): number of sines and cosines that encode the time; even,
+            at least 4. Defaults to ``32``.
+
+    Raises:
+        ValueError: if a size is not positive or the time embedding is odd or too small.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_genpo import VelocityMLP
+        >>> velocity = VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32))
+        >>> context = velocity.condition(torch.randn(8, 4))
+        >>> velocity(torch.randn(8, 2), 0.2, context).shape
+        torch.Size([8, 2])
+    """
+
+    OUTPUT_GAIN = 0.01  # the first policy is almost the start itself: no saturated actions at first
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        hidden_sizes: Sequence[int] = (256, 256, 256),
+        activation: type[nn.Module] = nn.Mish,
+        time_embedding_dim: int = 32,
+    ) -> None:
+        super().__init__()
+        if obs_dim < 1 or action_dim < 1:
+            raise ValueError(f"obs_dim and action_dim must be at least 1, got {obs_dim} and {action_dim}.")
+        if not hidden_sizes or min(hidden_sizes) < 1:
+            raise ValueError(f"hidden_sizes must name at least one positive size, got {tuple(hidden_sizes)}.")
+        self.obs_dim = obs_dim
+        self.action_dim = action_dim
+        self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, activation=activation)
+        width = hidden_sizes[0]
+        self.observation_layer = nn.Linear(obs_dim, width)
+        self.state_layer = nn.Linear(action_dim, width, bias=False)
+        self.time_layer = nn.Linear(self.time_embedding.out_features, width, bias=False)
+        layers: list[nn.Module] = [activation()]
+        for size, next_size in zip(hidden_sizes, hidden_sizes[1:], strict=False):
+            layers += [nn.Linear(size, next_size), activation()]
+        self.trunk = nn.Sequential(*layers, nn.Linear(hidden_sizes[-1], action_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Orthogonal weights, zero biases and a small last layer, as is usual for PPO."""
+        linears = [m for m in self.trunk if isinstance(m, nn.Linear)]
+        first = [self.observation_layer, self.state_layer, self.time_layer]
+        # orthogonal as one matrix, so that the split changes neither the function nor its initial law
+        joint = torch.empty(self.observation_layer.out_features, sum(m.in_features for m in first))
+        nn.init.orthogonal_(joint, math.sqrt(2))
+        with torch.no_grad():
+            for layer, block in zip(first, joint.split([m.in_features for m in first], dim=1), strict=True):
+                layer.weight.copy_(block)
+        nn.init.zeros_(self.observation_layer.bias)
+        for layer in linears:
+            nn.init.orthogonal_(layer.weight, self.OUTPUT_GAIN if layer is linears[-1] else math.sqrt(2))
+            nn.init.zeros_(layer.bias)
+
+    def condition(self, *observations: Tensor) -> Tensor:
+        """The observation's share of the first layer, ``[..., hidden_sizes[0]]``.
+
+        Args:
+            *observations (Tensor): one or more, ``[..., n_k]`` with the ``n_k`` summing to ``obs_dim``.
+
+        Raises:
+            ValueError: if the sizes do not sum to ``obs_dim``.
+        """
+        observation = observations[0] if len(observations) == 1 else torch.cat(observations, -1)
+        if observation.shape[-1] != self.obs_dim:
+            raise ValueError(
+                f"VelocityMLP was built for observations of size {self.obs_dim}, got {observation.shape[-1]}."
+            )
+        return self.observation_layer(observation)
+
+    def forward(self, x: Tensor, t: float, context: Tensor) -> Tensor:
+        time = self.time_layer(self.time_embedding(t))
+        return self.trunk(F.linear(x, self.state_layer.weight, time) + context)
+
+    def extra_repr(self) -> str:
+        return f"obs_dim={self.obs_dim}, action_dim={self.action_dim}"

@@ -1,0 +1,7 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""TensorDict modules."""
+
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+
+__all__ = ["ReversibleFlowActor"]

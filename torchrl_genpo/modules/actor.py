@@ -1,0 +1,180 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The reversible flow policy as a TensorDict module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import dispatch, set_skip_existing
+from tensordict.utils import unravel_key
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.envs import ExplorationType
+from torchrl.modules import SafeProbabilisticModule
+
+from torchrl_genpo.flow import IndependentStart, Pair, ReversibleFlow, ReversibleSolver, Start, Velocity
+
+__all__ = ["ReversibleFlowActor"]
+
+
+class ReversibleFlowActor(SafeProbabilisticModule):
+    """A flow policy with exact likelihoods, as one probabilistic TensorDict module.
+
+    Reads observations and writes ``action`` ``[..., d]``, ``action_memory`` ``[..., d]`` and
+    ``action_log_prob`` ``[...]``. The environment executes the action; the memory is stored beside
+    it because only the pair can be inverted, and ``action_log_prob`` is the log density of the pair
+    (arXiv 2606.06967). Collection costs ``solver.num_steps`` velocity evaluations and no inversion.
+
+    Under ``ExplorationType.RANDOM`` the noise is drawn; ``DETERMINISTIC``, ``MODE``, ``MEAN`` and
+    ``MEDIAN`` all mean zero noise.
+
+    Args:
+        velocity (Velocity): a module with ``action_dim``, ``condition(*observations)`` and
+            ``(x, t, context)``, such as :class:`~torchrl_genpo.VelocityMLP`.
+
+    Keyword Args:
+        solver (ReversibleSolver, optional): defaults to ``ReversibleSolver()``.
+        start (Start, optional): defaults to ``IndependentStart()``, the paper's.
+        in_keys (sequence of NestedKey, optional): the observations, passed to
+            ``velocity.condition`` in this order. Defaults to ``["observation"]``.
+        action_key (NestedKey, optional): defaults to ``"action"``.
+        memory_key (NestedKey, optional): defaults to ``"action_memory"``.
+        log_prob_key (NestedKey, optional): defaults to ``"action_log_prob"``.
+        spec (TensorSpec, optional): spec of the action, for the record only: it is never enforced.
+        safe (bool, optional): must be ``False``: projecting the action after it was scored would
+            break the likelihood. Bounds belong to the environment.
+        default_interaction_type (InteractionType, optional): what to do outside of
+            ``set_exploration_type``. Defaults to ``RANDOM``.
+
+    Raises:
+        ValueError: for ``safe=True``, or a start whose size is not the velocity's.
+        TypeError: if ``velocity`` lacks a part of the protocol.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> td = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8]))
+        >>> sorted(td.keys())
+        ['action', 'action_log_prob', 'action_memory', 'observation']
+        >>> torch.allclose(actor.log_prob(td), td["action_log_prob"], atol=1e-4)
+        True
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        *,
+        solver: ReversibleSolver | None = None,
+        start: Start | None = None,
+        in_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+        memory_key: NestedKey = "action_memory",
+        log_prob_key: NestedKey = "action_log_prob",
+        spec: TensorSpec | None = None,
+        safe: bool = False,
+        default_interaction_type: ExplorationType = ExplorationType.RANDOM,
+    ) -> None:
+        if not isinstance(velocity, nn.Module) or not isinstance(velocity, Velocity):
+            raise TypeError(
+                f"velocity must be a module with action_dim, condition(observation) and a call (x, t, context), "
+                f"got {type(velocity).__name__}."
+            )
+        if safe:
+            raise ValueError(
+                "safe=True would project the action after it was scored, and the stored likelihood would no "
+                "longer be that of the action. Bound the action in the environment (clip it there) instead."
+            )
+        start = IndependentStart() if start is None else start
+        start_dim = getattr(start, "action_dim", None)
+        if start_dim is not None and start_dim != velocity.action_dim:
+            raise ValueError(f"The start has action_dim={start_dim}, the velocity action_dim={velocity.action_dim}.")
+        if spec is not None and spec.ndim and spec.shape[-1] != velocity.action_dim:
+            raise ValueError(f"The spec has actions of size {spec.shape[-1]}, the velocity {velocity.action_dim}.")
+        super().__init__(
+            in_keys=[unravel_key(key) for key in in_keys],
+            out_keys=[unravel_key(action_key), unravel_key(memory_key)],
+            spec=None,
+            distribution_class=ReversibleFlow,
+            default_interaction_type=default_interaction_type,
+            return_log_prob=True,
+            log_prob_keys=[unravel_key(log_prob_key)],
+        )
+        if spec is not None:
+            self._spec[self.action_key] = spec.clone()
+        self.velocity = velocity
+        self.start = start
+        self.solver = ReversibleSolver() if solver is None else solver
+
+    @property
+    def action_key(self) -> NestedKey:
+        """Key of the executed action."""
+        return self.dist_sample_keys[0]
+
+    @property
+    def memory_key(self) -> NestedKey:
+        """Key of the memory."""
+        return self.dist_sample_keys[1]
+
+    @dispatch(auto_batch_size=False)
+    @set_skip_existing(None)
+    def forward(
+        self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None, _requires_sample: bool = True
+    ) -> TensorDictBase:
+        """Writes the action, its memory and the log density of the pair."""
+        if tensordict_out is None:
+            tensordict_out = tensordict
+        # a collector's tensordict still holds the last step's pair, which must not be scored here
+        keys = self.in_keys if _requires_sample else [*self.in_keys, *self.dist_sample_keys]
+        return super().forward(tensordict.select(*keys), tensordict_out, _requires_sample=_requires_sample)
+
+    def get_dist(self, tensordict: TensorDictBase) -> ReversibleFlow:
+        """The distribution of the pair for the observations of a tensordict.
+
+        If the tensordict holds a pair it is scored at once, and ``dist.log_prob(action)`` returns its
+        density. (TorchRL's PPO builds the distribution inside ``params.to_module`` but scores outside
+        of it, where a distribution that holds the network would silently use other parameters.)
+        """
+        pair = (tensordict.get(self.action_key, None), tensordict.get(self.memory_key, None))
+        return self._build_dist(tensordict, None if pair[0] is None or pair[1] is None else pair)
+
+    build_dist_from_params = get_dist
+
+    def log_prob(self, tensordict: TensorDictBase, *, dist: ReversibleFlow | None = None) -> Tensor:
+        """Log density ``[...]`` of the pair stored in the tensordict.
+
+        Raises:
+            KeyError: if the action or its memory is missing.
+        """
+        if dist is None:
+            dist = self._build_dist(tensordict)
+        return dist.log_prob(*self.read_pair(tensordict, self.action_key, self.memory_key))
+
+    @staticmethod
+    def read_pair(tensordict: TensorDictBase, action_key: NestedKey, memory_key: NestedKey) -> Pair:
+        """The pair of a tensordict, or a ``KeyError`` that names what is missing."""
+        action, memory = tensordict.get(action_key, None), tensordict.get(memory_key, None)
+        for key, value in ((action_key, action), (memory_key, memory)):
+            if value is None:
+                raise KeyError(
+                    f"The data has no {key!r}: a reversible flow can only score an action together with its memory. "
+                    f"Keep both {action_key!r} and {memory_key!r}, as ReversibleFlowActor wrote them."
+                )
+        return action, memory
+
+    def _build_dist(self, tensordict: TensorDictBase, scored: Pair | None = None) -> ReversibleFlow:
+        observations = [tensordict.get(key) for key in self.in_keys]
+        context = self.velocity.condition(*observations)
+        return ReversibleFlow(
+            lambda x, t: self.velocity(x, t, context),
+            self.velocity.action_dim,
+            self.solver,
+            self.start,
+            observations[0].shape[:-1],
+            dtype=observations[0].dtype,
+            device=observations[0].device,
+            scored=scored,
+        )

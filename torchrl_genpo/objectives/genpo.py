@@ -1,0 +1,148 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The GenPO++ objective."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from torch import Tensor
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.flow import ReversibleFlow
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+
+__all__ = ["GenPOLoss"]
+
+
+class GenPOLoss(ClipPPOLoss):
+    r"""Clipped PPO on the exact likelihood ratio of a reversible flow policy.
+
+    A :class:`~torchrl.objectives.ClipPPOLoss` with the same keywords and outputs. The ratio is that
+    of the densities of the pair (action, memory); for two policies with the same solver and a unit
+    start it is :math:`\exp\tfrac12(|z_\text{old}|^2 - |z_\text{new}|^2)` with :math:`z` the recovered
+    noise (arXiv 2606.06967). Its conditional mean given the action is the ratio of the action
+    densities, so a trust region on the pair is one on the action.
+
+    One more key is read, ``action_memory``, and one more output written: ``inversion_error``, the
+    largest gap in the batch between the log density that was stored and the one computed now. At
+    unchanged parameters (the first mini-batch after collection) it is the numerical error of the
+    inversion; later it also holds the change of the policy.
+
+    Args:
+        actor_network (ReversibleFlowActor): the policy.
+        critic_network (TensorDictModule, optional): the value operator.
+
+    Keyword Args:
+        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. Needs a start
+            with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
+        **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
+            ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
+
+    Raises:
+        TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
+        ValueError: for ``entropy_bonus=True`` with a start of constant entropy.
+        KeyError: in ``forward``, if the data lacks the memory.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.modules import MLP, ValueOperator
+        >>> from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> critic = ValueOperator(MLP(in_features=4, out_features=1, num_cells=[32]))
+        >>> loss = GenPOLoss(actor, critic, clip_epsilon=0.2)
+        >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
+        >>> data["advantage"], data["value_target"] = torch.randn(2, 8, 1)
+        >>> out = loss(data)
+        >>> bool((out["max_ratio"] - 1).abs() < 1e-4)  # nothing was updated yet
+        True
+        >>> (out["loss_objective"] + out["loss_critic"]).backward()
+    """
+
+    @dataclass
+    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
+        """Keys of ``ClipPPOLoss``, and ``action_memory``, where the memory of the action is read."""
+
+        action_memory: NestedKey = "action_memory"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+
+    def __init__(
+        self,
+        actor_network: ReversibleFlowActor | None = None,
+        critic_network: TensorDictModule | None = None,
+        *,
+        entropy_bonus: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # TorchRL's losses take both names
+        actor = kwargs.pop("actor", None) if actor_network is None else actor_network
+        if not isinstance(actor, ReversibleFlowActor):
+            raise TypeError(
+                f"GenPOLoss scores a ReversibleFlowActor, got {type(actor).__name__}. "
+                "For other policies use torchrl.objectives.ClipPPOLoss."
+            )
+        if entropy_bonus and actor.start.has_constant_entropy:
+            raise ValueError(
+                "entropy_bonus=True has no effect here: the map is volume-preserving up to a constant, so with a "
+                f"fixed start ({actor.start}) the entropy of the pair (action, memory) is a constant without "
+                "gradient. Use IndependentStart(scale='learned', action_dim=...) or entropy_bonus=False."
+            )
+        super().__init__(actor, critic_network, entropy_bonus=entropy_bonus, **kwargs)
+        self.set_keys(action_memory=actor.memory_key)
+        self._current_log_prob: Tensor | None = None
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        if self.tensor_keys.action_memory not in self._in_keys:
+            self._in_keys.append(self.tensor_keys.action_memory)
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Those of ``ClipPPOLoss`` and ``inversion_error``."""
+        if self._out_keys is None:
+            self._out_keys = [*super().out_keys, "inversion_error"]
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, values: list[NestedKey]) -> None:
+        self._out_keys = values
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
+        td_out = super().forward(tensordict)
+        log_prob, self._current_log_prob = self._current_log_prob, None
+        with torch.no_grad():
+            gap = log_prob - tensordict.get(self.tensor_keys.sample_log_prob)
+            td_out.set("inversion_error", gap.abs().amax())
+        return td_out
+
+    def _get_cur_log_prob(
+        self, tensordict: TensorDictBase, params: TensorDictParams | None = None
+    ) -> tuple[Tensor, ReversibleFlow, bool]:
+        action, memory = self.actor_network.read_pair(
+            tensordict, self.tensor_keys.action, self.tensor_keys.action_memory
+        )
+        if action.requires_grad or memory.requires_grad:
+            raise RuntimeError("The stored action or its memory requires grad: detach the data.")
+        is_current = params is None
+        if is_current:
+            params = self.actor_network_params
+        with (
+            params.to_module(self.actor_network, preserve_module_state=False)
+            if self.functional
+            else contextlib.nullcontext()
+        ):
+            dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
+            log_prob = dist.log_prob(action, memory)  # inside: the distribution holds the live network
+        if is_current:
+            self._current_log_prob = log_prob.detach()  # handed to forward, which takes it away
+        return log_prob, dist, False
