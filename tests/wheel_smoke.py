@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import torch
-import torchrl_genpo
 from tensordict import TensorDict
 from torchrl.modules import MLP, ValueOperator
+
+import torchrl_genpo
 
 assert "site-packages" in torchrl_genpo.__file__, torchrl_genpo.__file__
 assert (Path(torchrl_genpo.__file__).parent / "py.typed").exists()

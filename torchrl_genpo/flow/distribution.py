@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class ReversibleFlow(Distribution):
         True
     """
 
-    arg_constraints: dict[str, constraints.Constraint] = {}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.independent(constraints.real, 1)
     has_rsample = True
 
@@ -138,7 +139,7 @@ class ReversibleFlow(Distribution):
         zeros = torch.zeros(shape, dtype=self.dtype, device=self.device)
         return self.solver.integrate(self._conditioned, *self.start.from_noise(self._conditioned, zeros, zeros))
 
-    mean = median = deterministic_sample = mode  # every deterministic exploration type is zero noise
+    mean = median = deterministic_sample = mode  # type: ignore[assignment]  # every deterministic exploration type is zero noise
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.

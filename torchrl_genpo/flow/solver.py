@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Integral, Real
 from typing import TypeAlias
 
 import torch
@@ -66,16 +65,16 @@ class ReversibleSolver:
     """
 
     def __init__(self, num_steps: int = 5, sigma: float = 0.75) -> None:
-        if not isinstance(num_steps, Integral) or isinstance(num_steps, bool) or num_steps < 1:
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
             raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}.")
-        if not isinstance(sigma, Real) or not math.isfinite(sigma):
+        if not isinstance(sigma, (int, float)) or not math.isfinite(sigma):
             raise ValueError(f"sigma must be a finite number, got {sigma!r}.")
         if sigma == 0 or not -1 < sigma <= 1:
             raise ValueError(
                 f"sigma must lie in (-1, 1] and must not be 0, got {sigma}: at 0 the step cannot be "
                 "inverted, outside the interval the recurrence is unstable. The paper uses 0.75."
             )
-        self.num_steps = int(num_steps)
+        self.num_steps = num_steps
         self.sigma = float(sigma)
         self.dt = 1.0 / self.num_steps
         if self.error_amplification * torch.finfo(torch.float64).eps > TOLERANCE:

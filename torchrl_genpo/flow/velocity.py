@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -59,9 +60,10 @@ class SinusoidalTimeEmbedding(nn.Module):
         if not hidden_sizes:
             raise ValueError("The time embedding needs at least one hidden layer.")
         frequencies = torch.logspace(0, math.log10(self.MAX_FREQUENCY), dim // 2)
+        self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies)
         sizes = [dim, *hidden_sizes]
-        layers = [m for i, o in zip(sizes, sizes[1:], strict=False) for m in (nn.Linear(i, o), activation())]
+        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), activation())]
         self.mlp = nn.Sequential(*layers)
         self.out_features = sizes[-1]
 
@@ -122,7 +124,7 @@ class VelocityMLP(nn.Module):
         self.state_layer = nn.Linear(action_dim, width, bias=False)
         self.time_layer = nn.Linear(self.time_embedding.out_features, width, bias=False)
         layers: list[nn.Module] = [activation()]
-        for size, next_size in zip(hidden_sizes, hidden_sizes[1:], strict=False):
+        for size, next_size in pairwise(hidden_sizes):
             layers += [nn.Linear(size, next_size), activation()]
         self.trunk = nn.Sequential(*layers, nn.Linear(hidden_sizes[-1], action_dim))
         self.reset_parameters()

@@ -73,6 +73,7 @@ class GenPOLoss(ClipPPOLoss):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
+    _out_keys: list[NestedKey] | None
 
     def __init__(
         self,
@@ -134,13 +135,12 @@ class GenPOLoss(ClipPPOLoss):
         if action.requires_grad or memory.requires_grad:
             raise RuntimeError("The stored action or its memory requires grad: detach the data.")
         is_current = params is None
-        if is_current:
+        if params is None:
             params = self.actor_network_params
-        with (
-            params.to_module(self.actor_network, preserve_module_state=False)
-            if self.functional
-            else contextlib.nullcontext()
-        ):
+        in_place = contextlib.nullcontext()
+        if self.functional:
+            in_place = params.to_module(self.actor_network, preserve_module_state=False)
+        with in_place:
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
             log_prob = dist.log_prob(action, memory)  # inside: the distribution holds the live network
         if is_current:
