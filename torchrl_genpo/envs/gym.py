@@ -1,0 +1,204 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Gymnasium environments, batched, and the exact state of their simulators."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv, VecNormV2
+from torchrl.envs.transforms import ClipTransform
+
+from torchrl_genpo.envs.transforms import RewardScaling
+
+__all__ = ["GYM_TASKS", "GymState", "make_gym_env"]
+
+GYM_TASKS = {
+    "ant": "Ant-v5",
+    "half_cheetah": "HalfCheetah-v5",
+    "hopper": "Hopper-v5",
+    "humanoid": "Humanoid-v5",
+    "pendulum": "InvertedPendulum-v5",
+    "walker2d": "Walker2d-v5",
+}
+"""Short names of the Gymnasium tasks; any other Gymnasium id works too."""
+
+
+def make_gym_env(
+    name: str,
+    num_envs: int = 1,
+    device: torch.device | str = "cpu",
+    seed: int | None = None,
+    *,
+    normalize_observation: bool = True,
+    scale_reward: bool = True,
+    gamma: float = 0.99,
+    render_mode: str | None = None,
+) -> EnvBase:
+    """Builds a batch of Gymnasium environments as one TorchRL environment.
+
+    Actions are in ``[-1, 1]`` for every task: rescaled to the task's bounds, clipped beyond them
+    inside the environment, so that the policy stays unbounded and its likelihood untouched.
+    Terminal observations are kept (the batch resets through TorchRL, not by itself), so that
+    truncated episodes bootstrap. Keys: ``observation`` ``[num_envs, n]`` (normalised, clipped to
+    10 standard deviations), ``reward`` ``[num_envs, 1]`` (scaled), ``episode_reward`` (raw sum) and
+    ``step_count``.
+
+    Args:
+        name (str): a name from :data:`GYM_TASKS` or a Gymnasium id.
+        num_envs (int, optional): batch size. Defaults to ``1``.
+        device (torch.device or str, optional): where the data lives; simulation is on the CPU.
+        seed (int, optional): seed of the first environment; the others count up from it.
+
+    Keyword Args:
+        normalize_observation (bool, optional): running normalisation with ``VecNormV2``.
+        scale_reward (bool, optional): see :class:`~torchrl_genpo.envs.RewardScaling`.
+        gamma (float, optional): its discount.
+        render_mode (str, optional): as in ``gymnasium.make``.
+
+    Raises:
+        ValueError: if the name is unknown, ``num_envs`` is not positive, or the action space is not
+            a box.
+
+    Examples:
+        >>> from torchrl_genpo.envs import make_env
+        >>> env = make_env("pendulum", num_envs=2, seed=0)
+        >>> env.rollout(3)["observation"].shape
+        torch.Size([2, 3, 4])
+    """
+    import gymnasium
+
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+    env_id = GYM_TASKS.get(name, name)
+    if env_id not in gymnasium.registry:
+        close = difflib.get_close_matches(name, [*GYM_TASKS, *gymnasium.registry], n=3)
+        raise ValueError(
+            f"Unknown environment {name!r}."
+            + (f" Did you mean {', '.join(close)}?" if close else "")
+            + f" Names: {', '.join(sorted(GYM_TASKS))}; or any Gymnasium id."
+        )
+
+    def make() -> gymnasium.Env:
+        env = gymnasium.make(env_id, render_mode=render_mode)
+        if not isinstance(env.action_space, gymnasium.spaces.Box):
+            raise ValueError(f"{env_id} has a {type(env.action_space).__name__} action space; a flow needs a Box.")
+        env = gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+        return gymnasium.wrappers.ClipAction(env)
+
+    disabled = gymnasium.vector.AutoresetMode.DISABLED
+    base = GymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
+    transforms: list[Any] = [RewardSum(), StepCounter()]
+    if scale_reward:
+        transforms.append(RewardScaling(gamma))
+    if normalize_observation:
+        transforms.append(VecNormV2(in_keys=["observation"], decay=1.0, reduce_batch_dims=True))
+        transforms.append(ClipTransform(in_keys=["observation"], low=-10, high=10))
+    transforms.append(DoubleToFloat(in_keys=["observation"]))
+    with warnings.catch_warnings():
+        # VecNormV2 calls batched environments experimental; ours reduces over the batch
+        warnings.filterwarnings("ignore", message="Support of .* for containers with non-empty batch-size")
+        env = TransformedEnv(base, Compose(*transforms))
+    if seed is not None:
+        env.set_seed(seed)
+    return env
+
+
+class GymState:
+    """The exact state of the simulators of a :func:`make_gym_env` environment, for checkpoints.
+
+    A restored environment continues to the last bit. Possible for MuJoCo and classic-control tasks;
+    for others :attr:`exact` is ``False`` and a resumed run starts with fresh episodes.
+
+    Args:
+        env (EnvBase): the environment.
+    """
+
+    # What MuJoCo tasks read before they step: derived from the positions of an earlier sub-step, so
+    # neither the integration state nor a forward pass would reproduce it.
+    _DERIVED = ("xpos", "xquat", "xipos", "xmat", "site_xpos", "cinert", "cvel", "cfrc_ext", "qfrc_actuator")
+
+    def __init__(self, env: EnvBase) -> None:
+        while isinstance(env, TransformedEnv):
+            env = env.base_env
+        self._vector_env = env._env
+        self.exact = all(self._is_mujoco(e) or self._is_classic(e) for e in self._vector_env.envs)
+
+    @staticmethod
+    def _is_mujoco(env: Any) -> bool:
+        return hasattr(env.unwrapped, "data") and hasattr(env.unwrapped, "model")
+
+    @staticmethod
+    def _is_classic(env: Any) -> bool:
+        return hasattr(env.unwrapped, "state")
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of every simulator, its random generator and time limit."""
+        if not self.exact:
+            return {}
+        return {str(i): self._get(i) for i in range(self._vector_env.num_envs)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores what :meth:`state_dict` returned."""
+        for i in range(len(state_dict)):
+            self._set(i, state_dict[str(i)])
+        self._vector_env._autoreset_envs[:] = False
+
+    def _get(self, index: int) -> dict[str, Any]:
+        env = self._vector_env.envs[index]
+        rng = env.unwrapped.np_random.bit_generator.state
+        state: dict[str, Any] = {
+            "observation": torch.from_numpy(np.array(self._vector_env._env_obs[index])),
+            "elapsed_steps": _find(env, "_elapsed_steps"),
+            # 128-bit integers
+            "rng": {"state": hex(rng["state"]["state"]), "inc": hex(rng["state"]["inc"])},
+            "rng_uint32": [rng["has_uint32"], rng["uinteger"]],
+        }
+        if self._is_classic(env):
+            state["state"] = torch.from_numpy(np.array(env.unwrapped.state, dtype=np.float64))
+            return state
+        import mujoco
+
+        model, data = env.unwrapped.model, env.unwrapped.data
+        physics = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_INTEGRATION))
+        mujoco.mj_getState(model, data, physics, mujoco.mjtState.mjSTATE_INTEGRATION)
+        state["physics"] = torch.from_numpy(physics)
+        state["derived"] = {key: torch.from_numpy(np.array(getattr(data, key))) for key in self._DERIVED}
+        return state
+
+    def _set(self, index: int, state: dict[str, Any]) -> None:
+        env = self._vector_env.envs[index]
+        generator = env.unwrapped.np_random.bit_generator
+        has_uint32, uinteger = state["rng_uint32"]
+        generator.state = {
+            "bit_generator": type(generator).__name__,
+            "state": {key: int(value, 16) for key, value in state["rng"].items()},
+            "has_uint32": has_uint32,
+            "uinteger": uinteger,
+        }
+        _find(env, "_elapsed_steps", state["elapsed_steps"])
+        self._vector_env._env_obs[index] = state["observation"].numpy().copy()
+        if self._is_classic(env):
+            env.unwrapped.state = state["state"].numpy().copy()
+            return
+        import mujoco
+
+        model, data = env.unwrapped.model, env.unwrapped.data
+        mujoco.mj_setState(model, data, state["physics"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+        for key, value in state["derived"].items():
+            getattr(data, key)[:] = value.numpy()
+
+
+def _find(env: Any, name: str, value: Any = None) -> Any:
+    """Reads, or with a value sets, an attribute of the wrapper that owns it; ``None`` without one."""
+    while env is not None:
+        if name in vars(env):
+            if value is not None:
+                setattr(env, name, value)
+            return getattr(env, name)
+        env = getattr(env, "env", None)
+    return None

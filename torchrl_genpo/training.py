@@ -1,0 +1,285 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the entry script and the examples share: models, loss, update, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from torch import nn
+from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.envs import GymState
+from torchrl_genpo.flow import IndependentStart, ReversibleSolver, Start, VelocityMLP
+from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.objectives import GenPOLoss
+
+__all__ = [
+    "DivergedError",
+    "Progress",
+    "evaluate",
+    "load_checkpoint",
+    "make_actor",
+    "make_checkpoint",
+    "make_critic",
+    "make_loss",
+    "make_start",
+    "make_update",
+]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": nn.Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
+"""Activations by their name in a configuration."""
+
+
+class DivergedError(RuntimeError):
+    """Training met a number that is not finite; the message says where."""
+
+
+def _choose(kind: str, name: str, choices: Iterable[str]) -> str:
+    if name not in choices:
+        raise ValueError(f"Unknown {kind} {name!r}; choose from {', '.join(sorted(choices))}.")
+    return name
+
+
+def make_start(name: str, action_dim: int) -> Start:
+    """Builds the start called ``paper`` or ``learned_scale``."""
+    _choose("start", name, ("paper", "learned_scale"))
+    return IndependentStart() if name == "paper" else IndependentStart("learned", action_dim)
+
+
+def _mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int], activation: str, gain: float) -> MLP:
+    """An MLP with orthogonal weights, zero biases and the given gain of the last layer."""
+    activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
+    mlp = MLP(
+        in_features=in_features,
+        out_features=out_features,
+        num_cells=list(hidden_sizes),
+        activation_class=activation_class,
+    )
+    linears = [m for m in mlp if isinstance(m, nn.Linear)]
+    for layer in linears:
+        nn.init.orthogonal_(layer.weight, gain if layer is linears[-1] else 2**0.5)
+        nn.init.zeros_(layer.bias)
+    return mlp
+
+
+def make_actor(
+    env: EnvBase,
+    name: str = "reversible_flow",
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: str = "mish",
+    time_embedding_dim: int = 32,
+    solver: ReversibleSolver | None = None,
+    start: str = "learned_scale",
+) -> TensorDictModule:
+    """Builds the policy of an environment.
+
+    Args:
+        env (EnvBase): gives the sizes of observation and action, and the device.
+        name (str): ``reversible_flow``, or ``gaussian`` for TorchRL's stock normal policy with a
+            state-independent scale and the same trunk.
+
+    Keyword Args:
+        hidden_sizes (sequence of int): the trunk.
+        activation (str): a name from :data:`ACTIVATIONS`.
+        time_embedding_dim (int): flow only, see :class:`~torchrl_genpo.VelocityMLP`.
+        solver (ReversibleSolver, optional): flow only.
+        start (str): flow only, see :func:`make_start`.
+    """
+    _choose("policy", name, ("reversible_flow", "gaussian"))
+    obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    if name == "gaussian":
+        # small last layer: the first policy is the same everywhere, as the flow's is
+        loc = _mlp(obs_dim, action_dim, hidden_sizes, activation, gain=0.01)
+        net = nn.Sequential(loc, AddStateIndependentNormalScale(action_dim))
+        return ProbabilisticActor(
+            TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
+            in_keys=["loc", "scale"],
+            distribution_class=IndependentNormal,
+            return_log_prob=True,
+            default_interaction_type=ExplorationType.RANDOM,
+        ).to(env.device)
+    activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
+    velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
+    return ReversibleFlowActor(velocity, solver=solver, start=make_start(start, action_dim)).to(env.device)
+
+
+def make_critic(env: EnvBase, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> ValueOperator:
+    """Builds the value network of an environment."""
+    mlp = _mlp(env.observation_spec["observation"].shape[-1], 1, hidden_sizes, activation, gain=1.0)
+    return ValueOperator(mlp, in_keys=["observation"]).to(env.device)
+
+
+def make_loss(actor: TensorDictModule, critic: TensorDictModule, **kwargs: Any) -> ClipPPOLoss:
+    """The objective of a policy: :class:`~torchrl_genpo.GenPOLoss` for a flow, else stock PPO."""
+    loss_class = GenPOLoss if isinstance(actor, ReversibleFlowActor) else ClipPPOLoss
+    return loss_class(actor, critic, **kwargs)
+
+
+def make_update(
+    loss: ClipPPOLoss,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+    *,
+    compile_mode: str | None = None,
+    cudagraphs: bool = False,
+) -> Callable[[TensorDictBase], TensorDictBase]:
+    """Returns the function that makes one optimizer step on one mini-batch.
+
+    Args:
+        loss (ClipPPOLoss): the objective; every output called ``loss_*`` is minimised.
+        optimizer (Optimizer): over the parameters of ``loss``.
+        max_grad_norm (float): clipping of the gradient's norm.
+
+    Keyword Args:
+        compile_mode (str, optional): compiles loss and gradient with this ``torch.compile`` mode.
+        cudagraphs (bool, optional): captures loss and gradient in a CUDA graph.
+
+    Returns:
+        A function from a batch to the detached outputs of the loss and ``grad_norm``. It raises
+        :class:`DivergedError`, before the step, when the loss or its gradient is not finite.
+    """
+    params = [p for p in loss.parameters() if p.requires_grad]
+
+    def gradients(batch: TensorDictBase) -> TensorDictBase:
+        optimizer.zero_grad(set_to_none=True)
+        out = loss(batch)
+        sum(out[key] for key in out.keys() if key.startswith("loss_")).backward()
+        return out.detach()
+
+    if compile_mode is not None:
+        gradients = torch.compile(gradients, mode=compile_mode)
+    if cudagraphs:
+        from tensordict.nn import CudaGraphModule
+
+        gradients = CudaGraphModule(gradients, in_keys=[], out_keys=[], warmup=5)
+
+    def update(batch: TensorDictBase) -> TensorDictBase:
+        out = gradients(batch)
+        grad_norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
+        check_finite({**out.to_dict(), "grad_norm": grad_norm}, "the loss (nothing was updated)")
+        optimizer.step()
+        return out.set("grad_norm", grad_norm)
+
+    return update
+
+
+def check_finite(data: dict[str, torch.Tensor], where: str) -> None:
+    """Raises :class:`DivergedError`, naming the keys, if a tensor is not finite."""
+    bad = [key for key, value in data.items() if not torch.isfinite(value).all()]
+    if bad:
+        raise DivergedError(f"Not finite in {where}: {', '.join(bad)}.")
+
+
+@torch.no_grad()
+def evaluate(env: EnvBase, actor: TensorDictModule, seed: int, max_steps: int = 10_000) -> dict[str, float]:
+    """Mean return of one episode in each environment, with zero noise and with random noise.
+
+    Every call starts from the same initial states and noise, and leaves the global random state as
+    it was.
+
+    Args:
+        env (EnvBase): batched environment with ``episode_reward``; normalisation should be frozen.
+        actor (TensorDictModule): the policy.
+        seed (int): of initial states and noise.
+        max_steps (int, optional): an unfinished episode counts with its return so far.
+
+    Returns:
+        ``eval/zero_noise/return`` and ``eval/random_noise/return``.
+    """
+    results = {}
+    for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
+        with torch.random.fork_rng(), set_exploration_type(exploration):
+            torch.manual_seed(seed)
+            env.set_seed(seed)
+            td = env.reset()
+            finished = torch.zeros_like(td["done"])
+            returns = torch.zeros_like(td["episode_reward"])
+            for _ in range(max_steps):
+                step, td = env.step_and_maybe_reset(actor(td))
+                returns = torch.where(finished, returns, step["next", "episode_reward"])
+                finished |= step["next", "done"]
+                if finished.all():
+                    break
+        results[f"eval/{name}_noise/return"] = returns.mean().item()
+    return results
+
+
+class Progress:
+    """Counters of a run that outlive a restart."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.seconds = 0.0
+        self.returns: deque[float] = deque(maxlen=20)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters as plain numbers."""
+        return {"frames": self.frames, "seconds": self.seconds, "returns": list(self.returns)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the counters."""
+        self.frames, self.seconds = state_dict["frames"], state_dict["seconds"]
+        self.returns = deque(state_dict["returns"], maxlen=self.returns.maxlen)
+
+
+class _Carrier:
+    """The tensordict in which a collector keeps its place in the environments.
+
+    TorchRL does not save it (``Collector.state_dict`` holds weights, transforms and counters only).
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._collector._carrier.exclude("next").flatten_keys(".").to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        carrier = self._collector._carrier
+        carrier.update(TensorDict(state_dict, batch_size=carrier.batch_size).unflatten_keys("."))
+
+
+def make_checkpoint(
+    *,
+    loss: nn.Module,
+    env: EnvBase,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: Any = None,
+    collector: Collector | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Binds the parts of a run to a TorchRL checkpoint: one archive, written aside and renamed.
+
+    With all parts a run continues exactly; with ``loss`` and ``env`` alone it is what evaluation
+    needs (weights and normalisation).
+    """
+    parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
+    if collector is not None:
+        parts |= {"carrier": _Carrier(collector), "simulator": GymState(env), "rng": GlobalRNGState()}
+    optional = {"optimizer": optimizer, "schedule": schedule, "progress": progress}
+    parts |= {name: part for name, part in optional.items() if part is not None}
+    return Checkpoint(format="archive", **parts)
+
+
+def load_checkpoint(checkpoint: Checkpoint, path: Path, device: torch.device | str = "cpu") -> None:
+    """Restores every part of a checkpoint, or raises a ``ValueError`` that says why it cannot."""
+    import zipfile
+
+    try:
+        checkpoint.load(path, map_location=device)
+    except (CheckpointError, zipfile.BadZipFile, OSError) as error:
+        raise ValueError(
+            f"Cannot load checkpoint {path}: {error} It is cut short, damaged, or of another configuration."
+        ) from error
