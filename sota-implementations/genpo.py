@@ -1,0 +1,306 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Trains a policy on-policy with clipped PPO: GenPO++ (default) or a Gaussian, through one loop.
+
+python sota-implementations/genpo.py env=hopper policy=gaussian seed=1
+python sota-implementations/genpo.py resume=outputs/half_cheetah/...
+python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint-500000.torchrl
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import hydra
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
+from torchrl.objectives import KLAdaptiveLR
+from torchrl.objectives.value import GAE
+from torchrl.record.loggers import get_logger
+from tqdm import tqdm
+
+from torchrl_genpo.envs import freeze_normalization, make_env
+from torchrl_genpo.flow import ReversibleSolver
+from torchrl_genpo.runs import RunFolder, draw_learning_curve, read_checkpoint_config, record_video
+from torchrl_genpo.training import (
+    DivergedError,
+    Progress,
+    check_finite,
+    evaluate,
+    load_checkpoint,
+    make_actor,
+    make_checkpoint,
+    make_critic,
+    make_loss,
+    make_update,
+)
+
+EVAL_SEED = 10_000  # apart from the training seeds
+RESUMABLE = {"collector.total_frames", "video", "logger", "resume", "eval", "checkpoint"}  # may change on resume
+
+
+def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
+    return make_env(
+        cfg.env.name,
+        num_envs,
+        cfg.device,
+        seed,
+        normalize_observation=cfg.env.normalize_observation,
+        scale_reward=cfg.env.scale_reward,
+        gamma=cfg.loss.gamma,
+        **kwargs,
+    )
+
+
+def build_models(cfg: DictConfig, env):
+    solver = ReversibleSolver(cfg.solver.num_steps, cfg.solver.sigma)
+    flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": cfg.start}
+    actor = make_actor(
+        env,
+        cfg.policy.name,
+        hidden_sizes=cfg.policy.hidden_sizes,
+        activation=cfg.policy.activation,
+        **(flow if cfg.policy.name == "reversible_flow" else {}),
+    )
+    critic = make_critic(env, cfg.critic.hidden_sizes, cfg.critic.activation)
+    loss = make_loss(
+        actor,
+        critic,
+        clip_epsilon=cfg.loss.clip_epsilon,
+        entropy_bonus=cfg.loss.entropy_coeff > 0,
+        entropy_coeff=cfg.loss.entropy_coeff,
+        critic_coeff=cfg.loss.critic_coeff,
+        loss_critic_type="l2",
+        clip_value=cfg.loss.clip_value,
+        normalize_advantage=cfg.loss.normalize_advantage,
+    )
+    return actor, critic, loss
+
+
+def copy_normalization(source, target) -> None:
+    target.transform.load_state_dict(source.transform.state_dict())
+    freeze_normalization(target)
+
+
+def run_evaluation(path: Path, overrides: DictConfig) -> None:
+    """Evaluates a checkpoint with its own configuration and prints the returns."""
+    cfg = OmegaConf.create(read_checkpoint_config(path))
+    cfg.device = overrides.device
+    env = build_env(cfg, overrides.eval.num_envs, EVAL_SEED)
+    actor, _, loss = build_models(cfg, env)
+    load_checkpoint(make_checkpoint(loss=loss, env=env), path, cfg.device)
+    freeze_normalization(env)
+    for name, value in evaluate(env, actor, EVAL_SEED).items():
+        print(f"{name}: {value:.1f} ({overrides.eval.num_envs} episodes)")
+    if overrides.video:
+        save_video(cfg, env, actor, path.with_suffix(".mp4"))
+
+
+def save_video(cfg: DictConfig, env, actor, path: Path) -> None:
+    video_env = build_env(cfg, 1, EVAL_SEED, render_mode="rgb_array")
+    copy_normalization(env, video_env)
+    record_video(video_env, actor, path, EVAL_SEED)
+    print(f"Video: {path}")
+
+
+def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run in ``folder``, with the few overrides that may change."""
+    config_path = folder / "config.yaml"
+    if not config_path.exists():
+        raise FileNotFoundError(f"resume={folder}: there is no run ({config_path} is missing).")
+    saved = OmegaConf.load(config_path)
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:
+            raise ValueError(
+                f"A resumed run keeps its configuration, and {override!r} would change it. "
+                f"May change: {', '.join(sorted(RESUMABLE - {'resume'}))}."
+            )
+        if not key.startswith("hydra"):
+            OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
+    return saved
+
+
+class StopRequest:
+    """Turns the first Ctrl-C into a request to stop after the current update; the second interrupts."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number, frame) -> None:
+        self.received = True
+        signal.signal(signal.SIGINT, self._previous)
+        print("\nStopping after this update; press Ctrl-C again to stop at once.", file=sys.stderr)
+
+
+def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
+    config = OmegaConf.to_container(cfg, resolve=True)
+    torch.manual_seed(cfg.seed)
+
+    env = build_env(cfg, cfg.env.num_envs, cfg.seed)
+    eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
+    actor, critic, loss = build_models(cfg, env)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=cfg.optim.lr, eps=1e-5, fused=True)
+    schedule = None
+    if cfg.optim.schedule == "kl_adaptive":
+        schedule = KLAdaptiveLR(optimizer, cfg.optim.target_kl, min_lr=cfg.optim.min_lr, max_lr=cfg.optim.max_lr)
+    gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
+    update = make_update(
+        loss,
+        optimizer,
+        cfg.optim.max_grad_norm,
+        compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
+        cudagraphs=cfg.compile.cudagraphs,
+    )
+    collector = Collector(
+        env,
+        actor,
+        frames_per_batch=cfg.collector.frames_per_batch,
+        total_frames=cfg.collector.total_frames,
+        device=cfg.device,
+        trust_policy=True,
+        auto_register_policy_transforms=False,
+        no_cuda_sync=cfg.device == "cpu",
+    )
+    buffer = TensorDictReplayBuffer(
+        storage=LazyTensorStorage(cfg.collector.frames_per_batch, device=cfg.device),
+        sampler=SamplerWithoutReplacement(),
+        batch_size=cfg.loss.mini_batch_size,
+    )
+    batch_keys = ["observation", "advantage", "value_target", "state_value", *actor.out_keys]
+
+    progress = Progress()
+    checkpoint = make_checkpoint(
+        loss=loss, env=env, optimizer=optimizer, schedule=schedule, collector=collector, progress=progress
+    )
+    if resume:
+        load_checkpoint(checkpoint, folder.latest(), cfg.device)
+        collector._frames = progress.frames
+        folder.truncate_metrics(progress.frames)
+    logger = None
+    if cfg.logger.backend != "csv":
+        logger = get_logger(
+            cfg.logger.backend,
+            logger_name=str(folder.path),
+            experiment_name=folder.path.name,
+            wandb_kwargs={"project": cfg.logger.project, "mode": cfg.logger.mode, "config": config},
+        )
+
+    def save() -> Path:
+        mean_return = sum(progress.returns) / len(progress.returns) if progress.returns else None
+        return folder.save(checkpoint, progress.frames, config, mean_return)
+
+    stop = StopRequest()
+    bar = tqdm(total=cfg.collector.total_frames, initial=progress.frames, unit="frames", unit_scale=True)
+    start_time = time.perf_counter() - progress.seconds
+    batches = iter(collector)
+    while progress.frames < cfg.collector.total_frames and not stop.received:
+        update_start = time.perf_counter()
+        data = next(batches)
+        collected = time.perf_counter()
+        frames_before, progress.frames = progress.frames, progress.frames + data.numel()
+        is_last = progress.frames >= cfg.collector.total_frames
+        check_finite(
+            {"observation": data["next", "observation"], "reward": data["next", "reward"]},
+            f"the data collected up to frame {progress.frames}",
+        )
+
+        with torch.no_grad():
+            gae(data)
+        buffer.empty()
+        buffer.extend(data.select(*batch_keys).reshape(-1))
+        outputs = []
+        for epoch in range(cfg.loss.epochs):
+            for batch in buffer:
+                if cfg.optim.schedule == "linear":
+                    done = frames_before / cfg.collector.total_frames
+                    optimizer.param_groups[0]["lr"] = cfg.optim.lr * (1 - done)
+                out = update(batch)
+                outputs.append(out)
+                if schedule is not None:
+                    schedule.step(out["kl_approx"])
+        collector.update_policy_weights_()
+
+        done = data["next", "done"]
+        progress.returns.extend(data["next", "episode_reward"][done].tolist())
+        progress.seconds = time.perf_counter() - start_time
+        stacked = torch.stack(outputs)
+        row = {
+            "frames": progress.frames,
+            "time/seconds": round(progress.seconds, 3),
+            "time/collect": round(collected - update_start, 4),
+            "time/update": round(time.perf_counter() - collected, 4),
+            "train/kl": stacked["kl_approx"].mean().item(),
+            "train/clip_fraction": stacked["clip_fraction"].mean().item(),
+            "train/lr": float(optimizer.param_groups[0]["lr"]),
+            "train/loss_objective": stacked["loss_objective"].mean().item(),
+            "train/loss_critic": stacked["loss_critic"].mean().item(),
+            "train/grad_norm": stacked["grad_norm"].mean().item(),
+        }
+        if progress.returns:
+            row["train/return"] = sum(progress.returns) / len(progress.returns)
+        if "inversion_error" in stacked.keys():
+            # the first mini-batch, where no parameter has changed yet
+            row["train/inversion_error"] = stacked["inversion_error"][0].item()
+        if "entropy" in stacked.keys():
+            row["train/entropy"] = stacked["entropy"].mean().item()
+        if is_last or frames_before // cfg.eval.interval < progress.frames // cfg.eval.interval:
+            copy_normalization(env, eval_env)
+            row |= evaluate(eval_env, actor, EVAL_SEED)
+        folder.log(row)
+        if logger is not None:
+            for key, value in row.items():
+                logger.log_scalar(key, value, step=progress.frames)
+        if is_last or frames_before // cfg.checkpoint.interval < progress.frames // cfg.checkpoint.interval:
+            save()
+        bar.update(data.numel())
+        bar.set_postfix(
+            {"return": f"{row.get('train/return', float('nan')):.1f}"}
+            | {"kl": f"{row['train/kl']:.3f}", "lr": f"{row['train/lr']:.1e}"}
+        )
+    bar.close()
+    if stop.received:
+        print(f"Stopped at frame {progress.frames}. Continue with resume={folder.path}; saved {save()}")
+    collector.shutdown(close_env=False)
+    draw_learning_curve(
+        folder.metrics_path, folder.path / "learning_curve.png", f"{cfg.env.name}, {cfg.policy.name}, seed {cfg.seed}"
+    )
+    if cfg.video and not stop.received:
+        save_video(cfg, env, actor, folder.path / "video.mp4")
+    print(f"Run folder: {folder.path}")
+
+
+# `resume` continues in its own folder: no new one is made for it
+OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default)
+
+
+@hydra.main(config_path="config", config_name="genpo", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    hydra_config = hydra.core.hydra_config.HydraConfig.get()
+    torch.set_num_threads(cfg.num_threads)
+    try:
+        if cfg.evaluate is not None:
+            run_evaluation(Path(cfg.evaluate), cfg)
+            return
+        resume = cfg.resume is not None
+        path = Path(hydra_config.runtime.output_dir)
+        if resume:
+            path = Path(cfg.resume)
+            cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
+        folder = RunFolder(path, resume=resume)
+        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+        train(cfg, folder, resume)
+    except (DivergedError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+        # what a user can mend: the message, not the traceback
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The folder of a run: configuration, metrics, checkpoints, pictures."""
+
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+__all__ = ["METRICS", "RunFolder", "draw_learning_curve", "read_metrics", "record_video"]
+
+METRICS = [
+    "frames",
+    "time/seconds",
+    "time/collect",
+    "time/update",
+    "train/return",
+    "train/kl",
+    "train/clip_fraction",
+    "train/lr",
+    "train/inversion_error",
+    "train/loss_objective",
+    "train/loss_critic",
+    "train/entropy",
+    "train/grad_norm",
+    "eval/zero_noise/return",
+    "eval/random_noise/return",
+]
+"""Columns of ``metrics.csv``, one row an update; empty where not measured."""
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def read_metrics(path: Path) -> dict[str, list[float]]:
+    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
+
+
+class RunFolder:
+    """Where a run keeps everything: ``config.yaml``, ``metrics.csv``, ``checkpoints/``, pictures.
+
+    Args:
+        path (Path): the folder, created if needed.
+
+    Keyword Args:
+        resume (bool, optional): continue a run that is there. Defaults to ``False``.
+        keep_last (int, optional): number of checkpoints kept, beside the best. Defaults to ``2``.
+
+    Raises:
+        FileExistsError: if the folder holds a run already and ``resume`` is ``False``.
+        FileNotFoundError: if ``resume`` is ``True`` and there is no checkpoint that can be read.
+    """
+
+    def __init__(self, path: Path, *, resume: bool = False, keep_last: int = 2) -> None:
+        self.path = Path(path)
+        self.metrics_path = self.path / "metrics.csv"
+        self.config_path = self.path / "config.yaml"
+        self._rotation = CheckpointRotation(
+            self.path / "checkpoints", keep_last=keep_last, keep_best=("train/return", "max")
+        )
+        if resume and self.latest() is None:
+            raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
+        if not resume and (self.metrics_path.exists() or self.config_path.exists()):
+            raise FileExistsError(
+                f"{self.path} already holds a run. Continue it with resume={self.path}, or choose another "
+                "folder with hydra.run.dir=<folder>."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, text: str) -> None:
+        """Writes the resolved configuration."""
+        _write_atomically(self.config_path, text)
+
+    def truncate_metrics(self, frames: int) -> None:
+        """Drops the rows after ``frames``, which a resumed run writes again."""
+        with self.metrics_path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["frames"]) <= frames]
+        lines = [",".join(METRICS), *(",".join(row[key] for key in METRICS) for row in rows)]
+        _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
+
+    def log(self, row: dict[str, float]) -> None:
+        """Appends one row to ``metrics.csv``."""
+        is_new = not self.metrics_path.exists()
+        with self.metrics_path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, METRICS, restval="", extrasaction="raise")
+            if is_new:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def save(self, checkpoint: Checkpoint, frames: int, config: dict[str, Any], mean_return: float | None) -> Path:
+        """Saves a checkpoint of ``frames`` and prunes old ones; returns its path."""
+        metadata: dict[str, Any] = {"frames": frames, "config": config}
+        if mean_return is not None:
+            metadata["train/return"] = mean_return
+        return self._rotation.save(checkpoint, step=frames, metadata=metadata)
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that can be read, if any."""
+        return self._rotation.latest()
+
+
+def read_checkpoint_config(path: Path) -> dict[str, Any]:
+    """The configuration that a checkpoint was saved with.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, cut short or damaged.
+    """
+    try:
+        return Checkpoint.manifest(path)["metadata"]["config"]
+    except (CheckpointError, OSError, KeyError) as error:
+        raise ValueError(f"{path} is not a readable checkpoint (missing, cut short or damaged): {error}") from error
+
+
+def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
+    """Draws training and evaluation return against frames."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = read_metrics(metrics_path)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")
+    for mode in ("zero", "random"):
+        values = metrics[f"eval/{mode}_noise/return"]
+        points = [(x, y) for x, y in zip(metrics["frames"], values, strict=True) if y == y]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o--", markersize=4, label=f"evaluation, {mode} noise")
+    axes.set(xlabel="frames", ylabel="return", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture_path, dpi=120)
+    plt.close(figure)
+
+
+@torch.no_grad()
+def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, max_steps: int = 1000) -> None:
+    """Writes an mp4 of one episode of the zero-noise policy.
+
+    Args:
+        env (EnvBase): one environment made with ``render_mode="rgb_array"``.
+        actor (TensorDictModule): the policy.
+        path (Path): the file to write.
+        seed (int): of the initial state.
+        max_steps (int, optional): longest video, in steps.
+    """
+    try:
+        import imageio_ffmpeg  # noqa: F401
+        import imageio
+    except ImportError as error:
+        raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.") from error
+
+    base = env
+    while hasattr(base, "base_env"):
+        base = base.base_env
+    simulator = base._env.envs[0]
+    fps = simulator.metadata.get("render_fps", 30)
+    env.set_seed(seed)
+    td = env.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC), imageio.get_writer(path, fps=fps) as video:
+        for _ in range(max_steps):
+            video.append_data(simulator.render())
+            step, td = env.step_and_maybe_reset(actor(td))
+            if step["next", "done"].any():
+                break
