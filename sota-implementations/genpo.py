@@ -217,7 +217,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         buffer.empty()
         buffer.extend(data.select(*batch_keys).reshape(-1))
         outputs = []
-        for epoch in range(cfg.loss.epochs):
+        for _ in range(cfg.loss.epochs):
             for batch in buffer:
                 if cfg.optim.schedule == "linear":
                     done = frames_before / cfg.collector.total_frames

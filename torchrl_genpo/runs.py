@@ -158,8 +158,8 @@ def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, m
         max_steps (int, optional): longest video, in steps.
     """
     try:
-        import imageio_ffmpeg  # noqa: F401
         import imageio
+        import imageio_ffmpeg  # noqa: F401
     except ImportError as error:
         raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.") from error
 
@@ -170,7 +170,8 @@ def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, m
     fps = simulator.metadata.get("render_fps", 30)
     env.set_seed(seed)
     td = env.reset()
-    with set_exploration_type(ExplorationType.DETERMINISTIC), imageio.get_writer(path, fps=fps) as video:
+    writer: Any = imageio.get_writer(path, fps=fps)
+    with set_exploration_type(ExplorationType.DETERMINISTIC), writer as video:
         for _ in range(max_steps):
             video.append_data(simulator.render())
             step, td = env.step_and_maybe_reset(actor(td))

@@ -87,7 +87,7 @@ def make_gym_env(
         env = gymnasium.make(env_id, render_mode=render_mode)
         if not isinstance(env.action_space, gymnasium.spaces.Box):
             raise ValueError(f"{env_id} has a {type(env.action_space).__name__} action space; a flow needs a Box.")
-        env = gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)
+        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
         return gymnasium.wrappers.ClipAction(env)
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
