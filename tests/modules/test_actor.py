@@ -1,0 +1,175 @@
+"""The actor is a TorchRL probabilistic module whose stored likelihoods are exact."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.data import Bounded
+from torchrl.envs import ExplorationType, set_exploration_type
+
+from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.envs import make_env
+
+
+def make_actor(**kwargs):
+    actor = ReversibleFlowActor(VelocityMLP(4, 2, (32, 32)), **kwargs)
+    nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
+    return actor
+
+
+def observations(*batch):
+    return TensorDict(observation=torch.randn(*batch, 4), batch_size=batch)
+
+
+def count_velocity_calls(actor):
+    calls = []
+    actor.velocity.register_forward_hook(lambda *args: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (3, 2), (0,)])
+def test_writes_action_memory_and_log_prob(batch):
+    actor = make_actor()
+    td = actor(observations(*batch))
+    assert td["action"].shape == td["action_memory"].shape == (*batch, 2)
+    assert td["action_log_prob"].shape == batch
+    assert actor.out_keys == ["action", "action_memory", "action_log_prob"]
+
+
+@pytest.mark.parametrize("start", [IndependentStart(), IndependentStart("learned", 2)])
+def test_stored_and_recomputed_log_prob_agree_in_float32(start):
+    actor = make_actor(start=start)
+    td = torch.cat([actor(observations(16)) for _ in range(64)]).detach()  # collected in small batches
+    assert (actor.log_prob(td) - td["action_log_prob"]).abs().max() < 1e-4
+
+
+def test_collection_costs_one_velocity_evaluation_a_step_and_no_inversion():
+    actor = make_actor(solver=ReversibleSolver(5))
+    calls = count_velocity_calls(actor)
+    actor(actor(observations(8)))  # the second time with the last step's pair in the tensordict
+    assert len(calls) == 10
+
+
+@pytest.mark.parametrize(
+    "exploration",
+    [ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN, ExplorationType.MEDIAN],
+)
+def test_every_deterministic_exploration_type_is_zero_noise(exploration):
+    actor = make_actor()
+    td = observations(8)
+    with set_exploration_type(exploration):
+        first, second = actor(td.clone()), actor(td.clone())
+    torch.testing.assert_close(first["action"], second["action"], atol=0, rtol=0)
+    noise = actor.get_dist(td).to_noise(first["action"], first["action_memory"])
+    assert max(half.abs().max() for half in noise) < 1e-5
+    torch.testing.assert_close(first["action_log_prob"], actor.log_prob(first))
+
+
+def test_random_exploration_draws_new_noise():
+    actor = make_actor()
+    td = observations(8)
+    assert not torch.equal(actor(td.clone())["action"], actor(td.clone())["action"])
+
+
+def test_get_dist_scores_the_stored_pair_and_only_that():
+    actor = make_actor()
+    td = actor(observations(8)).detach()
+    dist = actor.get_dist(td)
+    assert isinstance(dist, ReversibleFlow)
+    torch.testing.assert_close(dist.log_prob(td["action"]), actor.log_prob(td))
+    with pytest.raises(ValueError, match="another action"):
+        dist.log_prob(td["action"] + 1)
+    with pytest.raises(ValueError, match="pass log_prob\\(action, memory\\)"):
+        actor.get_dist(td.select("observation")).log_prob(td["action"])
+
+
+def test_nested_keys():
+    actor = make_actor(
+        in_keys=[("agent", "observation")],
+        action_key=("agent", "action"),
+        memory_key=("agent", "memory"),
+        log_prob_key=("agent", "log_prob"),
+    )
+    td = actor(TensorDict(agent=TensorDict(observation=torch.randn(8, 4), batch_size=[8]), batch_size=[8]))
+    assert td["agent", "action"].shape == td["agent", "memory"].shape == (8, 2)
+    torch.testing.assert_close(actor.log_prob(td), td["agent", "log_prob"], atol=1e-4, rtol=0)
+
+
+def test_keyword_call():
+    action, memory, log_prob = make_actor()(observation=torch.randn(8, 4))
+    assert action.shape == memory.shape == (8, 2) and log_prob.shape == (8,)
+
+
+def test_parameters_include_velocity_and_start():
+    actor = make_actor(start=IndependentStart("learned", 2))
+    names = {name.split(".")[0] for name, _ in actor.named_parameters()}
+    assert names == {"velocity", "start"}
+
+
+def test_pickles_and_keeps_its_function():
+    actor = make_actor()
+    td = actor(observations(8)).detach()
+    torch.testing.assert_close(pickle.loads(pickle.dumps(actor)).log_prob(td), actor.log_prob(td))
+
+
+def test_float64_state_keeps_an_ill_conditioned_inversion_exact():
+    actor = make_actor(solver=ReversibleSolver(20, 0.5))
+    td = actor(observations(64)).detach()
+    assert td["action"].dtype == torch.float64 and td["action_log_prob"].dtype == torch.float32
+    assert (actor.log_prob(td) - td["action_log_prob"]).abs().max() < 1e-3
+
+
+def test_collector_data_is_scored_exactly():
+    env = make_env("pendulum", num_envs=4, seed=0)
+    actor = ReversibleFlowActor(VelocityMLP(4, 1, (32, 32)))
+    collector = Collector(env, actor, frames_per_batch=200, total_frames=400, auto_register_policy_transforms=False)
+    for data in collector:
+        assert (actor.log_prob(data) - data["action_log_prob"]).abs().max() < 1e-4
+    collector.shutdown()
+
+
+def test_compiles():
+    actor = make_actor()
+    td = actor(observations(8)).detach()
+    compiled = torch.compile(actor.log_prob, fullgraph=False)
+    torch.testing.assert_close(compiled(td), actor.log_prob(td), atol=1e-4, rtol=0)
+
+
+def test_safe_is_refused():
+    with pytest.raises(ValueError, match="safe=True would project"):
+        make_actor(safe=True)
+
+
+def test_spec_is_recorded_and_checked():
+    actor = make_actor(spec=Bounded(-1, 1, (2,)))
+    assert actor.spec["action"].shape == (2,)
+    with pytest.raises(ValueError, match="size 3"):
+        make_actor(spec=Bounded(-1, 1, (3,)))
+
+
+def test_mismatched_sizes_are_refused():
+    with pytest.raises(ValueError, match="action_dim=3, the velocity action_dim=2"):
+        make_actor(start=IndependentStart("learned", 3))
+    actor = make_actor()
+    td = observations(8)
+    with pytest.raises(ValueError, match="actions of size 2, got 3"):
+        actor.get_dist(td).log_prob(torch.randn(8, 3), torch.randn(8, 3))
+    with pytest.raises(ValueError, match="same shape"):
+        actor.get_dist(td).log_prob(torch.randn(8, 2), torch.randn(8, 3))
+
+
+def test_missing_memory_names_the_key():
+    actor = make_actor()
+    td = actor(observations(8)).exclude("action_memory")
+    with pytest.raises(KeyError, match="no 'action_memory'"):
+        actor.log_prob(td)
+
+
+def test_a_module_that_is_no_velocity_is_refused():
+    with pytest.raises(TypeError, match="got Linear"):
+        ReversibleFlowActor(nn.Linear(4, 2))

@@ -1,0 +1,300 @@
+"""GenPOLoss passes the checks that TorchRL's own losses must pass, and is exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tensordict import LazyStackedTensorDict, TensorDict
+from torch import nn
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import ClipPPOLoss, ValueEstimators
+
+from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+
+LOSS_KEYS = ("loss_objective", "loss_critic")
+
+
+def make_models(start=None, **keys):
+    actor = ReversibleFlowActor(VelocityMLP(4, 2, (32, 32)), start=start, **keys)
+    nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
+    obs_keys = keys.get("in_keys", ["observation"])
+    return actor, ValueOperator(MLP(in_features=4, out_features=1, num_cells=[32]), in_keys=obs_keys)
+
+
+def make_data(actor, batch=(8,)):
+    td = actor(TensorDict(observation=torch.randn(*batch, 4), batch_size=batch)).detach()
+    td["advantage"], td["value_target"] = torch.randn(2, *batch, 1)
+    return td
+
+
+def make_trajectories(actor):
+    td = actor(TensorDict(observation=torch.randn(4, 10, 4), batch_size=[4, 10], names=[None, "time"])).detach()
+    done = torch.zeros(4, 10, 1, dtype=torch.bool)
+    td["next"] = TensorDict(
+        observation=torch.randn(4, 10, 4), reward=torch.randn(4, 10, 1), done=done, terminated=done, batch_size=[4, 10]
+    )
+    return td
+
+
+def perturb(module, std=0.02):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(std * torch.randn_like(parameter))
+
+
+def gradients(loss, td, keys=LOSS_KEYS):
+    loss.zero_grad()
+    out = loss(td)
+    sum(out[key] for key in keys).backward()
+    return {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("scale", ["unit", "learned"])
+def test_ratio_is_one_before_the_first_step(scale):
+    actor, critic = make_models(IndependentStart(scale, 2 if scale == "learned" else None))
+    out = GenPOLoss(actor, critic)(make_data(actor, (512,)))
+    assert (out["max_ratio"] - 1).abs() < 1e-4 and (out["mean_ratio"] - 1).abs() < 1e-4
+    assert out["inversion_error"] < 1e-4 and out["clip_fraction"] == 0
+
+
+def test_ratio_is_the_closed_form_in_the_recovered_noise():
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic, reduction="none", clip_epsilon=0.9)
+    td = make_data(actor)
+    old = actor.get_dist(td).to_noise(td["action"], td["action_memory"])
+    perturb(actor.velocity)
+    new = actor.get_dist(td).to_noise(td["action"], td["action_memory"])
+    energy = [sum(half.square().sum(-1) for half in noise) for noise in (old, new)]
+    ratio = (0.5 * (energy[0] - energy[1])).exp()
+    advantage = td["advantage"].squeeze(-1)
+    expected = -torch.min(ratio * advantage, ratio.clamp(0.1, 1.9) * advantage)
+    torch.testing.assert_close(loss(td)["loss_objective"].squeeze(-1), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("start", [None, IndependentStart("learned", 2)])
+def test_stock_clip_ppo_gives_the_same_numbers(start):
+    actor, critic = make_models(start)
+    td = make_data(actor)
+    ours, stock = GenPOLoss(actor, critic), ClipPPOLoss(actor, critic, entropy_bonus=False)
+    perturb(actor)
+    out, expected = ours(td), stock(td)
+    assert out["max_ratio"] != 1
+    for key in expected.keys():
+        torch.testing.assert_close(out[key], expected[key], atol=1e-6, rtol=1e-5)
+    assert set(out.keys()) == set(expected.keys()) | {"inversion_error"}
+    for (name, g), (other, h) in zip(gradients(ours, td).items(), gradients(stock, td).items(), strict=True):
+        assert name == other
+        torch.testing.assert_close(g, h, atol=1e-6, rtol=1e-4)
+
+
+def test_every_parameter_of_actor_and_critic_gets_a_gradient():
+    actor, critic = make_models(IndependentStart("learned", 2))
+    loss = GenPOLoss(actor, critic)
+    grads = gradients(loss, make_data(actor))
+    assert set(grads) == {name for name, p in loss.named_parameters() if p.requires_grad}
+    assert all(g.abs().sum() > 0 for g in grads.values())
+
+
+def test_default_keys_and_set_keys():
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic)
+    assert loss.tensor_keys.action == "action"
+    assert loss.tensor_keys.action_memory == "action_memory"
+    assert loss.tensor_keys.sample_log_prob == "action_log_prob"
+    with pytest.raises(ValueError):
+        loss.set_keys(unknown_key="x")
+    td = make_data(actor)
+    expected = loss(td)
+    names = {"action": "a", "action_memory": "m", "sample_log_prob": "l", "advantage": "adv", "value_target": "target"}
+    loss.set_keys(**names)
+    renamed = td.clone()
+    for accepted, new in names.items():
+        old = {"action_memory": "action_memory", "sample_log_prob": "action_log_prob"}.get(accepted, accepted)
+        renamed.rename_key_(old, new)
+    out = loss(renamed)
+    for key in LOSS_KEYS:
+        torch.testing.assert_close(out[key], expected[key])
+
+
+def test_nested_keys():
+    keys = {name: ("agent", name) for name in ("action", "memory", "log_prob")}
+    actor, critic = make_models(
+        in_keys=[("agent", "observation")],
+        action_key=keys["action"],
+        memory_key=keys["memory"],
+        log_prob_key=keys["log_prob"],
+    )
+    loss = GenPOLoss(actor, critic)
+    assert loss.tensor_keys.action_memory == ("agent", "memory")
+    obs = TensorDict(observation=torch.randn(8, 4), batch_size=[8])
+    td = actor(TensorDict(agent=obs, batch_size=[8])).detach()
+    td["advantage"], td["value_target"] = torch.randn(2, 8, 1)
+    assert loss(td)["inversion_error"] < 1e-4
+    assert ("agent", "memory") in loss.in_keys
+
+
+def test_state_dict_round_trip():
+    actor, critic = make_models(IndependentStart("learned", 2))
+    loss = GenPOLoss(actor, critic)
+    state = copy.deepcopy(loss.state_dict())
+    td = make_data(actor)
+    expected = loss(td)
+    perturb(loss)
+    other = GenPOLoss(*make_models(IndependentStart("learned", 2)))
+    other.load_state_dict(state)
+    for key in LOSS_KEYS:
+        torch.testing.assert_close(other(td)[key], expected[key])
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_reduction(reduction):
+    actor, critic = make_models()
+    td = make_data(actor)
+    out = GenPOLoss(actor, critic, reduction=reduction)(td)
+    each = GenPOLoss(actor, critic, reduction="none")(td)
+    for key in LOSS_KEYS:
+        assert each[key].shape == (8,) or each[key].shape == (8, 1)
+        expected = each[key] if reduction == "none" else getattr(each[key], reduction)()
+        torch.testing.assert_close(out[key], expected)
+
+
+def test_keyword_dispatch_equals_the_tensordict_call():
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic)
+    loss.select_out_keys("loss_objective", "inversion_error")
+    td = make_data(actor)
+    kwargs = {"_".join(key) if isinstance(key, tuple) else key: td.get(key) for key in td.keys(True, True)}
+    objective, error = loss(**kwargs)
+    torch.testing.assert_close(objective, loss(td)["loss_objective"])
+    torch.testing.assert_close(error, loss(td)["inversion_error"])
+
+
+@pytest.mark.parametrize("estimator", list(ValueEstimators)[:4])
+def test_value_estimators(estimator):
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic)
+    loss.make_value_estimator(estimator)
+    td = make_trajectories(actor)
+    grads = gradients(loss, td)
+    assert all(torch.isfinite(g).all() for g in grads.values())
+    assert loss(td)["inversion_error"] < 1e-4
+
+
+def test_delayed_actor_uses_the_target_parameters():
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic, delay_actor=True, clip_epsilon=0.2)
+    td = make_data(actor, (256,))
+    with torch.no_grad():
+        for parameter in loss.actor_network_params.values(True, True):
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    out = loss(td)
+    # the proximal policy is the unchanged one, so the ratio that is clipped must have moved
+    assert out["clip_fraction"] > 0 and (out["kl_approx"].abs() > 1e-3)
+    with torch.no_grad():
+        for name, target in loss.target_actor_network_params.items(True, True):
+            target.data.copy_(loss.actor_network_params.get(name))
+    assert loss(td)["clip_fraction"] == 0 and loss(td)["kl_approx"].abs() < 1e-5
+
+
+def test_shared_and_separate_losses_of_functional_and_plain_modules():
+    actor, critic = make_models()
+    td = make_data(actor)
+    functional = GenPOLoss(actor, critic)(td)
+    plain = GenPOLoss(actor, critic, functional=False)(td)
+    for key in LOSS_KEYS:
+        torch.testing.assert_close(plain[key], functional[key])
+
+
+def test_vmap_over_parameters():
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic, clip_epsilon=0.2)
+    td = make_data(actor)
+    params = TensorDict.from_module(loss)
+    stacked = torch.stack([params.data, params.data * 1.01])
+
+    def call(params, td):
+        with params.to_module(loss):
+            return loss(td)["loss_objective"]
+
+    out = torch.vmap(call, (0, None))(stacked, td)
+    torch.testing.assert_close(out[0], loss(td)["loss_objective"], atol=1e-5, rtol=1e-4)
+    assert out[1] != out[0]
+
+
+@pytest.mark.parametrize("scale", ["unit", "learned"])
+def test_compiled_loss_equals_eager(scale):
+    actor, critic = make_models(IndependentStart(scale, 2 if scale == "learned" else None))
+    loss = GenPOLoss(actor, critic, entropy_bonus=scale == "learned")
+    td = make_data(actor)
+    perturb(actor)
+    expected = loss(td)
+    out = torch.compile(loss)(td)
+    for key in (*LOSS_KEYS, "inversion_error"):
+        torch.testing.assert_close(out[key], expected[key], atol=1e-4, rtol=1e-4)
+
+
+def test_lazy_stacked_data():
+    actor, critic = make_models()
+    td = make_data(actor)
+    out = GenPOLoss(actor, critic)(LazyStackedTensorDict(*td.unbind(0), stack_dim=0))
+    torch.testing.assert_close(out["loss_objective"], GenPOLoss(actor, critic)(td)["loss_objective"])
+
+
+def test_reset_parameters_recursive():
+    actor, critic = make_models(IndependentStart("learned", 2))
+    loss = GenPOLoss(actor, critic)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.add_(1000)
+    before = [p.clone() for p in loss.parameters()]
+    loss.reset_parameters_recursive()
+    assert all((p != q).any() for p, q in zip(loss.parameters(), before, strict=True))
+
+
+def test_out_keys_name_what_is_written():
+    actor, critic = make_models(IndependentStart("learned", 2))
+    loss = GenPOLoss(actor, critic, entropy_bonus=True, clip_value=0.2)
+    out = loss(
+        make_data(actor) | {"state_value": torch.randn(8, 1)}
+        if False
+        else make_data(actor).set("state_value", torch.randn(8, 1))
+    )
+    assert set(loss.out_keys) <= set(out.keys()) and "inversion_error" in loss.out_keys
+
+
+def test_entropy_bonus_has_the_gradient_of_the_closed_form():
+    actor, critic = make_models(IndependentStart("learned", 2))
+    loss = GenPOLoss(actor, critic, entropy_bonus=True, entropy_coeff=0.1)
+    td = make_data(actor)
+    out = loss(td)
+    torch.testing.assert_close(out["entropy"], actor.get_dist(td).entropy().mean())
+    grads = gradients(loss, td, keys=("loss_entropy",))
+    torch.testing.assert_close(
+        grads.pop("actor_network_params.module.start.log_scale", None)
+        if False
+        else next(g for n, g in grads.items() if "log_scale" in n),
+        torch.full((2, 2), -0.1),
+    )
+
+
+def test_entropy_bonus_with_a_fixed_scale_is_refused_with_the_reason():
+    with pytest.raises(ValueError, match="entropy of the pair .* is a constant"):
+        GenPOLoss(*make_models(), entropy_bonus=True)
+
+
+def test_missing_memory_names_the_key():
+    actor, critic = make_models()
+    with pytest.raises(KeyError, match="action_memory"):
+        GenPOLoss(actor, critic)(make_data(actor).exclude("action_memory"))
+
+
+def test_other_policies_are_refused():
+    _, critic = make_models()
+    with pytest.raises(TypeError, match="ReversibleFlowActor"):
+        GenPOLoss(critic, critic)
+
+
+def test_in_keys_include_the_memory():
+    assert "action_memory" in GenPOLoss(*make_models()).in_keys
