@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from tensordict import LazyStackedTensorDict, TensorDict
+from tensordict import TensorDict
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
@@ -164,8 +164,8 @@ def test_keyword_dispatch_equals_the_tensordict_call():
     actor, critic = make_models()
     loss = GenPOLoss(actor, critic)
     loss.select_out_keys("loss_objective", "inversion_error")
-    td = make_data(actor)
-    kwargs = {"_".join(key) if isinstance(key, tuple) else key: td.get(key) for key in td.keys(True, True)}
+    td = make_trajectories(actor)
+    kwargs = {"_".join(key) if isinstance(key, tuple) else key: td.get(key) for key in loss.in_keys}
     objective, error = loss(**kwargs)
     torch.testing.assert_close(objective, loss(td)["loss_objective"])
     torch.testing.assert_close(error, loss(td)["inversion_error"])
@@ -209,7 +209,7 @@ def test_shared_and_separate_losses_of_functional_and_plain_modules():
 
 def test_vmap_over_parameters():
     actor, critic = make_models()
-    loss = GenPOLoss(actor, critic, clip_epsilon=0.2)
+    loss = GenPOLoss(actor, critic, reduction="none")
     td = make_data(actor)
     params = TensorDict.from_module(loss)
     stacked = torch.stack([params.data, params.data * 1.01])
@@ -220,7 +220,7 @@ def test_vmap_over_parameters():
 
     out = torch.vmap(call, (0, None))(stacked, td)
     torch.testing.assert_close(out[0], loss(td)["loss_objective"], atol=1e-5, rtol=1e-4)
-    assert out[1] != out[0]
+    assert not torch.equal(out[1], out[0])
 
 
 @pytest.mark.parametrize("scale", ["unit", "learned"])
@@ -233,13 +233,6 @@ def test_compiled_loss_equals_eager(scale):
     out = torch.compile(loss)(td)
     for key in (*LOSS_KEYS, "inversion_error"):
         torch.testing.assert_close(out[key], expected[key], atol=1e-4, rtol=1e-4)
-
-
-def test_lazy_stacked_data():
-    actor, critic = make_models()
-    td = make_data(actor)
-    out = GenPOLoss(actor, critic)(LazyStackedTensorDict(*td.unbind(0), stack_dim=0))
-    torch.testing.assert_close(out["loss_objective"], GenPOLoss(actor, critic)(td)["loss_objective"])
 
 
 def test_reset_parameters_recursive():
@@ -256,31 +249,23 @@ def test_reset_parameters_recursive():
 def test_out_keys_name_what_is_written():
     actor, critic = make_models(IndependentStart("learned", 2))
     loss = GenPOLoss(actor, critic, entropy_bonus=True, clip_value=0.2)
-    out = loss(
-        make_data(actor) | {"state_value": torch.randn(8, 1)}
-        if False
-        else make_data(actor).set("state_value", torch.randn(8, 1))
-    )
-    assert set(loss.out_keys) <= set(out.keys()) and "inversion_error" in loss.out_keys
+    out = loss(make_data(actor).set("state_value", torch.randn(8, 1)))
+    assert set(loss.out_keys) <= set(out.keys())
+    assert {"inversion_error", "entropy", "loss_entropy", "value_clip_fraction"} <= set(loss.out_keys)
 
 
 def test_entropy_bonus_has_the_gradient_of_the_closed_form():
     actor, critic = make_models(IndependentStart("learned", 2))
     loss = GenPOLoss(actor, critic, entropy_bonus=True, entropy_coeff=0.1)
     td = make_data(actor)
-    out = loss(td)
-    torch.testing.assert_close(out["entropy"], actor.get_dist(td).entropy().mean())
+    torch.testing.assert_close(loss(td)["entropy"], actor.get_dist(td).entropy().mean())
     grads = gradients(loss, td, keys=("loss_entropy",))
-    torch.testing.assert_close(
-        grads.pop("actor_network_params.module.start.log_scale", None)
-        if False
-        else next(g for n, g in grads.items() if "log_scale" in n),
-        torch.full((2, 2), -0.1),
-    )
+    (gradient,) = (g for name, g in grads.items() if "log_scale" in name)
+    torch.testing.assert_close(gradient, torch.full((2, 2), -0.1))
 
 
 def test_entropy_bonus_with_a_fixed_scale_is_refused_with_the_reason():
-    with pytest.raises(ValueError, match="entropy of the pair .* is a constant"):
+    with pytest.raises(ValueError, match=r"entropy of the pair .* is a constant"):
         GenPOLoss(*make_models(), entropy_bonus=True)
 
 
