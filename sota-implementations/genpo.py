@@ -9,6 +9,7 @@ python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint
 
 from __future__ import annotations
 
+import random
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl.collectors import Collector
@@ -142,7 +144,8 @@ class StopRequest:
 
 def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     config = OmegaConf.to_container(cfg, resolve=True)
-    torch.manual_seed(cfg.seed)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(cfg.seed)
 
     env = build_env(cfg, cfg.env.num_envs, cfg.seed)
     eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
@@ -166,6 +169,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         total_frames=cfg.collector.total_frames,
         device=cfg.device,
         trust_policy=True,
+        track_traj_ids=False,
         auto_register_policy_transforms=False,
         no_cuda_sync=cfg.device == "cpu",
     )
@@ -194,8 +198,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         )
 
     def save() -> Path:
-        mean_return = sum(progress.returns) / len(progress.returns) if progress.returns else None
-        return folder.save(checkpoint, progress.frames, config, mean_return)
+        return folder.save(checkpoint, progress.frames, config)
 
     stop = StopRequest()
     bar = tqdm(total=cfg.collector.total_frames, initial=progress.frames, unit="frames", unit_scale=True)

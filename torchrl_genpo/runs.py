@@ -57,7 +57,7 @@ class RunFolder:
 
     Keyword Args:
         resume (bool, optional): continue a run that is there. Defaults to ``False``.
-        keep_last (int, optional): number of checkpoints kept, beside the best. Defaults to ``2``.
+        keep_last (int, optional): number of checkpoints kept. Defaults to ``2``.
 
     Raises:
         FileExistsError: if the folder holds a run already and ``resume`` is ``False``.
@@ -68,9 +68,7 @@ class RunFolder:
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.yaml"
-        self._rotation = CheckpointRotation(
-            self.path / "checkpoints", keep_last=keep_last, keep_best=("train/return", "max")
-        )
+        self._rotation = CheckpointRotation(self.path / "checkpoints", keep_last=keep_last)
         if resume and self.latest() is None:
             raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
         if not resume and (self.metrics_path.exists() or self.config_path.exists()):
@@ -100,12 +98,9 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow(row)
 
-    def save(self, checkpoint: Checkpoint, frames: int, config: dict[str, Any], mean_return: float | None) -> Path:
+    def save(self, checkpoint: Checkpoint, frames: int, config: dict[str, Any]) -> Path:
         """Saves a checkpoint of ``frames`` and prunes old ones; returns its path."""
-        metadata: dict[str, Any] = {"frames": frames, "config": config}
-        if mean_return is not None:
-            metadata["train/return"] = mean_return
-        return self._rotation.save(checkpoint, step=frames, metadata=metadata)
+        return self._rotation.save(checkpoint, step=frames, metadata={"frames": frames, "config": config})
 
     def latest(self) -> Path | None:
         """The newest checkpoint that can be read, if any."""

@@ -1,0 +1,162 @@
+"""The entry script: trains, resumes to the last bit, evaluates, and explains what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torchrl.checkpoint import CheckpointRotation
+
+from torchrl_genpo.runs import METRICS, read_metrics
+
+SCRIPT = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
+TINY = [
+    "collector.frames_per_batch=256",
+    "env.num_envs=4",
+    "loss.mini_batch_size=64",
+    "loss.epochs=2",
+    "eval.num_envs=2",
+    "eval.interval=512",
+    "checkpoint.interval=512",
+]
+TIMES = {"time/seconds", "time/collect", "time/update"}
+
+
+def launch(*overrides):
+    return [sys.executable, str(SCRIPT), *map(str, overrides)]
+
+
+def run(*overrides, succeeds=True):
+    result = subprocess.run(launch(*overrides), capture_output=True, text=True, timeout=300)
+    assert (result.returncode == 0) == succeeds, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def train(folder, frames, *overrides):
+    return run(*TINY, f"hydra.run.dir={folder}", f"collector.total_frames={frames}", *overrides)
+
+
+def metrics(folder):
+    columns = read_metrics(folder / "metrics.csv")
+    return {key: torch.tensor(values) for key, values in columns.items() if key not in TIMES}
+
+
+def weights(folder):
+    """Every tensor of the newest checkpoint, by name."""
+    import io
+    import zipfile
+
+    tensors = {}
+    with zipfile.ZipFile(CheckpointRotation(folder / "checkpoints", keep_last=2).latest()) as archive:
+        for name in archive.namelist():
+            if name.endswith(".memmap"):
+                tensors[name] = io.BytesIO(archive.read(name)).getvalue()
+    assert tensors
+    return tensors
+
+
+@pytest.mark.parametrize(("env", "policy"), [("half_cheetah", "reversible_flow"), ("ant", "gaussian")])
+def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, env, policy):
+    options = [f"env={env}", f"policy={policy}", "seed=3", "env.num_envs=4"]
+    train(tmp_path / "whole", 2048, *options)
+    train(tmp_path / "halves", 1024, *options)
+    run(f"resume={tmp_path / 'halves'}", "collector.total_frames=2048")
+    whole, halves = metrics(tmp_path / "whole"), metrics(tmp_path / "halves")
+    assert whole["frames"].tolist() == [256 * i for i in range(1, 9)]
+    for key, values in whole.items():
+        assert torch.equal(values.nan_to_num(-1), halves[key].nan_to_num(-1)), key
+    assert weights(tmp_path / "whole") == weights(tmp_path / "halves")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "pendulum"
+    output = train(folder, 1024, "env=pendulum")
+    return folder, output
+
+
+def test_a_run_leaves_its_folder(finished):
+    folder, output = finished
+    assert (folder / "learning_curve.png").stat().st_size > 5000
+    assert OmegaConf.load(folder / "config.yaml").env.name == "pendulum"
+    columns = read_metrics(folder / "metrics.csv")
+    assert list(columns) == METRICS and len(columns["frames"]) == 4
+    evaluated = [value == value for value in columns["eval/zero_noise/return"]]
+    assert evaluated == [False, True, False, True]
+    assert max(columns["train/inversion_error"]) < 1e-4
+    assert not list(folder.rglob(".*")), "temporary files were left behind"
+    assert str(folder) in output
+
+
+def test_evaluate_gives_what_training_reported(finished):
+    folder, _ = finished
+    checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    output = run(f"evaluate={checkpoint}", "eval.num_envs=2")
+    for key in ("eval/zero_noise/return", "eval/random_noise/return"):
+        value = read_metrics(folder / "metrics.csv")[key][-1]
+        assert f"{key}: {value:.1f}" in output
+
+
+def test_a_folder_that_holds_a_run_is_refused(finished):
+    folder, _ = finished
+    before = (folder / "metrics.csv").read_text()
+    output = run(f"hydra.run.dir={folder}", succeeds=False)
+    assert "already holds a run" in output and f"resume={folder}" in output and "Traceback" not in output
+    assert (folder / "metrics.csv").read_text() == before
+
+
+def test_a_checkpoint_cut_short_is_refused(finished, tmp_path):
+    checkpoint = CheckpointRotation(finished[0] / "checkpoints", keep_last=2).latest()
+    cut = tmp_path / checkpoint.name
+    cut.write_bytes(checkpoint.read_bytes()[:-1000])
+    output = run(f"evaluate={cut}", succeeds=False)
+    assert "cut short" in output and str(cut) in output and "Traceback" not in output
+
+
+def test_resume_refuses_another_configuration(finished):
+    output = run(f"resume={finished[0]}", "loss.epochs=3", succeeds=False)
+    assert "'loss.epochs=3' would change it" in output and "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("override", "messages"),
+    [
+        ("env=half_cheeta", ["half_cheeta", "half_cheetah", "walker2d"]),
+        ("env.name=HalfCheeta-v5", ["Unknown environment", "HalfCheetah-v5"]),
+        ("loss.clip_epsilonn=0.1", ["clip_epsilonn"]),
+        ("solver.sigma=0", ["sigma", "must not be 0"]),
+        ("solver.num_steps=0", ["num_steps must be an integer"]),
+        ("policy.time_embedding_dim=3", ["time_embedding_dim", "even number"]),
+        ("start=pape", ["Unknown start 'pape'", "paper"]),
+        ("policy.activation=mishh", ["Unknown activation", "mish"]),
+        ("resume=nowhere", ["there is no run"]),
+        ("evaluate=nowhere", ["nowhere", "not a readable checkpoint"]),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, override, messages):
+    output = run(*([] if "resume" in override else [f"hydra.run.dir={tmp_path / 'run'}"]), override, succeeds=False)
+    assert all(message in output for message in messages), output
+    assert "Traceback" not in output
+
+
+def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
+    folder = tmp_path / "run"
+    command = launch(*TINY, "env=pendulum", f"hydra.run.dir={folder}", "checkpoint.interval=10_000_000")
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.csv").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert f"resume={folder}" in output
+    frames = int(read_metrics(folder / "metrics.csv")["frames"][-1])
+    run(f"resume={folder}", f"collector.total_frames={frames + 256}")
+    assert int(read_metrics(folder / "metrics.csv")["frames"][-1]) == frames + 256
