@@ -9,17 +9,28 @@ python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint
 
 from __future__ import annotations
 
+import ctypes.util
+import hashlib
+import logging
+import os
 import random
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
+
+# MuJoCo chooses its renderer when it is imported, as TorchRL does below; without a display EGL can draw
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if ctypes.util.find_library("EGL"):
+        os.environ.setdefault("MUJOCO_GL", "egl")
 
 import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torchrl import logger as torchrl_log
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.objectives import KLAdaptiveLR
@@ -29,7 +40,7 @@ from tqdm import tqdm
 
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.flow import ReversibleSolver
-from torchrl_genpo.runs import RunFolder, draw_learning_curve, read_checkpoint_config, record_video
+from torchrl_genpo.runs import RunFolder, check_rendering, draw_learning_curve, read_checkpoint_config, record_video
 from torchrl_genpo.training import (
     DivergedError,
     Progress,
@@ -43,7 +54,11 @@ from torchrl_genpo.training import (
     make_update,
 )
 
+torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
+warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
+
 EVAL_SEED = 10_000  # apart from the training seeds
+SCHEDULES = ("constant", "kl_adaptive", "linear")
 RESUMABLE = {"collector.total_frames", "video", "logger", "resume", "eval", "checkpoint"}  # may change on resume
 
 
@@ -108,6 +123,7 @@ def save_video(cfg: DictConfig, env, actor, path: Path) -> None:
     video_env = build_env(cfg, 1, EVAL_SEED, render_mode="rgb_array")
     copy_normalization(env, video_env)
     record_video(video_env, actor, path, EVAL_SEED)
+    video_env.close()
     print(f"Video: {path}")
 
 
@@ -127,6 +143,25 @@ def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictC
         if not key.startswith("hydra"):
             OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
     return saved
+
+
+def make_logger(cfg: DictConfig, folder: Path, config: dict[str, Any]):
+    """The logger beside ``metrics.csv``, or ``None``; a resumed run continues its own."""
+    if cfg.logger.backend == "csv":
+        return None
+    run_id = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]
+    return get_logger(
+        cfg.logger.backend,
+        logger_name=str(folder),
+        experiment_name=folder.name,
+        wandb_kwargs={
+            "project": cfg.logger.project,
+            "mode": cfg.logger.mode,
+            "config": config,
+            "id": run_id,
+            "resume": "allow",
+        },
+    )
 
 
 class StopRequest:
@@ -151,6 +186,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
     actor, critic, loss = build_models(cfg, env)
     optimizer = torch.optim.Adam(loss.parameters(), lr=cfg.optim.lr, eps=1e-5, fused=True)
+    if cfg.optim.schedule not in SCHEDULES:
+        raise ValueError(f"Unknown schedule {cfg.optim.schedule!r}; choose from {', '.join(SCHEDULES)}.")
     schedule = None
     if cfg.optim.schedule == "kl_adaptive":
         schedule = KLAdaptiveLR(optimizer, cfg.optim.target_kl, min_lr=cfg.optim.min_lr, max_lr=cfg.optim.max_lr)
@@ -188,14 +225,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         load_checkpoint(checkpoint, folder.latest(), cfg.device)
         collector._frames = progress.frames
         folder.truncate_metrics(progress.frames)
-    logger = None
-    if cfg.logger.backend != "csv":
-        logger = get_logger(
-            cfg.logger.backend,
-            logger_name=str(folder.path),
-            experiment_name=folder.path.name,
-            wandb_kwargs={"project": cfg.logger.project, "mode": cfg.logger.mode, "config": config},
-        )
+    logger = make_logger(cfg, folder.path, config)
 
     def save() -> Path:
         return folder.save(checkpoint, progress.frames, config)
@@ -290,16 +320,25 @@ def main(cfg: DictConfig) -> None:
     torch.set_num_threads(cfg.num_threads)
     try:
         if cfg.evaluate is not None:
+            if cfg.video:
+                check_rendering()
             run_evaluation(Path(cfg.evaluate), cfg)
             return
+        if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={cfg.device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
         resume = cfg.resume is not None
         path = Path(hydra_config.runtime.output_dir)
         if resume:
             path = Path(cfg.resume)
             cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
+        if cfg.video:
+            check_rendering()
         folder = RunFolder(path, resume=resume)
         folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
-        train(cfg, folder, resume)
+        try:
+            train(cfg, folder, resume)
+        except DivergedError as error:
+            raise DivergedError(f"{error} Last good checkpoint: {folder.latest() or 'none yet'}.") from error
     except (DivergedError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
         # what a user can mend: the message, not the traceback
         sys.exit(f"{type(error).__name__}: {error}")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ from tensordict.nn import TensorDictModule
 from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
-__all__ = ["METRICS", "RunFolder", "draw_learning_curve", "read_metrics", "record_video"]
+__all__ = [
+    "METRICS",
+    "RunFolder",
+    "check_rendering",
+    "draw_learning_curve",
+    "read_checkpoint_config",
+    "read_metrics",
+    "record_video",
+]
 
 METRICS = [
     "frames",
@@ -141,6 +150,28 @@ def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> N
     plt.close(figure)
 
 
+def check_rendering() -> None:
+    """Fails now, not after the training, if a video cannot be made.
+
+    Raises:
+        ImportError: if the encoder or an OpenGL renderer is missing.
+    """
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.")
+    try:
+        import mujoco
+
+        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+        renderer.render()
+        renderer.close()
+    except Exception as error:  # each OpenGL platform has exceptions of its own
+        raise ImportError(
+            f"video=true needs OpenGL, which failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "
+            f"({type(error).__name__}: {error}). Install a renderer (Debian: apt install libegl1 libgl1; or "
+            "libosmesa6, and set MUJOCO_GL=osmesa), or use video=false."
+        ) from error
+
+
 @torch.no_grad()
 def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, max_steps: int = 1000) -> None:
     """Writes an mp4 of one episode of the zero-noise policy.
@@ -152,11 +183,7 @@ def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, m
         seed (int): of the initial state.
         max_steps (int, optional): longest video, in steps.
     """
-    try:
-        import imageio
-        import imageio_ffmpeg  # noqa: F401
-    except ImportError as error:
-        raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.") from error
+    import imageio
 
     base = env
     while hasattr(base, "base_env"):

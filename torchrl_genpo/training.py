@@ -262,12 +262,16 @@ def make_checkpoint(
 ) -> Checkpoint:
     """Binds the parts of a run to a TorchRL checkpoint: one archive, written aside and renamed.
 
-    With all parts a run continues exactly; with ``loss`` and ``env`` alone it is what evaluation
+    With all parts a run continues exactly (with fresh episodes where :class:`~torchrl_genpo.envs.GymState`
+    cannot save the simulator); with ``loss`` and ``env`` alone it is what evaluation
     needs (weights and normalisation).
     """
     parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
     if collector is not None:
-        parts |= {"carrier": _Carrier(collector), "simulator": GymState(env), "rng": GlobalRNGState()}
+        parts["rng"] = GlobalRNGState()
+        simulator = GymState(env)
+        if simulator.exact:
+            parts |= {"carrier": _Carrier(collector), "simulator": simulator}
     optional = {"optimizer": optimizer, "schedule": schedule, "progress": progress}
     parts |= {name: part for name, part in optional.items() if part is not None}
     return Checkpoint(format="archive", **parts)

@@ -64,7 +64,7 @@ def weights(folder):
 
 @pytest.mark.parametrize(("env", "policy"), [("half_cheetah", "reversible_flow"), ("ant", "gaussian")])
 def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, env, policy):
-    options = [f"env={env}", f"policy={policy}", "seed=3", "env.num_envs=4"]
+    options = [f"env={env}", f"policy={policy}", "seed=3", "eval.interval=1024"]
     train(tmp_path / "whole", 2048, *options)
     train(tmp_path / "halves", 1024, *options)
     run(f"resume={tmp_path / 'halves'}", "collector.total_frames=2048")
@@ -120,6 +120,68 @@ def test_a_checkpoint_cut_short_is_refused(finished, tmp_path):
     assert "cut short" in output and str(cut) in output and "Traceback" not in output
 
 
+def test_a_checkpoint_of_another_configuration_is_refused(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = OmegaConf.load(folder / "config.yaml")
+    config.policy.hidden_sizes = [32, 32]
+    OmegaConf.save(config, folder / "config.yaml")
+    output = run(f"resume={folder}", "collector.total_frames=2048", succeeds=False)
+    assert "of another configuration" in output and "Traceback" not in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(finished, tmp_path):
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = OmegaConf.load(folder / "config.yaml")
+    config.loss.gae_lambda = float("nan")
+    OmegaConf.save(config, folder / "config.yaml")
+    output = run(f"resume={folder}", "collector.total_frames=2048", succeeds=False)
+    kept = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    assert "DivergedError" in output and "loss_critic" in output and f"Last good checkpoint: {kept}" in output
+    run(f"evaluate={kept}", "eval.num_envs=2")
+
+
+@pytest.mark.parametrize("backend", ["tensorboard", "wandb"])
+def test_loggers_work_offline_and_continue_with_the_run(tmp_path, backend):
+    train(tmp_path / "run", 512, "env=pendulum", f"logger={backend}")
+    run(f"resume={tmp_path / 'run'}", "collector.total_frames=1024")
+    if backend == "wandb":
+        runs = [path.name.split("-")[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
+        assert len(runs) == 2 and len(set(runs)) == 1, runs
+        return
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "run")).Reload()
+    assert [e.step for e in events.Scalars("train/kl")] == [256, 512, 768, 1024]
+    logged = torch.tensor([e.value for e in events.Scalars("train/kl")])
+    torch.testing.assert_close(logged, metrics(tmp_path / "run")["train/kl"])
+
+
+def test_video_is_written_or_the_missing_renderer_is_named_before_training(tmp_path):
+    result = subprocess.run(
+        launch(*TINY, "env=pendulum", "video=true", "collector.total_frames=256", f"hydra.run.dir={tmp_path / 'run'}"),
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        assert "video=true needs OpenGL" in result.stderr and not (tmp_path / "run" / "metrics.csv").exists()
+    else:
+        import imageio
+
+        assert imageio.v3.improps(tmp_path / "run" / "video.mp4", plugin="FFMPEG").shape[1:] == (480, 480, 3)
+
+
+def test_help_names_every_group_and_option():
+    output = run("--help")
+    for word in ("half_cheetah", "gaussian", "wandb", "resume=", "evaluate=", "clip_epsilon"):
+        assert word in output
+
+
 def test_resume_refuses_another_configuration(finished):
     output = run(f"resume={finished[0]}", "loss.epochs=3", succeeds=False)
     assert "'loss.epochs=3' would change it" in output and "Traceback" not in output
@@ -135,13 +197,16 @@ def test_resume_refuses_another_configuration(finished):
         ("solver.num_steps=0", ["num_steps must be an integer"]),
         ("policy.time_embedding_dim=3", ["time_embedding_dim", "even number"]),
         ("start=pape", ["Unknown start 'pape'", "paper"]),
+        ("optim.schedule=linera", ["Unknown schedule 'linera'", "kl_adaptive, linear"]),
+        ("loss.entropy_coeff=0.01 start=paper", ["entropy_bonus=True has no effect", "learned"]),
         ("policy.activation=mishh", ["Unknown activation", "mish"]),
         ("resume=nowhere", ["there is no run"]),
         ("evaluate=nowhere", ["nowhere", "not a readable checkpoint"]),
     ],
 )
 def test_mistakes_are_explained(tmp_path, override, messages):
-    output = run(*([] if "resume" in override else [f"hydra.run.dir={tmp_path / 'run'}"]), override, succeeds=False)
+    folder = [] if "resume" in override else [f"hydra.run.dir={tmp_path / 'run'}"]
+    output = run(*folder, *override.split(), succeeds=False)
     assert all(message in output for message in messages), output
     assert "Traceback" not in output
 

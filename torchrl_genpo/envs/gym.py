@@ -17,6 +17,9 @@ from torchrl_genpo.envs.transforms import RewardScaling
 
 __all__ = ["GYM_TASKS", "GymState", "make_gym_env"]
 
+# VecNormV2 calls batched environments experimental; with reduce_batch_dims it is tested in tests/envs
+warnings.filterwarnings("ignore", message="Support of VecNormV2 for containers with non-empty batch-size")
+
 GYM_TASKS = {
     "ant": "Ant-v5",
     "half_cheetah": "HalfCheetah-v5",
@@ -98,11 +101,9 @@ def make_gym_env(
     if normalize_observation:
         transforms.append(VecNormV2(in_keys=["observation"], decay=1.0, reduce_batch_dims=True))
         transforms.append(ClipTransform(in_keys=["observation"], low=-10, high=10))
-    transforms.append(DoubleToFloat(in_keys=["observation"]))
-    with warnings.catch_warnings():
-        # VecNormV2 calls batched environments experimental; ours reduces over the batch
-        warnings.filterwarnings("ignore", message="Support of .* for containers with non-empty batch-size")
-        env = TransformedEnv(base, Compose(*transforms))
+    if base.observation_spec["observation"].dtype == torch.float64:
+        transforms.append(DoubleToFloat(in_keys=["observation"]))
+    env = TransformedEnv(base, Compose(*transforms))
     if seed is not None:
         env.set_seed(seed)
     return env

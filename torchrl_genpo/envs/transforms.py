@@ -33,6 +33,16 @@ class RewardScaling(Transform):
         self.clip = clip
         self.statistics = VecNormV2(in_keys=[self.RETURN_KEY], decay=1.0, reduce_batch_dims=True)
 
+    def set_container(self, container: Transform | EnvBase) -> None:
+        """Prepares the statistics, so that a checkpoint can be loaded before the first step."""
+        super().set_container(container)
+        if isinstance(self.parent, EnvBase):
+            spec = self.parent.full_reward_spec[self.in_keys[0]]
+            zeros = torch.zeros(spec.shape, dtype=torch.float64, device=spec.device)
+            self.statistics._maybe_stateful_init(
+                TensorDict({self.RETURN_KEY: zeros}, batch_size=self.parent.batch_size)
+            )
+
     def freeze(self) -> RewardScaling:
         """Stops updating the statistics."""
         self.statistics.freeze()

@@ -1,0 +1,190 @@
+"""Gymnasium environments: the task's own physics and limits, honest ends of episodes, exact normalisation."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import check_env_specs
+from torchrl.modules import ValueOperator
+from torchrl.objectives.value import GAE
+
+from torchrl_genpo.envs import GYM_TASKS, GymState, freeze_normalization, make_env
+
+RAW = {"normalize_observation": False, "scale_reward": False}
+
+
+def rollout(env, actions):
+    """Steps through ``actions [time, env, d]`` with resets; the stacked steps."""
+    td, steps = env.reset(), []
+    for action in actions:
+        step, td = env.step_and_maybe_reset(td.set("action", action))
+        steps.append(step.clone())
+    return torch.stack(steps, 1)
+
+
+@pytest.mark.parametrize("name", [*GYM_TASKS, "Pendulum-v1"])
+def test_every_task_fulfils_torchrl_specs(name):
+    env = make_env(name, num_envs=2, seed=0)
+    check_env_specs(env)
+    assert env.observation_spec["observation"].dtype == torch.float32
+    env.close()
+
+
+def test_physics_resets_and_seeds_are_those_of_gymnasium():
+    # The pendulum falls at a different step in each environment, so the resets are partial.
+    torch.manual_seed(0)
+    actions = 2 * torch.rand(60, 3, 1) - 1
+    env = make_env("pendulum", num_envs=3, seed=5, **RAW)
+    steps = rollout(env, actions)
+    ends = steps["next", "done"].squeeze(-1).int().argmax(1)
+    assert len(set(ends.tolist())) > 1, "the test wants episodes of different lengths"
+    for i in range(3):
+        # Gymnasium's scale of the action is [-3, 3]
+        reference = gymnasium.make("InvertedPendulum-v5")
+        reference.reset(seed=5 + i)  # TorchRL's set_seed
+        observation, _ = reference.reset()
+        for t in range(60):
+            expected = torch.as_tensor(observation, dtype=torch.float32)
+            torch.testing.assert_close(steps[i, t]["observation"], expected, rtol=0, atol=1e-6)
+            observation, reward, terminated, truncated, _ = reference.step(3 * actions[t, i].numpy())
+            after = steps[i, t]["next"]
+            expected = torch.as_tensor(observation, dtype=torch.float32)
+            torch.testing.assert_close(after["observation"], expected, rtol=0, atol=1e-6)  # terminal ones too
+            assert after["reward"].item() == reward
+            assert (after["terminated"].item(), after["truncated"].item()) == (terminated, truncated)
+            if terminated:
+                observation, _ = reference.reset()
+
+
+def test_actions_are_rescaled_to_the_task_and_clipped_inside_the_environment():
+    raw = gymnasium.make("Humanoid-v5")
+    raw.reset(seed=0)  # TorchRL's set_seed
+    raw.reset()
+    expected, *_ = raw.step(np.full(17, 0.4))  # Humanoid's bound
+    for value in (1.0, 7.0):
+        env = make_env("humanoid", seed=0, **RAW)
+        step = env.step(env.reset().set("action", torch.full((1, 17), value)))
+        torch.testing.assert_close(step["next", "observation"][0], torch.as_tensor(expected, dtype=torch.float32))
+        assert (step["action"] == value).all(), "the stored action must stay what the policy scored"
+
+
+@pytest.mark.parametrize(("name", "length", "bootstraps"), [("Pendulum-v1", 200, True), ("pendulum", None, False)])
+def test_truncation_bootstraps_and_termination_does_not(name, length, bootstraps):
+    env = make_env(name, num_envs=2, seed=0)
+    steps = rollout(env, torch.rand(201, 2, 1) * 2 - 1)
+    done = steps["next", "done"].squeeze(-1)
+    end = done[0].int().argmax().item()
+    assert done.any(1).all() and (length is None or end == length - 1)
+    assert steps["next", "truncated"][0, end].item() == bootstraps
+    assert steps["next", "terminated"][0, end].item() != bootstraps
+
+    value = 100.0
+    critic = ValueOperator(torch.nn.Linear(steps["observation"].shape[-1], 1), in_keys=["observation"])
+    torch.nn.init.zeros_(critic.module.weight)
+    torch.nn.init.constant_(critic.module.bias, value)
+    with torch.no_grad():
+        GAE(gamma=0.9, lmbda=0.0, value_network=critic, average_gae=False)(steps)
+    target = steps["next", "reward"] + 0.9 * value * (~steps["next", "terminated"])
+    torch.testing.assert_close(steps["value_target"], target)
+
+
+def test_episode_reward_is_the_raw_return_of_the_episode():
+    env = make_env("pendulum", num_envs=2, seed=0)
+    steps = rollout(env, torch.rand(80, 2, 1) * 2 - 1)
+    done = steps["next", "done"].squeeze(-1)
+    # one point for each step that the pendulum stays up
+    upright = steps["next", "step_count"][done].float() - 1
+    assert done.sum() > 2
+    torch.testing.assert_close(steps["next", "episode_reward"][done], upright)
+
+
+def reference_statistics(samples):
+    """Mean and standard deviation of all samples so far (Gymnasium's kind of running statistics)."""
+    flat = samples.reshape(-1, samples.shape[-1])
+    return flat.mean(0), flat.std(0, ddof=1)
+
+
+def test_observations_are_normalised_by_their_running_mean_and_deviation():
+    torch.manual_seed(1)
+    actions = torch.rand(50, 4, 6) * 2 - 1
+    raw = rollout(make_env("half_cheetah", num_envs=4, seed=0, **RAW), actions)
+    normal = rollout(make_env("half_cheetah", num_envs=4, seed=0), actions)
+    # the reset's observation is counted too, and every later one once: in raw order of time
+    seen = np.concatenate([raw["observation"][:, :1], raw["next", "observation"]], 1).astype(np.float64)
+    for t in (20, 49):
+        mean, std = reference_statistics(seen[:, : t + 2])
+        expected = np.clip((raw["next", "observation"][:, t].numpy() - mean) / std, -10, 10)
+        torch.testing.assert_close(
+            normal["next", "observation"][:, t].double(), torch.as_tensor(expected), rtol=0.02, atol=0.02
+        )
+
+
+def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
+    torch.manual_seed(1)
+    actions = torch.rand(120, 4, 1) * 2 - 1
+    gamma = 0.9
+    raw = rollout(make_env("Pendulum-v1", num_envs=4, seed=0, **RAW), actions)
+    scaled = rollout(make_env("Pendulum-v1", num_envs=4, seed=0, gamma=gamma), actions)
+    reward, done = (raw["next", key].squeeze(-1).double().numpy() for key in ("reward", "done"))
+    discounted, sums = np.zeros(4), []
+    for t in range(120):
+        discounted = gamma * discounted + reward[:, t]
+        sums.append(discounted.copy())
+        discounted = np.where(done[:, t], 0, discounted)
+    for t in (60, 119):
+        _, std = reference_statistics(np.array(sums[: t + 1])[..., None])
+        expected = torch.as_tensor(reward[:, t] / std).float()
+        torch.testing.assert_close(scaled["next", "reward"][:, t, 0], expected, rtol=0.01, atol=1e-4)
+
+
+def test_frozen_normalisation_no_longer_changes():
+    env = make_env("half_cheetah", num_envs=2, seed=0)
+    rollout(env, torch.rand(5, 2, 6))
+    freeze_normalization(env)
+    before = TensorDict(env.transform.state_dict()).clone()
+    rollout(env, torch.rand(5, 2, 6))
+    after = TensorDict(env.transform.state_dict())
+    assert (before == after).all()
+
+
+@pytest.mark.parametrize("name", [*GYM_TASKS, "Pendulum-v1"])
+def test_a_restored_simulator_continues_to_the_last_bit(name):
+    torch.manual_seed(0)
+    env = make_env(name, num_envs=2, seed=3, **RAW)
+    actions = torch.rand(40, 2, env.action_spec.shape[-1]) * 2 - 1
+    td = env.reset()
+    for action in actions[:20]:
+        _, td = env.step_and_maybe_reset(td.set("action", action))
+    assert GymState(env).exact
+    state, carrier = GymState(env).state_dict(), td.clone()
+
+    def continuation(env, td):
+        steps = []
+        for action in actions[20:]:
+            step, td = env.step_and_maybe_reset(td.set("action", action))
+            steps.append(step["next"].select("observation", "reward", "done").clone())
+        return torch.stack(steps)
+
+    expected = continuation(env, td)
+    other = make_env(name, num_envs=2, seed=99, **RAW)
+    other.reset()
+    GymState(other).load_state_dict(state)
+    actual = continuation(other, carrier)
+    assert (expected == actual).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        ({"name": "half_cheeta"}, ["half_cheeta", "Did you mean half_cheetah"]),
+        ({"name": "hopper", "num_envs": 0}, ["num_envs must be at least 1, got 0"]),
+        ({"name": "CartPole-v1"}, ["CartPole-v1", "Discrete action space", "Box"]),
+    ],
+)
+def test_mistakes_are_explained(arguments, messages):
+    with pytest.raises(ValueError) as error:
+        make_env(**arguments)
+    assert all(message in str(error.value) for message in messages)

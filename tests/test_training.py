@@ -1,0 +1,104 @@
+"""Evaluation, the update and the parts of a run that the entry script and the examples share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_genpo.envs import freeze_normalization, make_env
+from torchrl_genpo.training import (
+    DivergedError,
+    check_finite,
+    evaluate,
+    make_actor,
+    make_critic,
+    make_loss,
+    make_update,
+)
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    env = make_env("pendulum", num_envs=3, seed=0)
+    actor = make_actor(env, hidden_sizes=(16, 16))
+    loss = make_loss(actor, make_critic(env, (16,)), clip_epsilon=0.2)
+    return env, actor, loss
+
+
+def batch_of(env, actor, size=32):
+    with torch.no_grad():
+        data = actor(
+            TensorDict(observation=torch.randn(size, *env.observation_spec["observation"].shape[1:]), batch_size=[size])
+        )
+    data["advantage"], data["value_target"] = torch.randn(2, size, 1)
+    return data
+
+
+def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):
+    env, actor, _ = parts
+    freeze_normalization(env)
+    state = torch.get_rng_state()
+    first = evaluate(env, actor, seed=7)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(3)
+    assert first == evaluate(env, actor, seed=7)
+    assert first != evaluate(env, actor, seed=8)
+
+
+def test_evaluation_counts_one_episode_of_each_environment(parts):
+    env, actor, _ = parts
+    freeze_normalization(env)
+    result = evaluate(env, actor, seed=7)
+    from torchrl.envs import ExplorationType, set_exploration_type
+
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        env.set_seed(7)
+        steps = env.rollout(1000, actor, break_when_any_done=False)
+    returns = []
+    for i in range(3):
+        end = steps["next", "done"][i, :, 0].int().argmax()
+        returns.append(steps["next", "episode_reward"][i, end, 0].item())
+    assert result["eval/zero_noise/return"] == pytest.approx(sum(returns) / 3)
+
+
+@pytest.mark.parametrize("compile_mode", [None, "default"])
+def test_an_update_is_one_clipped_gradient_step(parts, compile_mode):
+    env, actor, loss = parts
+    batch = batch_of(env, actor)
+    out = loss(batch)
+    (out["loss_objective"] + out["loss_critic"]).backward()
+    params = [p for p in loss.parameters() if p.requires_grad]
+    norm = torch.cat([p.grad.flatten() for p in params]).norm()
+    expected = [p.detach() - 0.1 * p.grad * min(1, 0.01 / norm.item()) for p in params]
+    update = make_update(loss, torch.optim.SGD(params, 0.1), 0.01, compile_mode=compile_mode)
+    result = update(batch)
+    torch.testing.assert_close(result["grad_norm"], norm, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result["loss_objective"], out["loss_objective"].detach())
+    for parameter, value in zip(params, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-4, atol=1e-6)
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_says_where(parts):
+    env, actor, loss = parts
+    params = list(loss.parameters())
+    before = [p.detach().clone() for p in params]
+    update = make_update(loss, torch.optim.Adam(params), 1.0)
+    batch = batch_of(env, actor)
+    batch["advantage"][3] = float("nan")
+    with pytest.raises(DivergedError, match="loss_objective"):
+        update(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
+
+
+def test_data_that_is_not_finite_is_named():
+    check_finite({"observation": torch.zeros(3)}, "the data")
+    with pytest.raises(DivergedError, match=r"the data.*reward"):
+        check_finite({"observation": torch.zeros(3), "reward": torch.tensor([1.0, float("inf")])}, "the data")
+
+
+@pytest.mark.parametrize("arguments", [{"name": "gausian"}, {"activation": "swish"}, {"start": "pape"}])
+def test_unknown_names_are_answered_with_the_known_ones(parts, arguments):
+    with pytest.raises(ValueError, match=r"Unknown .*; choose from"):
+        make_actor(parts[0], **arguments)
