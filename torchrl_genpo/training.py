@@ -20,7 +20,7 @@ from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOpe
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.envs import GymState
-from torchrl_genpo.flow import IndependentStart, ReversibleSolver, Start, VelocityMLP
+from torchrl_genpo.flow import IndependentStart, Mish, ReversibleSolver, Start, VelocityMLP
 from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import GenPOLoss
 
@@ -37,7 +37,7 @@ __all__ = [
     "make_update",
 ]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": nn.Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
 """Activations by their name in a configuration."""
 
 

@@ -82,3 +82,15 @@ def test_gradients_reach_every_parameter():
     velocity = VelocityMLP(5, 3, (16, 8))
     F.mse_loss(velocity(torch.randn(7, 3), 0.4, velocity.condition(torch.randn(7, 5))), torch.ones(7, 3)).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in velocity.parameters())
+
+
+def test_compiled_mish_is_mish_with_its_gradient():
+    from torchrl_genpo.flow import Mish
+
+    x = torch.cat([torch.linspace(-60, 60, 2001), torch.tensor([-1e4, 1e4])])
+    a, b = x.clone().requires_grad_(), x.double().requires_grad_()
+    y, expected = torch.compile(Mish(), fullgraph=True)(a), torch.nn.functional.mish(b)
+    y.sum().backward()
+    expected.sum().backward()
+    torch.testing.assert_close(y.double(), expected, rtol=2e-6, atol=1e-12)
+    torch.testing.assert_close(a.grad.double(), b.grad, rtol=2e-5, atol=2e-6)

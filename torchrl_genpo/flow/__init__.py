@@ -5,11 +5,12 @@
 from torchrl_genpo.flow.distribution import Pair, ReversibleFlow
 from torchrl_genpo.flow.solver import ConditionedVelocity, ReversibleSolver
 from torchrl_genpo.flow.start import IndependentStart, Start
-from torchrl_genpo.flow.velocity import SinusoidalTimeEmbedding, Velocity, VelocityMLP
+from torchrl_genpo.flow.velocity import Mish, SinusoidalTimeEmbedding, Velocity, VelocityMLP
 
 __all__ = [
     "ConditionedVelocity",
     "IndependentStart",
+    "Mish",
     "Pair",
     "ReversibleFlow",
     "ReversibleSolver",

@@ -1,0 +1,204 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a flow costs: its update, its collection and a whole default run, against a Gaussian of the same trunk.
+
+    python benchmarks/speed.py                # about ten minutes
+    python benchmarks/speed.py --no-run       # without the whole training run
+
+Times are medians of interleaved repetitions in one process, one thread, after warm-up, and reported as ratios. Writes
+``speed.md`` to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from provenance import RESULTS, ROOT, commit, machine, versions
+from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from torch import nn
+from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
+
+from torchrl_genpo import ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.flow import Mish
+
+SIZES = {  # observation, action, trunk, aim eager, aim compiled
+    "Humanoid": (87, 21, (400, 200, 100), 5.2, 4.5),
+    "G1 rough": (310, 37, (512, 256, 128), 4.6, 4.0),
+}
+SAMPLES = 8192
+NUM_STEPS = 5
+
+
+def gaussian_actor(
+    obs_dim: int, action_dim: int, hidden_sizes: tuple[int, ...], activation: type[nn.Module] = nn.Mish
+) -> ProbabilisticActor:
+    trunk = MLP(in_features=obs_dim, out_features=action_dim, num_cells=list(hidden_sizes), activation_class=activation)
+    net = nn.Sequential(trunk, AddStateIndependentNormalScale(action_dim))
+    return ProbabilisticActor(
+        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+    )
+
+
+def flow_actor(obs_dim: int, action_dim: int, hidden_sizes: tuple[int, ...]) -> ReversibleFlowActor:
+    velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes)
+    return ReversibleFlowActor(velocity, solver=ReversibleSolver(NUM_STEPS))
+
+
+def log_prob_and_backward(actor, data: TensorDict, compiled: bool) -> Callable[[], None]:
+    def log_prob(td):
+        return actor.log_prob(td).mean()
+
+    scored = torch.compile(log_prob) if compiled else log_prob
+
+    def work():
+        actor.zero_grad(set_to_none=True)
+        scored(data).backward()
+
+    return work
+
+
+def collection(actor, data: TensorDict) -> Callable[[], None]:
+    observations = data.select("observation")
+
+    @torch.no_grad()
+    def work():
+        actor(observations.copy())
+
+    return work
+
+
+def medians(works: dict[str, Callable[[], None]], repetitions: int) -> dict[str, float]:
+    """Median seconds of each work, one after the other in turn."""
+    for work in works.values():
+        for _ in range(3):
+            work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repetitions):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def count_velocity_evaluations(actor: ReversibleFlowActor, data: TensorDict) -> int:
+    calls = []
+    handle = actor.velocity.register_forward_hook(lambda *_: calls.append(1))
+    collection(actor, data)()
+    handle.remove()
+    return len(calls)
+
+
+def measure_sizes(repetitions: int) -> list[str]:
+    lines = [
+        "| size | what | Gaussian, ms | flow, ms | ratio | aim |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for name, (obs_dim, action_dim, hidden_sizes, eager_aim, compiled_aim) in SIZES.items():
+        torch.manual_seed(0)
+        actors = {
+            "gaussian": gaussian_actor(obs_dim, action_dim, hidden_sizes),
+            "flow": flow_actor(obs_dim, action_dim, hidden_sizes),
+        }
+        with torch.no_grad():
+            data = {
+                key: actor(TensorDict(observation=torch.randn(SAMPLES, obs_dim), batch_size=[SAMPLES]))
+                for key, actor in actors.items()
+            }
+        evaluations = count_velocity_evaluations(actors["flow"], data["flow"])
+        if evaluations != NUM_STEPS:
+            sys.exit(f"Collection took {evaluations} velocity evaluations instead of {NUM_STEPS}.")
+        # the flow's Mish is cheaper once compiled: a Gaussian that has it too is the like-for-like comparison
+        same = {"gaussian": gaussian_actor(obs_dim, action_dim, hidden_sizes, Mish), "flow": actors["flow"]}
+        measurements = {
+            ("log-prob + backward, eager", f"{eager_aim}"): {
+                key: log_prob_and_backward(actor, data[key], compiled=False) for key, actor in actors.items()
+            },
+            ("log-prob + backward, compiled", f"{compiled_aim}"): {
+                key: log_prob_and_backward(actor, data[key], compiled=True) for key, actor in actors.items()
+            },
+            ("log-prob + backward, compiled, Gaussian with our Mish", ""): {
+                key: log_prob_and_backward(actor, data[key], compiled=True) for key, actor in same.items()
+            },
+            ("collection (no gradient), eager", f"{evaluations} velocity evaluations"): {
+                key: collection(actor, data[key]) for key, actor in actors.items()
+            },
+        }
+        for (what, aim), works in measurements.items():
+            seconds = medians(works, repetitions)
+            ratio = seconds["flow"] / seconds["gaussian"]
+            milliseconds = f"{1e3 * seconds['gaussian']:.1f} | {1e3 * seconds['flow']:.1f}"
+            lines.append(f"| {name} | {what} | {milliseconds} | {ratio:.2f} | {aim} |")
+            print(lines[-1], flush=True)
+    return lines
+
+
+def measure_run() -> list[str]:
+    """The default command, timed from outside."""
+    lines = ["", "| default run (500k frames) | minutes | peak memory, GB |", "|---|---:|---:|"]
+    for policy in ("reversible_flow", "gaussian"):
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["sota-implementations/genpo.py", f"policy={policy}", f"hydra.run.dir={folder}/run"]
+            begin = time.perf_counter()
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=ROOT,
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            minutes = (time.perf_counter() - begin) / 60
+            if status:
+                sys.exit(f"The run failed: python {' '.join(command)}")
+        lines.append(f"| `policy={policy}` | {minutes:.1f} | {peak_gigabytes(usage):.2f} |")
+        print(lines[-1], flush=True)
+    return lines
+
+
+def peak_gigabytes(usage: resource.struct_rusage) -> float:
+    """The largest resident set; Linux counts in KiB, macOS in bytes."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=21)
+    parser.add_argument("--no-run", action="store_true", help="skip the whole training run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# Speed",
+        "",
+        f"{SAMPLES} samples, M = {NUM_STEPS}, float32, one thread, medians of {options.repetitions} interleaved "
+        "repetitions. Milliseconds depend on the machine and its load; the ratio is the result.",
+        "",
+        *measure_sizes(options.repetitions),
+    ]
+    if not options.no_run:
+        lines += measure_run()
+    lines += [
+        "",
+        f"Command: `python benchmarks/speed.py`. Commit: {commit()}.  ",
+        f"Versions: {versions()}.  ",
+        f"Machine: {machine()}.",
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "speed.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
