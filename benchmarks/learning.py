@@ -51,6 +51,7 @@ class Run:
     seed: int
     frames: int
     folder: Path
+    overrides: tuple[str, ...] = ()
 
     @property
     def metrics_path(self) -> Path:
@@ -74,6 +75,7 @@ class Run:
             script,
             f"env={self.task}",
             *POLICIES[self.policy],
+            *self.overrides,
             f"seed={self.seed}",
             f"collector.total_frames={self.frames}",
             f"hydra.run.dir={self.folder}",
@@ -102,9 +104,9 @@ def final_returns(runs: list[Run], task: str, policy: str, column: str) -> list[
     return [float(run.rows()[-1][column]) for run in chosen]
 
 
-def write_csv(runs: list[Run]) -> None:
+def write_csv(runs: list[Run], path: Path) -> None:
     columns = ["frames", "time/seconds", "train/return", "train/kl", "train/lr", "train/inversion_error", *FINAL]
-    with (RESULTS / "learning.csv").open("w", newline="") as file:
+    with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["task", "policy", "seed", *columns])
         for run in runs:
@@ -113,15 +115,16 @@ def write_csv(runs: list[Run]) -> None:
                     writer.writerow([run.task, run.policy, run.seed, *(row[column] for column in columns)])
 
 
-def write_table(runs: list[Run], frames: int) -> None:
+def write_table(runs: list[Run], path: Path) -> None:
     origins = [json.loads((run.folder / "provenance.json").read_text()) for run in runs]
     seeds = sorted({run.seed for run in runs})
     lines = [
-        f"# Learning: returns after {frames:,} frames",
+        f"# Learning: returns after {runs[0].frames:,} frames",
         "",
         f"Median of seeds {', '.join(map(str, seeds))} (every seed in brackets), mean of 10 evaluation episodes, with "
-        "zero noise and with random noise. One set of hyper-parameters: "
-        "`sota-implementations/config/genpo.yaml`.",
+        "zero noise and with random noise. One set of hyper-parameters: `sota-implementations/config/genpo.yaml`"
+        + "".join(f", `{override}`" for override in runs[0].overrides)
+        + ".",
         "",
         "| task | policy | " + " | ".join(FINAL.values()) + " | seconds |",
         "|---|---|" + "---:|" * (len(FINAL) + 1),
@@ -139,18 +142,18 @@ def write_table(runs: list[Run], frames: int) -> None:
         "",
         "Seconds are wall-clock of one run on one core, evaluation included, with another run beside it.",
         "",
-        "Command: `python benchmarks/learning.py`, each run: `"
+        f"Command: `python {' '.join(['benchmarks/learning.py', *sys.argv[1:]])}`, each run: `"
         + " ".join(["python", *origins[0]["command"][:-1]])
         + "`.  ",
         f"Commit: {', '.join(sorted({origin['commit'] for origin in origins}))}.  ",
         f"Versions: {'; '.join(sorted({origin['versions'] for origin in origins}))}.  ",
         f"Machine: {'; '.join(sorted({origin['machine'] for origin in origins}))}.",
     ]
-    (RESULTS / "learning.md").write_text("\n".join(lines) + "\n")
+    path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
-def draw(runs: list[Run]) -> None:
+def draw(runs: list[Run], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -176,7 +179,7 @@ def draw(runs: list[Run]) -> None:
     axes[0][0].set_ylabel("training return (20 episodes)")
     axes[0][0].legend(frameon=False)
     figure.suptitle("Median and range of the seeds", fontsize=10)
-    figure.savefig(RESULTS / "learning.png", dpi=130)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
@@ -186,12 +189,16 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--frames", type=int, default=500_000)
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "learning", help="where the run folders are")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs", help="where the run folders are")
+    parser.add_argument("--override", nargs="+", default=[], help="options of the entry script, for every run")
+    parser.add_argument("--name", default="learning", help="of the files in benchmarks/results and of the run folders")
     parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options = parser.parse_args()
 
+    folder = options.runs.resolve() / options.name
+    overrides = tuple(options.override)
     runs = [
-        Run(task, policy, seed, options.frames, options.runs.resolve() / task / slug(policy) / str(seed))
+        Run(task, policy, seed, options.frames, folder / task / slug(policy) / str(seed), overrides)
         for seed in options.seeds
         for task in options.tasks
         for policy in options.policies
@@ -203,9 +210,9 @@ def main() -> None:
     if not finished:
         sys.exit(f"No finished run in {options.runs}; start them without --report.")
     RESULTS.mkdir(exist_ok=True)
-    write_csv(finished)
-    write_table(finished, options.frames)
-    draw(finished)
+    write_csv(finished, RESULTS / f"{options.name}.csv")
+    write_table(finished, RESULTS / f"{options.name}.md")
+    draw(finished, RESULTS / f"{options.name}.png")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from provenance import RESULTS, ROOT, commit, machine, versions
 from tensordict import TensorDict
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torch import nn
+from torchrl.envs import ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
 
 from torchrl_genpo import ReversibleFlowActor, ReversibleSolver, VelocityMLP
@@ -49,6 +50,7 @@ def gaussian_actor(
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
         return_log_prob=True,
+        default_interaction_type=ExplorationType.RANDOM,
     )
 
 
