@@ -1,9 +1,8 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a flow costs: its update, its collection and a whole default run, against a Gaussian of the same trunk.
+"""What a flow costs: its update and its collection, against a Gaussian of the same trunk.
 
-    python benchmarks/speed.py                # about ten minutes
-    python benchmarks/speed.py --no-run       # without the whole training run
+    python benchmarks/speed.py    # about five minutes
 
 Times are medians of interleaved repetitions in one process, one thread, after warm-up, and reported as ratios. Writes
 ``speed.md`` to ``benchmarks/results``.
@@ -12,17 +11,13 @@ Times are medians of interleaved repetitions in one process, one thread, after w
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 
 import torch
-from provenance import RESULTS, ROOT, commit, machine, versions
+from provenance import RESULTS, commit, machine, versions
 from tensordict import TensorDict
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torch import nn
@@ -148,38 +143,9 @@ def measure_sizes(repetitions: int) -> list[str]:
     return lines
 
 
-def measure_run() -> list[str]:
-    """The default command, timed from outside."""
-    lines = ["", "| default run (500k frames) | minutes | peak memory, GB |", "|---|---:|---:|"]
-    for policy in ("reversible_flow", "gaussian"):
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["sota-implementations/genpo.py", f"policy={policy}", f"hydra.run.dir={folder}/run"]
-            begin = time.perf_counter()
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=os.environ | {"PYTHONPATH": str(ROOT)},
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-            minutes = (time.perf_counter() - begin) / 60
-            if status:
-                sys.exit(f"The run failed: python {' '.join(command)}")
-        lines.append(f"| `policy={policy}` | {minutes:.1f} | {peak_gigabytes(usage):.2f} |")
-        print(lines[-1], flush=True)
-    return lines
-
-
-def peak_gigabytes(usage: resource.struct_rusage) -> float:
-    """The largest resident set; Linux counts in KiB, macOS in bytes."""
-    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=21)
-    parser.add_argument("--no-run", action="store_true", help="skip the whole training run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     lines = [
@@ -190,8 +156,6 @@ def main() -> None:
         "",
         *measure_sizes(options.repetitions),
     ]
-    if not options.no_run:
-        lines += measure_run()
     lines += [
         "",
         f"Command: `python benchmarks/speed.py`. Commit: {commit()}.  ",
