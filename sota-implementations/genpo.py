@@ -294,10 +294,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         if is_last or frames_before // cfg.checkpoint.interval < progress.frames // cfg.checkpoint.interval:
             save()
         bar.update(data.numel())
-        bar.set_postfix(
-            {"return": f"{row.get('train/return', float('nan')):.1f}"}
-            | {"kl": f"{row['train/kl']:.3f}", "lr": f"{row['train/lr']:.1e}"}
-        )
+        shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
+        bar.set_postfix({key: format(row[f"train/{key}"], spec) for key, spec in shown.items() if f"train/{key}" in row})
     bar.close()
     if stop.received:
         print(f"Stopped at frame {progress.frames}. Continue with resume={folder.path}; saved {save()}")
