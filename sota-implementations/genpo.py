@@ -295,7 +295,9 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
             save()
         bar.update(data.numel())
         shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
-        bar.set_postfix({key: format(row[f"train/{key}"], spec) for key, spec in shown.items() if f"train/{key}" in row})
+        bar.set_postfix(
+            {key: format(row[f"train/{key}"], spec) for key, spec in shown.items() if f"train/{key}" in row}
+        )
     bar.close()
     if stop.received:
         print(f"Stopped at frame {progress.frames}. Continue with resume={folder.path}; saved {save()}")

@@ -1,4 +1,4 @@
-"""The examples and the README's code run as they are written, and show what they claim."""
+"""The examples run as they are written, and show what they claim."""
 
 from __future__ import annotations
 
@@ -39,10 +39,3 @@ def test_compose_balances_the_pendulum(tmp_path):
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_explain_themselves(tmp_path, example):
     assert f"python examples/{example.name}" in run(tmp_path, example, "--help")
-
-
-def test_the_code_in_the_readme_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
-        run(tmp_path, "-c", block)

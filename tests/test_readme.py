@@ -1,0 +1,41 @@
+"""README: its code runs, and its numbers are the committed ones."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+def test_every_row_of_numbers_is_in_the_results():
+    results = "\n".join(path.read_text() for path in (ROOT / "benchmarks" / "results").glob("*.md"))
+    rows = [line for line in README.splitlines() if line.startswith("|") and re.search(r"\d{3}", line)]
+    assert len(rows) >= 9
+    for row in rows:
+        assert row in results, row
+
+
+def test_every_link_into_the_repository_leads_somewhere():
+    targets = re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+def test_the_gate_runs_the_test_command_of_the_readme():
+    (command,) = re.findall(r"^python -m venv.*pytest$", README, re.MULTILINE)
+    gate = (ROOT / ".ci" / "run").read_text()
+    for step in ('pip install "torch==2.13.0"', 'pip install -c constraints.txt -e ".[test]"', "pytest"):
+        assert step in command and step.replace("install", "install -q") in gate
