@@ -2,11 +2,13 @@
 # LICENSE file in the root directory of this source tree.
 """Flow policies with exact likelihood ratios for TorchRL: GenPO++ (arXiv 2606.06967)."""
 
-from torchrl_genpo.flow import IndependentStart, ReversibleFlow, ReversibleSolver, VelocityMLP
+from torchrl_genpo.flow import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver, VelocityMLP
 from torchrl_genpo.modules import ReversibleFlowActor
-from torchrl_genpo.objectives import GenPOLoss
+from torchrl_genpo.objectives import FlowMatchingLoss, GenPOLoss
 
 __all__ = [
+    "ConsistentStart",
+    "FlowMatchingLoss",
     "GenPOLoss",
     "IndependentStart",
     "ReversibleFlow",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from scipy import stats
+from torch.distributions import Normal
 
-from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver
+from torchrl_genpo.flow import ConditionedVelocity
 
 SIGMAS = [0.5, 0.75, 0.95, 1.0, -0.7]
 
@@ -18,42 +20,79 @@ def random_velocity(d: int, generator: torch.Generator):
     return lambda x, t: torch.tanh(x @ weight_in.T + 3 * t) @ weight_out.T
 
 
-def make_dist(d: int, solver: ReversibleSolver, scale: str, generator: torch.Generator, batch_shape=()):
-    start = IndependentStart(scale, d if scale == "learned" else None).double()
-    if scale == "learned":
-        with torch.no_grad():
-            start.log_scale.copy_(0.5 * torch.randn(2, d, generator=generator))
-    return ReversibleFlow(random_velocity(d, generator), d, solver, start, batch_shape, dtype=torch.float64)
+RULES = {  # name -> solver of so many steps
+    **{f"sigma={sigma}": lambda n, sigma=sigma: ReversibleSolver(n, sigma) for sigma in SIGMAS},
+    "schedule": lambda n: ReversibleSolver(n, [0.5 + 0.05 * i for i in range(n)]),
+    **{f"three_step({a})": lambda n, a=a: ReversibleSolver.three_step(a, n) for a in (0.5, 1.0, 2.0)},
+    "four_step": lambda n: ReversibleSolver(n, coefficients=(0.4, 0.2, 0.1, 0.3)),
+}
+STARTS = {  # name -> start for states of size d and a solver with so many memories
+    "unit": lambda d, n: IndependentStart(),
+    "learned": lambda d, n: IndependentStart("learned", d, num_memories=n),
+    "state_dependent": lambda d, n: IndependentStart("state_dependent", d, 5, num_memories=n),
+    "consistent": lambda d, n: ConsistentStart(0.3),
+    "consistent, all learned": lambda d, n: ConsistentStart(0.3, "per_dimension", "learned", d),
+}
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_invert_undoes_integrate_to_1e_10(sigma):
+def make_dist(d: int, solver: ReversibleSolver, start: str, generator: torch.Generator, batch_shape=()):
+    start = STARTS[start](d, solver.num_memories).double()
+    with torch.no_grad():
+        for parameter in start.parameters():
+            parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
+    field, context = random_velocity(d, generator), torch.randn(*batch_shape, 5, generator=generator).double()
+    velocity = ConditionedVelocity(lambda x, t, _: field(x, t), context)
+    return ReversibleFlow(velocity, d, solver, start, batch_shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_invert_undoes_integrate_to_1e_10(rule):
     generator = torch.Generator().manual_seed(0)
     velocity = random_velocity(7, generator)
-    solver = ReversibleSolver(5, sigma)
-    x, memory = torch.randn(2, 1000, 7, generator=generator, dtype=torch.float64)
+    solver = RULES[rule](5)
+    x = torch.randn(1000, 7, generator=generator, dtype=torch.float64)
+    memory = torch.randn(1000, 7 * solver.num_memories, generator=generator, dtype=torch.float64)
     recovered = solver.invert(velocity, *solver.integrate(velocity, x, memory))
     assert (recovered[0] - x).abs().max() < 1e-10
     assert (recovered[1] - memory).abs().max() < 1e-10
 
 
-@pytest.mark.parametrize("sigma", SIGMAS)
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 8])
 @pytest.mark.parametrize("d", [1, 2, 6])
-def test_log_abs_det_equals_autograd_jacobian(d, num_steps, sigma):
+def test_log_abs_det_equals_autograd_jacobian(d, num_steps, rule):
     generator = torch.Generator().manual_seed(100 * d + num_steps)
     velocity = random_velocity(d, generator)
-    solver = ReversibleSolver(num_steps, sigma)
+    solver = RULES[rule](num_steps)
+    memory_size = d * solver.num_memories
 
     def flat_map(z):
-        return torch.cat(solver.integrate(velocity, *z.split(d)))
+        return torch.cat(solver.integrate(velocity, *z.split([d, memory_size])))
 
-    z = torch.randn(2 * d, generator=generator, dtype=torch.float64)
+    z = torch.randn(d + memory_size, generator=generator, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(flat_map, z)
     assert abs(torch.linalg.slogdet(jacobian).logabsdet.item() - solver.log_abs_det(d)) < 1e-8
 
 
-@pytest.mark.parametrize("scale", ["unit", "learned"])
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("rule", RULES)
+def test_density_of_noise_to_pair_equals_autograd_jacobian(rule, start):
+    dist = make_dist(2, RULES[rule](4), start, torch.Generator().manual_seed(9))
+    solver = dist.solver
+
+    def flat_map(z):
+        noise = z.split([2, 2 * solver.num_memories])
+        velocity = dist.velocity
+        return torch.cat(solver.integrate(velocity, *dist.start.from_noise(velocity, *noise, solver=solver)))
+
+    z = torch.randn(2 + 2 * solver.num_memories, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+    log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(flat_map, z)).logabsdet
+    expected = Normal(0.0, 1.0).log_prob(z).sum() - log_det
+    log_prob = dist.log_prob(*flat_map(z).split([2, 2 * solver.num_memories]))
+    torch.testing.assert_close(log_prob, expected, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("scale", ["unit", "learned", "consistent"])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_density_of_the_pair_integrates_to_one(sigma, scale):
     dist = make_dist(1, ReversibleSolver(3, sigma), scale, torch.Generator().manual_seed(1))
@@ -71,7 +110,7 @@ def test_density_of_the_pair_integrates_to_one(sigma, scale):
     assert abs(density.sum() * cell - 1) < 0.01
 
 
-@pytest.mark.parametrize("scale", ["unit", "learned"])
+@pytest.mark.parametrize("scale", STARTS)
 def test_recovered_noise_is_standard_normal(scale):
     dist = make_dist(3, ReversibleSolver(), scale, torch.Generator().manual_seed(2))
     torch.manual_seed(3)
@@ -82,7 +121,7 @@ def test_recovered_noise_is_standard_normal(scale):
     assert (torch.corrcoef(noise.T) - torch.eye(6, dtype=torch.float64)).abs().max() < 0.06
 
 
-@pytest.mark.parametrize("scale", ["unit", "learned"])
+@pytest.mark.parametrize("scale", STARTS)
 def test_entropy_equals_the_mean_negative_log_density(scale):
     dist = make_dist(3, ReversibleSolver(), scale, torch.Generator().manual_seed(4))
     torch.manual_seed(5)
@@ -92,49 +131,33 @@ def test_entropy_equals_the_mean_negative_log_density(scale):
     assert abs(dist.entropy().item() + log_prob.mean().item()) < 0.03
 
 
-def test_sample_log_prob_equals_log_prob_of_the_sample():
-    dist = make_dist(4, ReversibleSolver(8, 0.6), "learned", torch.Generator().manual_seed(6), (5,))
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("rule", ["sigma=0.75", "schedule", "three_step(1.0)"])
+def test_sample_log_prob_equals_log_prob_of_the_sample(rule, start):
+    dist = make_dist(4, RULES[rule](8), start, torch.Generator().manual_seed(6), (5,))
     torch.manual_seed(7)
     (action, memory), log_prob = dist.rsample_and_log_prob((3,))
-    assert log_prob.shape == (3, 5) and action.shape == memory.shape == (3, 5, 4)
+    assert log_prob.shape == (3, 5) and action.shape == (3, 5, 4)
+    assert memory.shape == (3, 5, 4 * dist.solver.num_memories)
     torch.testing.assert_close(dist.log_prob(action, memory), log_prob, atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("num_steps", "sigma", "message"),
-    [
-        (0, 0.75, "num_steps must be an integer"),
-        (2.5, 0.75, "num_steps must be an integer"),
-        (5, 0.0, "must not be 0"),
-        (5, float("nan"), "finite"),
-        (5, float("inf"), "finite"),
-        (5, 1.5, r"\(-1, 1\]"),
-        (5, -1.0, r"\(-1, 1\]"),
-    ],
-)
-def test_solver_refuses_settings_it_cannot_invert(num_steps, sigma, message):
-    with pytest.raises(ValueError, match=message):
-        ReversibleSolver(num_steps, sigma)
+@pytest.mark.parametrize("start", ["unit", "consistent"])
+@pytest.mark.parametrize("num_steps", [1, 5, 20])
+def test_no_start_costs_an_evaluation_of_its_own(num_steps, start):
+    calls = []
 
+    def velocity(x, t):
+        calls.append(t)
+        return -x
 
-def test_solver_names_the_largest_step_count_that_float64_can_hold():
-    with pytest.raises(ValueError, match=r"sigma=0\.5 with num_steps=60 .* at most (\d+)") as error:
-        ReversibleSolver(60, 0.5)
-    largest = int(str(error.value).split("at most ")[1].split(";")[0])
-    ReversibleSolver(largest, 0.5)
-    with pytest.raises(ValueError):
-        ReversibleSolver(largest + 1, 0.5)
-
-
-def test_state_is_float64_where_float32_cannot_hold_the_inversion():
-    assert ReversibleSolver(5, 0.75).state_dtype(torch.float32) == torch.float32
-    assert ReversibleSolver(20, 0.5).state_dtype(torch.float32) == torch.float64
-    solver = ReversibleSolver(20, 0.5)
-    velocity = lambda x, t: torch.sin(x.float() + t)  # noqa: E731
-    torch.manual_seed(8)
-    x, memory = torch.randn(2, 100, 3)
-    pair = solver.integrate(velocity, x, memory)
-    assert pair[0].dtype == torch.float64
-    recovered = solver.invert(velocity, *pair)
-    assert (recovered[0] - x).abs().max() < 1e-6
-    assert (recovered[1] - memory).abs().max() < 1e-6
+    dist = ReversibleFlow(velocity, 3, ReversibleSolver(num_steps, 0.5), STARTS[start](3, 1), (4,))
+    calls.clear()
+    pair, _ = dist.rsample_and_log_prob()
+    assert len(calls) == num_steps
+    calls.clear()
+    dist.log_prob(*pair)
+    assert len(calls) == num_steps
+    calls.clear()
+    dist.mode  # noqa: B018
+    assert len(calls) == num_steps

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from torchrl_genpo import IndependentStart
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleSolver
+from torchrl_genpo.flow import ConditionedVelocity
 
 
 def test_unit_start_is_the_standard_normal_pair():
@@ -29,15 +30,85 @@ def test_learned_scale_is_an_exact_density_with_a_gradient():
     expected = Normal(0.0, scale[0]).log_prob(x).sum(-1) + Normal(0.0, scale[1]).log_prob(memory).sum(-1)
     torch.testing.assert_close(log_prob, expected)
     torch.testing.assert_close(start.log_prob(None, x, memory), expected)
-    torch.testing.assert_close(start.entropy(3), Normal(0.0, scale).entropy().sum())
-    (gradient,) = torch.autograd.grad(start.entropy(3), start.log_scale)
+    torch.testing.assert_close(start.entropy(None, 3), Normal(0.0, scale).entropy().sum())
+    (gradient,) = torch.autograd.grad(start.entropy(None, 3), start.log_scale)
     torch.testing.assert_close(gradient, torch.ones(2, 3))
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(("other",), "'unit' or 'learned'"), (("learned",), "needs action_dim"), (("unit", 3), "no effect")],
+    [
+        (("other",), "one of 'unit', 'learned', 'state_dependent'"),
+        (("learned",), "needs action_dim"),
+        (("unit", 3), "no effect"),
+        (("state_dependent", 3), "needs context_dim"),
+        (("learned", 3, 8), "context_dim=8 has no effect"),
+        (("learned", 3, None, 1, 0.0), "initial_scale must be positive"),
+        (("unit", None, None, 1, 2.0), "initial_scale=2.0 has no effect"),
+    ],
 )
 def test_nonsense_is_refused(args, message):
     with pytest.raises(ValueError, match=message):
         IndependentStart(*args)
+
+
+@pytest.mark.parametrize("tau", [0, -1, float("nan"), "large"])
+def test_tau_that_gives_no_density_is_refused_with_the_reason(tau):
+    with pytest.raises(ValueError, match=r"positive finite number.*no density"):
+        ConsistentStart(tau)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"learn_tau": "all"}, "None, 'shared' or 'per_dimension'"),
+        ({"learn_tau": "per_dimension"}, "needs action_dim"),
+        ({"action_dim": 3}, "no effect"),
+    ],
+)
+def test_consistent_start_refuses_nonsense(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ConsistentStart(**kwargs)
+
+
+def test_consistent_memory_is_where_the_flow_was_up_to_tau():
+    velocity, solver = (lambda x, t: x + 1), ReversibleSolver.three_step(num_steps=4)
+    noise, memory_noise = torch.randn(5, 3), torch.randn(5, 6)
+    x, memory = ConsistentStart(0.1).from_noise(velocity, noise, memory_noise, solver=solver)
+    torch.testing.assert_close(x, noise)
+    expected = torch.cat([x - 0.25 * (x + 1), x - 0.5 * (x + 1)], -1) + 0.1 * memory_noise
+    torch.testing.assert_close(memory, expected)
+
+
+@pytest.mark.parametrize("learn_tau", ["shared", "per_dimension"])
+def test_learned_tau_has_the_gradient_of_the_entropy(learn_tau):
+    start = ConsistentStart(0.2, learn_tau, action_dim=3 if learn_tau == "per_dimension" else None)
+    (gradient,) = torch.autograd.grad(start.entropy(None, 3), start.log_tau)
+    torch.testing.assert_close(gradient.sum(), torch.tensor(3.0))
+    with torch.no_grad():
+        start.log_tau.add_(1)
+    start.reset_parameters()
+    torch.testing.assert_close(start.log_tau.exp(), torch.full_like(start.log_tau, 0.2))
+
+
+def test_state_dependent_scale_starts_at_one_and_follows_the_context():
+    start = IndependentStart("state_dependent", 3, 8)
+    velocity = ConditionedVelocity(lambda x, t, c: x, torch.randn(10, 8))
+    assert start.log_scales(velocity).eq(0).all() and not start.has_constant_entropy
+    with torch.no_grad():
+        start.head.weight.normal_()
+    log_scales = start.log_scales(velocity)
+    assert log_scales.shape == (10, 2, 3) and log_scales.std() > 0.3 and log_scales.abs().max() < 3
+    x, memory, log_prob = start.sample(velocity, (4, 10, 3))
+    scale = log_scales.exp()
+    expected = Normal(0.0, scale[:, 0]).log_prob(x).sum(-1) + Normal(0.0, scale[:, 1]).log_prob(memory).sum(-1)
+    torch.testing.assert_close(log_prob, expected)
+    torch.testing.assert_close(start.log_prob(velocity, x, memory), expected)
+    torch.testing.assert_close(start.entropy(velocity, 3), Normal(0.0, scale).entropy().sum((-2, -1)))
+    with pytest.raises(ValueError, match="ConditionedVelocity"):
+        start.sample(lambda x, t: x, (10, 3))
+
+
+def test_initial_scale():
+    start = IndependentStart("learned", 3, initial_scale=1.4)
+    torch.testing.assert_close(start.log_scale.exp(), torch.full((2, 3), 1.4))

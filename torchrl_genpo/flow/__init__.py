@@ -2,14 +2,19 @@
 # LICENSE file in the root directory of this source tree.
 """The mathematics of reversible flows: tensors in, tensors out."""
 
+from torchrl_genpo.flow.adaptive import AdaptiveSigma
 from torchrl_genpo.flow.distribution import Pair, ReversibleFlow
-from torchrl_genpo.flow.solver import ConditionedVelocity, ReversibleSolver
-from torchrl_genpo.flow.start import IndependentStart, Start
-from torchrl_genpo.flow.velocity import Mish, SinusoidalTimeEmbedding, Velocity, VelocityMLP
+from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
+from torchrl_genpo.flow.solver import ReversibleSolver, VelocityField
+from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
+from torchrl_genpo.flow.velocity import ConditionedVelocity, Mish, SinusoidalTimeEmbedding, Velocity, VelocityMLP
 
 __all__ = [
+    "AdaptiveSigma",
     "ConditionedVelocity",
+    "ConsistentStart",
     "IndependentStart",
+    "MarginalEstimate",
     "Mish",
     "Pair",
     "ReversibleFlow",
@@ -17,5 +22,8 @@ __all__ = [
     "SinusoidalTimeEmbedding",
     "Start",
     "Velocity",
+    "VelocityField",
     "VelocityMLP",
+    "marginal_log_prob",
+    "propose_memory",
 ]

@@ -1,54 +1,72 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The reversible two-step solver of GenPO++ (arXiv 2606.06967)."""
+"""Reversible multi-step solvers: the two-step rule of GenPO++ (arXiv 2606.06967) and its k-step relatives."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["ConditionedVelocity", "ReversibleSolver"]
+from torchrl_genpo.flow.reversible import integrate_reversibly, invert_reversibly
 
-ConditionedVelocity: TypeAlias = Callable[[Tensor, float], Tensor]
-"""A velocity field with its observation already bound: ``(x [..., d], t in [0, 1)) -> [..., d]``."""
+__all__ = ["ReversibleSolver", "VelocityField"]
+
+VelocityField: TypeAlias = Callable[[Tensor, float], Tensor]
+"""A velocity with its observation already bound: ``(x [..., d], t in [0, 1)) -> [..., d]``."""
 
 TOLERANCE = 4e-6
 """Largest rounding error, relative to a state of order one, that the recovered noise may carry."""
 
+GRADIENT_TOLERANCE = 1e-9
+"""The same for ``gradient="reversible"``, whose states in the backward pass are reconstructed."""
+
 
 class ReversibleSolver:
-    r"""Two-step reversible ODE solver: integrates a flow and inverts it exactly.
+    r"""Multi-step reversible ODE solver: integrates a flow and inverts it exactly.
 
-    Beside the state :math:`x_i` it carries the previous one, the *memory* :math:`x_{i-1}`.
-    With :math:`\Delta t = 1/M` and :math:`t_i = i/M`,
+    Beside the state :math:`x_i` it carries the :math:`k - 1` states before, the *memory*. With
+    :math:`\Delta t = 1/M`, :math:`t_i = i/M` and :math:`c = 1 + \sum_j j\,a_j` (consistency),
 
     .. math::
-        x_{i+1} &= (1-\sigma)\, x_i + \sigma\, x_{i-1} + (1+\sigma)\, \Delta t\, v(x_i, t_i), \\
-        x_{i-1} &= \big(x_{i+1} - (1-\sigma)\, x_i - (1+\sigma)\, \Delta t\, v(x_i, t_i)\big) / \sigma .
+        x_{i+1} &= \textstyle\sum_{j<k} a_j\, x_{i-j} + c\, \Delta t\, v(x_i, t_i), \\
+        x_{i-k+1} &= \textstyle\big(x_{i+1} - \sum_{j<k-1} a_j\, x_{i-j} - c\, \Delta t\, v(x_i, t_i)\big) / a_{k-1} .
 
     Both directions evaluate the velocity at the same point, so the inverse is exact for any
-    network. The step :math:`(x_{i-1}, x_i) \mapsto (x_i, x_{i+1})` has
-    :math:`|\det| = |\sigma|^d` whatever the velocity is: no Jacobian is ever formed.
+    network, and one step has :math:`|\det| = |a_{k-1}|^d` whatever the velocity is: no Jacobian is
+    ever formed. The paper's solver has two steps, :math:`a = (1-\sigma, \sigma)`.
 
-    Inversion multiplies rounding error by up to :math:`|\sigma|^{-M}`. Where float32 would
-    exceed ``4e-6``, the pair (not the network) is carried in float64; where float64 would exceed
+    Inversion multiplies rounding error by up to :attr:`error_amplification`. Where float32 would
+    exceed ``4e-6``, the states (not the network) are carried in float64; where float64 would exceed
     it too, the setting is refused.
 
     References:
-        GenPO++, arXiv 2606.06967: the recurrence and its inverse (pipeline figure).
+        GenPO++, arXiv 2606.06967: the two-step recurrence and its inverse (pipeline figure).
+        Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", III.2-3: order and
+        zero-stability of multi-step rules. The three-step family is ours.
 
     Args:
         num_steps (int, optional): number of velocity evaluations :math:`M`. Defaults to ``5``.
-        sigma (float, optional): weight :math:`\sigma` of the memory, in ``(-1, 1]`` and not zero.
-            ``1`` is the explicit midpoint (leap-frog) rule. Defaults to ``0.75``.
+        sigma (float or sequence of float, optional): weight :math:`\sigma` of the memory in the
+            two-step rule, in ``(-1, 1]`` and not zero; or one for each step. ``1`` is the explicit
+            midpoint (leap-frog) rule. Defaults to ``0.75``.
+
+    Keyword Args:
+        coefficients (sequence of float, optional): :math:`a_0, \dots, a_{k-1}` of a rule of your
+            own, instead of ``sigma``.
+        gradient (str, optional): ``"stored"`` keeps the activations of every step for the backward
+            pass; ``"reversible"`` keeps those of none and reconstructs the states while going
+            backward, so that memory does not grow with ``num_steps``, for about one more
+            evaluation a step. Needs a :class:`~torchrl_genpo.flow.ConditionedVelocity`; a
+            ``torch.compile`` of it runs uncompiled. Defaults to ``"stored"``.
 
     Raises:
-        ValueError: if ``num_steps`` is not a positive integer, if ``sigma`` is outside its range,
-            or if float64 cannot hold the inversion of ``num_steps`` steps at this ``sigma``.
+        ValueError: if ``num_steps`` is not a positive integer, if ``sigma`` is outside its range or
+            has another length, if the coefficients are inconsistent, unstable or not invertible,
+            or if float64 cannot hold the inversion of ``num_steps`` steps.
 
     Examples:
         >>> import torch
@@ -62,91 +80,244 @@ class ReversibleSolver:
         True
         >>> round(solver.log_abs_det(3), 4)
         -4.3152
+        >>> solver.order, ReversibleSolver.three_step(num_steps=5).order
+        (1, 2)
     """
 
-    def __init__(self, num_steps: int = 5, sigma: float = 0.75) -> None:
+    def __init__(
+        self,
+        num_steps: int = 5,
+        sigma: float | Sequence[float] = 0.75,
+        *,
+        coefficients: Sequence[float] | None = None,
+        gradient: Literal["stored", "reversible"] = "stored",
+    ) -> None:
         if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
             raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}.")
-        if not isinstance(sigma, (int, float)) or not math.isfinite(sigma):
-            raise ValueError(f"sigma must be a finite number, got {sigma!r}.")
-        if sigma == 0 or not -1 < sigma <= 1:
-            raise ValueError(
-                f"sigma must lie in (-1, 1] and must not be 0, got {sigma}: at 0 the step cannot be "
-                "inverted, outside the interval the recurrence is unstable. The paper uses 0.75."
-            )
+        if gradient not in ("stored", "reversible"):
+            raise ValueError(f"gradient must be 'stored' or 'reversible', got {gradient!r}.")
         self.num_steps = num_steps
-        self.sigma = float(sigma)
-        self.dt = 1.0 / self.num_steps
-        if self.error_amplification * torch.finfo(torch.float64).eps > TOLERANCE:
-            limit = math.log(TOLERANCE / torch.finfo(torch.float64).eps)
-            largest = int(limit / -math.log(abs(self.sigma)))
+        self.dt = 1.0 / num_steps
+        self.gradient = gradient
+        if coefficients is None:
+            self.sigma = sigma
+        else:
+            self._sigma: float | tuple[float, ...] | None = None
+            self._set_coefficients([_checked_coefficients(coefficients)] * num_steps)
+
+    @classmethod
+    def two_step(cls, sigma: float | Sequence[float] = 0.75, num_steps: int = 5, **kwargs) -> ReversibleSolver:  # type: ignore[no-untyped-def]
+        r"""The paper's rule, :math:`a = (1-\sigma, \sigma)`: first order, second at :math:`\sigma = 1`."""
+        return cls(num_steps, sigma, **kwargs)
+
+    @classmethod
+    def three_step(cls, a: float = 1.0, num_steps: int = 5, **kwargs) -> ReversibleSolver:  # type: ignore[no-untyped-def]
+        r"""The strictly stable second-order family :math:`a = (a, 1 - \tfrac43 a, \tfrac13 a)`.
+
+        Its two parasitic roots are those of :math:`z^2 + (1 - a) z + a/3`, inside of the unit
+        circle for :math:`0 < a < 3`. Two memories, and one evaluation a step as always.
+
+        Raises:
+            ValueError: if ``a`` is outside of ``(0, 3)``.
+        """
+        if not isinstance(a, (int, float)) or not 0 < a < 3:
+            raise ValueError(f"three_step is stable for a in (0, 3) only, got {a!r}. 1 is a good choice.")
+        return cls(num_steps, coefficients=(a, 1 - 4 * a / 3, a / 3), **kwargs)
+
+    @property
+    def sigma(self) -> float | tuple[float, ...] | None:
+        """Weight of the memory in the two-step rule, or one a step; ``None`` for other rules.
+
+        May be set between updates (densities stored before are then of another policy).
+        """
+        return self._sigma
+
+    @sigma.setter
+    def sigma(self, value: float | Sequence[float]) -> None:
+        values = [value] * self.num_steps if isinstance(value, (int, float)) else list(value)
+        if len(values) != self.num_steps:
+            raise ValueError(f"sigma has {len(values)} values for num_steps={self.num_steps}: give one, or one a step.")
+        values = [_checked_sigma(s) for s in values]
+        self._sigma = values[0] if isinstance(value, (int, float)) else tuple(values)
+        self._set_coefficients([(1 - s, s) for s in values])
+
+    def _set_coefficients(self, coefficients: list[tuple[float, ...]]) -> None:
+        self.coefficients = coefficients
+        """:math:`a_0, \\dots, a_{k-1}` of each step."""
+        self._gains = [self.dt * (1 + sum(j * a for j, a in enumerate(step))) for step in coefficients]
+        eps = torch.finfo(torch.float64).eps
+        tolerance, what = TOLERANCE, "cannot be inverted in float64"
+        if self.gradient == "reversible":
+            tolerance, what = GRADIENT_TOLERANCE, "is not exact enough in float64 for gradient='reversible'"
+        if self.error_amplification * eps > tolerance:
+            largest = int(math.log(tolerance / eps) / math.log(self.step_amplification))
             raise ValueError(
-                f"sigma={self.sigma} with num_steps={self.num_steps} cannot be inverted in float64: rounding "
-                f"errors grow by |sigma|^-num_steps = {self.error_amplification:.1e}. At this sigma "
-                f"num_steps can be at most {largest}; or bring sigma closer to 1."
+                f"{self._rule()} with num_steps={self.num_steps} {what}: rounding errors grow by "
+                f"{self.error_amplification:.1e} (sigma^-num_steps for the two-step rule). With this rule num_steps "
+                f"can be at most {largest}; or take one whose memory weighs more (sigma closer to 1)."
             )
 
     @property
+    def num_memories(self) -> int:
+        """Number :math:`k - 1` of earlier states that the memory ``[..., (k-1) d]`` holds, newest first."""
+        return len(self.coefficients[0]) - 1
+
+    @property
+    def order(self) -> int:
+        r"""Order of convergence: the largest :math:`p` with :math:`\sum_j a_j (-j)^q = 1` for :math:`2 \le q \le p`."""
+        order = 1
+        while order < 4 and all(
+            abs(sum(a * (-j) ** (order + 1) for j, a in enumerate(step)) - 1) < 1e-9 for step in self.coefficients
+        ):
+            order += 1
+        return order
+
+    def roots(self, step: int = 0) -> list[complex]:
+        r"""Roots of the characteristic polynomial :math:`z^k - \sum_j a_j z^{k-1-j}`.
+
+        The first is 1 (consistency). The others, the parasitic ones, say how fast the memory's own
+        noise dies out; they lie in the unit circle, and only simple ones on it (zero-stability).
+        """
+        return _roots(self.coefficients[step])
+
+    @property
+    def step_amplification(self) -> float:
+        r"""Factor by which one step of the inversion can enlarge a rounding error: :math:`1/\min|z|`."""
+        return self.error_amplification ** (1 / self.num_steps)
+
+    @property
     def error_amplification(self) -> float:
-        """Factor :math:`|\\sigma|^{-M}` by which inversion can enlarge a rounding error."""
-        return abs(self.sigma) ** -self.num_steps
+        r"""The same for all steps together; :math:`|\sigma|^{-M}` for the two-step rule."""
+        return math.prod(1 / min(map(abs, _roots(step))) for step in self.coefficients)
 
     def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that the pair is carried in for noise of ``dtype``: itself, or float64."""
+        """The dtype that the states are carried in for noise of ``dtype``: itself, or float64."""
         if self.error_amplification * torch.finfo(dtype).eps > TOLERANCE:
             return torch.float64
         return dtype
 
-    def integrate(self, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Carries a pair of noise to the end of the flow, :math:`t = 0 \\to 1`.
 
         Args:
             velocity (Callable): ``(x [..., d], t) -> [..., d]``.
             x (Tensor): start :math:`x_0`, ``[..., d]``.
-            memory (Tensor): its memory :math:`x_{-1}`, ``[..., d]``.
+            memory (Tensor): its memory :math:`x_{-1}` (and before), ``[..., (k-1) d]``.
 
         Returns:
-            The pair :math:`(x_M, x_{M-1})`, each ``[..., d]``, in :meth:`state_dtype`.
+            The pair :math:`(x_M, x_{M-1})`, of the same shapes, in :meth:`state_dtype`.
         """
         x, memory = self._to_state(x, memory)
-        gain = (1 + self.sigma) * self.dt
+        if self.gradient == "reversible" and torch.is_grad_enabled():
+            return integrate_reversibly(self, velocity, x, memory)
+        states = self.split(x, memory)
         for i in range(self.num_steps):
-            v = velocity(x, i * self.dt)
-            x, memory = torch.lerp(x, memory, self.sigma).add(v, alpha=gain), x
-        return x, memory
+            states = self.step(i, states, velocity(states[0], i * self.dt))
+        return self.join(states)
 
-    def invert(self, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def invert(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Recovers the noise that :meth:`integrate` started from, :math:`t = 1 \\to 0`.
 
         Args:
             velocity (Callable): ``(x [..., d], t) -> [..., d]``.
             x (Tensor): end :math:`x_M`, ``[..., d]``.
-            memory (Tensor): its memory :math:`x_{M-1}`, ``[..., d]``.
+            memory (Tensor): its memory :math:`x_{M-1}` (and before), ``[..., (k-1) d]``.
 
         Returns:
-            The pair :math:`(x_0, x_{-1})`, each ``[..., d]``, in :meth:`state_dtype`.
+            The pair :math:`(x_0, x_{-1})`, of the same shapes, in :meth:`state_dtype`.
         """
         x, memory = self._to_state(x, memory)
-        gain = (1 + self.sigma) * self.dt
+        if self.gradient == "reversible" and torch.is_grad_enabled():
+            return invert_reversibly(self, velocity, x, memory)
+        states = self.split(x, memory)
         for i in reversed(range(self.num_steps)):
-            v = velocity(memory, i * self.dt)
-            # lerp(a, b, 1/s) = (b - (1-s) a) / s: the inverse is one lerp, as the step is
-            x, memory = memory, torch.lerp(memory, x.sub(v, alpha=gain), 1 / self.sigma)
-        return x, memory
+            states = self.step_back(i, states, velocity(states[1], i * self.dt))
+        return self.join(states)
+
+    def step(self, i: int, states: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+        """States ``x_{i+1}, x_i, ...`` from ``x_i, x_{i-1}, ...`` and the velocity at ``x_i``."""
+        new = states[0] * self.coefficients[i][0]
+        for a, state in zip(self.coefficients[i][1:], states[1:], strict=True):
+            new = new.add(state, alpha=a)
+        return [new.add(v, alpha=self._gains[i]), *states[:-1]]
+
+    def step_back(self, i: int, states: Sequence[Tensor], v: Tensor) -> list[Tensor]:
+        """States ``x_i, x_{i-1}, ...`` from ``x_{i+1}, x_i, ...`` and the velocity at ``x_i``."""
+        oldest = states[0]
+        for a, state in zip(self.coefficients[i], states[1:], strict=False):
+            oldest = oldest.sub(state, alpha=a)
+        return [*states[1:], oldest.sub(v, alpha=self._gains[i]) / self.coefficients[i][-1]]
 
     def log_abs_det(self, d: int) -> float:
-        """Log absolute determinant of the whole map of pairs, :math:`M\\, d \\log|\\sigma|`.
+        """Log absolute determinant of the whole map, :math:`d \\sum_i \\log|a_{k-1}|`; :math:`M\\, d \\log|\\sigma|`.
 
         Args:
-            d (int): size of one state (the pair holds ``2 d`` numbers).
+            d (int): size of one state.
         """
-        return self.num_steps * d * math.log(abs(self.sigma))
+        return d * sum(math.log(abs(step[-1])) for step in self.coefficients)
+
+    def split(self, x: Tensor, memory: Tensor) -> list[Tensor]:
+        """The list of states, newest first, each ``[..., d]``."""
+        return [x, *memory.split(x.shape[-1], -1)] if self.num_memories > 1 else [x, memory]
+
+    def join(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Undoes :meth:`split`."""
+        return states[0], torch.cat(list(states[1:]), -1) if self.num_memories > 1 else states[1]
 
     def _to_state(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        if x.shape != memory.shape:
-            raise ValueError(f"x and memory must have the same shape, got {tuple(x.shape)} and {tuple(memory.shape)}.")
+        if memory.shape != (*x.shape[:-1], self.num_memories * x.shape[-1]):
+            same = "the same shape" if self.num_memories == 1 else f"{self.num_memories} memories for each state"
+            raise ValueError(f"x and memory must have {same}, got {tuple(x.shape)} and {tuple(memory.shape)}.")
         dtype = self.state_dtype(torch.promote_types(x.dtype, memory.dtype))
         return x.to(dtype), memory.to(dtype)
 
+    def _rule(self) -> str:
+        if self._sigma is None:
+            return "coefficients=(" + ", ".join(f"{a:.4g}" for a in self.coefficients[0]) + ")"
+        return f"sigma={self._sigma}"
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_steps={self.num_steps}, sigma={self.sigma})"
+        gradient = "" if self.gradient == "stored" else f", gradient={self.gradient!r}"
+        return f"{type(self).__name__}(num_steps={self.num_steps}, {self._rule()}{gradient})"
+
+
+def _roots(coefficients: Sequence[float]) -> list[complex]:
+    if len(coefficients) == 2:  # z^2 - (1-s) z - s = (z - 1)(z + s), without rounding
+        return [complex(1), complex(-coefficients[1])]
+    companion = torch.diag(torch.ones(len(coefficients) - 1, dtype=torch.float64), -1)
+    companion[0] = torch.tensor(coefficients, dtype=torch.float64)
+    return sorted((complex(z) for z in torch.linalg.eigvals(companion).tolist()), key=lambda z: abs(z - 1))
+
+
+def _checked_sigma(sigma: float) -> float:
+    if not isinstance(sigma, (int, float)) or not math.isfinite(sigma):
+        raise ValueError(f"sigma must be a finite number, got {sigma!r}.")
+    if sigma == 0 or not -1 < sigma <= 1:
+        raise ValueError(
+            f"sigma must lie in (-1, 1] and must not be 0, got {sigma}: at 0 the step cannot be "
+            "inverted, outside the interval the recurrence is unstable. The paper uses 0.75."
+        )
+    return float(sigma)
+
+
+def _checked_coefficients(coefficients: Sequence[float]) -> tuple[float, ...]:
+    values = tuple(float(a) for a in coefficients)
+    if len(values) < 2 or not all(map(math.isfinite, values)):
+        raise ValueError(f"coefficients must be at least two finite numbers, got {values}.")
+    if values[-1] == 0:
+        raise ValueError(f"The last coefficient must not be 0, or the step cannot be inverted; got {values}.")
+    if abs(sum(values) - 1) > 1e-9:
+        raise ValueError(
+            f"Inconsistent: the coefficients {values} sum to {sum(values):.6g} instead of 1, so that a constant state "
+            "would not stay. Use two_step(sigma) or three_step(a), or scale them."
+        )
+    roots = _roots(values)
+    on_circle = [z for z in roots if abs(abs(z) - 1) < 1e-6]
+    repeated = any(abs(z - w) < 1e-4 for n, z in enumerate(on_circle) for w in on_circle[:n])
+    if max(map(abs, roots)) > 1 + 1e-6 or repeated:
+        raise ValueError(
+            f"Unstable: the characteristic roots of the coefficients {values} have moduli "
+            f"{', '.join(f'{abs(z):.4g}' for z in roots)}; all must be at most 1, and those of modulus 1 simple. "
+            "Use two_step(sigma) or three_step(a)."
+        )
+    return values

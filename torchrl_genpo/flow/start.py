@@ -7,14 +7,19 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchrl_genpo.flow.solver import ConditionedVelocity
+from torchrl_genpo.flow.solver import ReversibleSolver, VelocityField
 
-__all__ = ["IndependentStart", "Start"]
+__all__ = ["ConsistentStart", "IndependentStart", "Start"]
+
+Scale: TypeAlias = Literal["unit", "learned", "state_dependent"]
+
+DEFAULT_SOLVER = ReversibleSolver()  # the actor's default too
 
 
 class Start(nn.Module, ABC):
@@ -24,31 +29,100 @@ class Start(nn.Module, ABC):
     (:meth:`to_noise`) and its log determinant (:meth:`log_abs_det`). Sampling, density and entropy
     follow from these three.
 
-    ``velocity`` is the conditioned velocity ``(x, t) -> [..., d]``, for starts that need its value.
+    ``velocity`` is the conditioned velocity ``(x, t) -> [..., d]``, for starts that need its value or
+    its ``context``; ``solver`` the one that integrates (:class:`ReversibleSolver` () by default), which knows the
+    size of a step and of the memory.
+
+    The noise may be scaled, by one positive factor for each number: ``"unit"`` (1), ``"learned"`` (a
+    parameter, 1 at first) or ``"state_dependent"`` (a linear head on the activated context of the
+    velocity, 1 at first, within ``exp(+-3)``). The log of the scale enters the density, which stays
+    exact and Jacobian-free, and the entropy of the pair becomes a differentiable closed form.
+
+    Args:
+        scale (str): as above.
+        rows (int): number of scaled states of size ``action_dim``.
+        action_dim (int, optional): ``d``; needed unless the scale is ``"unit"``.
+        context_dim (int, optional): size of the context (``VelocityMLP.context_dim``), for
+            ``"state_dependent"`` only.
+        initial_scale (float, optional): what a scale is at first. Defaults to ``1``.
+
+    Raises:
+        ValueError: for an unknown scale, or a size that is missing or has no effect.
     """
 
+    LOG_SCALE_BOUND = 3.0  # a head may be wrong about an observation it never saw, but not by more than this
+
+    def __init__(
+        self,
+        scale: Scale,
+        rows: int,
+        action_dim: int | None,
+        context_dim: int | None,
+        initial_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(initial_scale) and initial_scale > 0):
+            raise ValueError(f"initial_scale must be positive and finite, got {initial_scale}.")
+        if scale == "unit" and initial_scale != 1:
+            raise ValueError(
+                f"initial_scale={initial_scale} has no effect with scale='unit'; drop it or use 'learned'."
+            )
+        if scale not in get_args(Scale):
+            raise ValueError(f"scale must be one of {', '.join(map(repr, get_args(Scale)))}, got {scale!r}.")
+        if scale != "unit" and (action_dim is None or action_dim < 1):
+            raise ValueError(f"scale={scale!r} needs action_dim, the size of the action; got {action_dim!r}.")
+        if scale == "state_dependent" and (context_dim is None or context_dim < 1):
+            raise ValueError(f"scale='state_dependent' needs context_dim, the velocity's; got {context_dim!r}.")
+        if scale != "state_dependent" and context_dim is not None:
+            raise ValueError(f"context_dim={context_dim} has no effect with scale={scale!r}; drop it.")
+        self.scale = scale
+        self.initial_scale = float(initial_scale)
+        self.rows = rows
+        self.action_dim = action_dim
+        # row 0 scales x_0, the others its memory; the log keeps the scale positive
+        self.log_scale = nn.Parameter(torch.zeros(rows, action_dim)) if scale == "learned" and action_dim else None
+        self.head: nn.Linear | None = None
+        if scale == "state_dependent" and context_dim and action_dim:
+            self.head = nn.Linear(context_dim, rows * action_dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Puts the scale back to its first value."""
+        if self.log_scale is not None:
+            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
+            nn.init.constant_(self.head.bias, math.log(self.initial_scale))
+
     @property
-    @abstractmethod
     def has_constant_entropy(self) -> bool:
         """Whether the entropy of the pair does not depend on any parameter."""
+        return self.scale == "unit"
 
     @abstractmethod
-    def from_noise(self, velocity: ConditionedVelocity, noise: Tensor, memory_noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Maps two standard normal tensors ``[..., d]`` to the pair ``(x_0, memory_0)``."""
+    def from_noise(
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> tuple[Tensor, Tensor]:
+        """Maps standard normal tensors ``[..., d]`` and ``[..., (k-1) d]`` to the pair ``(x_0, memory_0)``."""
 
     @abstractmethod
-    def to_noise(self, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def to_noise(
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> tuple[Tensor, Tensor]:
         """Exact inverse of :meth:`from_noise`."""
 
     @abstractmethod
-    def log_abs_det(self, d: int) -> Tensor | float:
-        """Log absolute determinant of :meth:`from_noise` for states of size ``d``, scalar."""
+    def log_abs_det(
+        self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> Tensor | float:
+        """Log absolute determinant of :meth:`from_noise` for states of size ``d``: a scalar, or one a context."""
 
     def sample(
         self,
-        velocity: ConditionedVelocity,
+        velocity: VelocityField,
         shape: Sequence[int],
         *,
+        solver: ReversibleSolver = DEFAULT_SOLVER,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,45 +130,65 @@ class Start(nn.Module, ABC):
 
         Args:
             velocity (Callable): the conditioned velocity.
-            shape (sequence of int): shape ``[..., d]`` of each half of the pair.
+            shape (sequence of int): shape ``[..., d]`` of a state.
 
         Keyword Args:
+            solver (ReversibleSolver, optional): the solver. Defaults to ``ReversibleSolver()``.
             dtype (torch.dtype, optional): dtype of the noise.
             device (torch.device, optional): device of the noise.
 
         Returns:
-            ``x_0 [..., d]``, ``memory_0 [..., d]`` and their joint log density ``[...]``.
+            ``x_0 [..., d]``, ``memory_0 [..., (k-1) d]`` and their joint log density ``[...]``.
         """
-        noise, memory_noise = torch.randn((2, *shape), dtype=dtype, device=device).unbind(0)
-        x, memory = self.from_noise(velocity, noise, memory_noise)
-        return x, memory, self._log_density(noise, memory_noise)
+        d, k = shape[-1], 1 + solver.num_memories
+        draws = torch.randn((k, *shape), dtype=dtype, device=device).unbind(0)
+        noise, memory_noise = solver.join(draws)
+        x, memory = self.from_noise(velocity, noise, memory_noise, solver=solver)
+        return x, memory, _normal_log_density(noise, memory_noise) - self.log_abs_det(velocity, d, solver=solver)
 
-    def log_prob(self, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> Tensor:
-        """Joint log density ``[...]`` of the pair ``x, memory [..., d]``."""
-        return self._log_density(*self.to_noise(velocity, x, memory))
+    def log_prob(
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> Tensor:
+        """Joint log density ``[...]`` of the pair ``x [..., d]``, ``memory [..., (k-1) d]``."""
+        noise = self.to_noise(velocity, x, memory, solver=solver)
+        return _normal_log_density(*noise) - self.log_abs_det(velocity, x.shape[-1], solver=solver)
 
-    def entropy(self, d: int) -> Tensor | float:
-        """Differential entropy of the pair in nats, scalar, for states of size ``d``."""
-        return d * (1 + math.log(2 * math.pi)) + self.log_abs_det(d)
+    def entropy(self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER) -> Tensor | float:
+        """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
+        numbers = (1 + solver.num_memories) * d
+        return 0.5 * numbers * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
 
-    def _log_density(self, noise: Tensor, memory_noise: Tensor) -> Tensor:
-        d = noise.shape[-1]
-        energy = noise.square().sum(-1) + memory_noise.square().sum(-1)
-        return -0.5 * energy - (d * math.log(2 * math.pi) + self.log_abs_det(d))
+    def log_scales(self, velocity: VelocityField) -> Tensor | None:
+        """Logs of the scales, ``[..., rows, d]``, or ``None`` for unit scale."""
+        if self.head is None:
+            return self.log_scale
+        context = getattr(velocity, "context", None)
+        if not isinstance(context, Tensor):
+            raise ValueError(
+                "A state-dependent scale reads the context of the velocity, and this one has none (a tensor is "
+                "needed): pass a ConditionedVelocity(velocity, context)."
+            )
+        raw = self.head(F.mish(context)).unflatten(-1, (self.rows, -1))
+        return self.LOG_SCALE_BOUND * torch.tanh(raw / self.LOG_SCALE_BOUND)
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale!r}" + ("" if self.action_dim is None else f", action_dim={self.action_dim}")
 
 
 class IndependentStart(Start):
     r"""Independent normal :math:`x_0` and :math:`x_{-1}`, the start of the paper.
 
     Args:
-        scale (str, optional): ``"unit"``, the paper's standard normal pair; or ``"learned"``, one
-            positive scale for each of the ``2 d`` numbers, a parameter that is 1 at first. Its log
-            enters the density, which stays exact and Jacobian-free, and the entropy of the pair
-            becomes a differentiable closed form. Defaults to ``"unit"``.
-        action_dim (int, optional): ``d``; needed for, and only for, a learned scale.
+        scale (str, optional): ``"unit"``, the paper's standard normal pair; ``"learned"``, one positive
+            scale for each number of the pair; or ``"state_dependent"``, one that depends on the
+            observation. See :class:`Start`. Defaults to ``"unit"``.
+        action_dim (int, optional): ``d``; needed for, and only for, a scale that is not ``"unit"``.
+        context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
+        num_memories (int, optional): ``solver.num_memories``. Defaults to ``1``.
+        initial_scale (float, optional): what a scale is at first. Defaults to ``1``.
 
     References:
-        GenPO++, arXiv 2606.06967 (unit scale). The learned scale is ours.
+        GenPO++, arXiv 2606.06967 (unit scale). The other scales are ours.
 
     Examples:
         >>> import torch
@@ -107,42 +201,149 @@ class IndependentStart(Start):
         True
     """
 
-    def __init__(self, scale: Literal["unit", "learned"] = "unit", action_dim: int | None = None) -> None:
-        super().__init__()
-        if scale not in ("unit", "learned"):
-            raise ValueError(f"scale must be 'unit' or 'learned', got {scale!r}.")
-        if scale == "learned" and (action_dim is None or action_dim < 1):
-            raise ValueError(f"scale='learned' needs action_dim, the size of the action; got {action_dim!r}.")
+    def __init__(
+        self,
+        scale: Scale = "unit",
+        action_dim: int | None = None,
+        context_dim: int | None = None,
+        num_memories: int = 1,
+        initial_scale: float = 1.0,
+    ) -> None:
+        super().__init__(scale, 1 + num_memories, action_dim, context_dim, initial_scale)
         if scale == "unit" and action_dim is not None:
             raise ValueError(f"action_dim={action_dim} has no effect with scale='unit'; drop it or use 'learned'.")
-        self.scale = scale
-        self.action_dim = action_dim
-        # row 0 scales x_0, row 1 its memory; the log keeps the scale positive
-        self.log_scale = None if action_dim is None else nn.Parameter(torch.zeros(2, action_dim))
+
+    def from_noise(
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> tuple[Tensor, Tensor]:
+        log_scales = self.log_scales(velocity)
+        return (noise, memory_noise) if log_scales is None else self._scaled(noise, memory_noise, log_scales.exp())
+
+    def to_noise(
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> tuple[Tensor, Tensor]:
+        log_scales = self.log_scales(velocity)
+        return (x, memory) if log_scales is None else self._scaled(x, memory, log_scales.neg().exp())
+
+    def log_abs_det(
+        self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> Tensor | float:
+        log_scales = self.log_scales(velocity)
+        return 0.0 if log_scales is None else log_scales.sum((-2, -1))
+
+    @staticmethod
+    def _scaled(x: Tensor, memory: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
+        return x * scales[..., 0, :], memory * scales[..., 1:, :].flatten(-2)
+
+
+class ConsistentStart(Start):
+    r"""A memory that lies where the flow would have been one step earlier, up to noise of size tau.
+
+    .. math:: x_{-j} = x_0 - j\,\Delta t\, v(x_0, 0) + \tau\, \xi_j, \qquad \xi_j \sim N(0, I)
+
+    A flow that was trained to carry :math:`N(0, I)` to the data is integrated as it was trained,
+    where the paper's independent memory moves its start. The map of the noise is a shear and a
+    scale, so its log determinant is :math:`(k-1)\, d \log \tau`, and :math:`v(x_0, 0)` is the solver's own
+    first evaluation, so it costs none (one more with ``gradient="reversible"``).
+
+    Args:
+        tau (float, optional): size of the memory's noise, positive. Defaults to ``0.3``.
+        learn_tau (str, optional): ``"shared"`` makes tau a parameter, ``"per_dimension"`` one for each
+            action dimension. Defaults to ``None``, a fixed one.
+        scale (str, optional): scale of :math:`x_0`, see :class:`Start`. Defaults to ``"unit"``.
+        action_dim (int, optional): ``d``; needed for ``"per_dimension"`` and a scale that is not ``"unit"``.
+        context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
+        initial_scale (float, optional): what a scale is at first. Defaults to ``1``.
+
+    Raises:
+        ValueError: if tau is not positive, or an option is unknown or lacks a size.
+
+    References:
+        Ours; for pre-trained flows (``benchmarks/results/fidelity.md``).
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_genpo import ConsistentStart
+        >>> start, velocity = ConsistentStart(tau=0.1), lambda x, t: -x
+        >>> x, memory, log_prob = start.sample(velocity, (4, 3))
+        >>> torch.allclose(start.log_prob(velocity, x, memory), log_prob, atol=1e-4)
+        True
+    """
+
+    def __init__(
+        self,
+        tau: float = 0.3,
+        learn_tau: Literal["shared", "per_dimension"] | None = None,
+        scale: Scale = "unit",
+        action_dim: int | None = None,
+        context_dim: int | None = None,
+        initial_scale: float = 1.0,
+    ) -> None:
+        if not isinstance(tau, (int, float)) or not (math.isfinite(tau) and tau > 0):
+            raise ValueError(
+                f"tau must be a positive finite number, got {tau!r}: without noise of its own the memory is a function "
+                "of x_0 and the pair has no density. Small values, such as 0.1, come closest to that."
+            )
+        if learn_tau not in (None, "shared", "per_dimension"):
+            raise ValueError(f"learn_tau must be None, 'shared' or 'per_dimension', got {learn_tau!r}.")
+        if learn_tau == "per_dimension" and action_dim is None:
+            raise ValueError("learn_tau='per_dimension' needs action_dim, the size of the action.")
+        if action_dim is not None and scale == "unit" and learn_tau != "per_dimension":
+            raise ValueError(f"action_dim={action_dim} has no effect with a unit scale and learn_tau={learn_tau!r}.")
+        self.tau = float(tau)
+        self.learn_tau = learn_tau
+        super().__init__(scale, 1, action_dim, context_dim, initial_scale)
+        size = () if learn_tau == "shared" else (action_dim or 1,)
+        self.log_tau = nn.Parameter(torch.full(size, math.log(tau))) if learn_tau else None
 
     def reset_parameters(self) -> None:
-        """Puts a learned scale back to 1."""
-        if self.log_scale is not None:
-            nn.init.zeros_(self.log_scale)
+        """Puts scale and tau back to their first values."""
+        super().reset_parameters()
+        if getattr(self, "log_tau", None) is not None:
+            nn.init.constant_(self.log_tau, math.log(self.tau))  # type: ignore[arg-type]
 
     @property
     def has_constant_entropy(self) -> bool:
-        return self.scale == "unit"
+        return self.scale == "unit" and self.log_tau is None
 
-    def from_noise(self, velocity: ConditionedVelocity, noise: Tensor, memory_noise: Tensor) -> tuple[Tensor, Tensor]:
-        if self.log_scale is None:
-            return noise, memory_noise
-        scale, memory_scale = self.log_scale.exp().unbind(0)
-        return noise * scale, memory_noise * memory_scale
+    def from_noise(
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> tuple[Tensor, Tensor]:
+        log_scales = self.log_scales(velocity)
+        x = noise if log_scales is None else noise * log_scales.squeeze(-2).exp()
+        tau = self.tau if self.log_tau is None else self._tiled(self.log_tau.exp(), solver)
+        return x, self._centre(velocity, x, solver) + tau * memory_noise
 
-    def to_noise(self, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        if self.log_scale is None:
-            return x, memory
-        scale, memory_scale = self.log_scale.neg().exp().unbind(0)
-        return x * scale, memory * memory_scale
+    def to_noise(
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> tuple[Tensor, Tensor]:
+        log_scales = self.log_scales(velocity)
+        tau = self.tau if self.log_tau is None else self._tiled(self.log_tau.exp(), solver)
+        memory_noise = (memory - self._centre(velocity, x, solver)) / tau
+        return x if log_scales is None else x * log_scales.squeeze(-2).neg().exp(), memory_noise
 
-    def log_abs_det(self, d: int) -> Tensor | float:
-        return 0.0 if self.log_scale is None else self.log_scale.sum()
+    def log_abs_det(
+        self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER
+    ) -> Tensor | float:
+        log_scales = self.log_scales(velocity)
+        log_tau = math.log(self.tau) if self.log_tau is None else self.log_tau.mean()
+        return solver.num_memories * d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))
+
+    @staticmethod
+    def _centre(velocity: VelocityField, x: Tensor, solver: ReversibleSolver) -> Tensor:
+        v = velocity(x, 0.0)
+        earlier = [x.sub(v, alpha=j * solver.dt) for j in range(1, 1 + solver.num_memories)]
+        return earlier[0] if len(earlier) == 1 else torch.cat(earlier, -1)
+
+    @staticmethod
+    def _tiled(tau: Tensor, solver: ReversibleSolver) -> Tensor:
+        return tau.repeat(solver.num_memories) if tau.ndim else tau
 
     def extra_repr(self) -> str:
-        return f"scale={self.scale!r}" + ("" if self.action_dim is None else f", action_dim={self.action_dim}")
+        return f"tau={self.tau}, learn_tau={self.learn_tau!r}, {super().extra_repr()}"
+
+
+def _normal_log_density(noise: Tensor, memory_noise: Tensor) -> Tensor:
+    numbers = noise.shape[-1] + memory_noise.shape[-1]
+    energy = noise.square().sum(-1) + memory_noise.square().sum(-1)
+    return -0.5 * (energy + numbers * math.log(2 * math.pi))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Mish", "SinusoidalTimeEmbedding", "Velocity", "VelocityMLP"]
+__all__ = ["ConditionedVelocity", "Mish", "SinusoidalTimeEmbedding", "Velocity", "VelocityMLP"]
 
 
 @runtime_checkable
@@ -29,8 +29,60 @@ class Velocity(Protocol):
     def condition(self, *observations: Tensor) -> Any:
         """Turns observations ``[..., obs_dim]`` into the context of the calls that follow."""
 
-    def __call__(self, x: Tensor, t: float, context: Any) -> Tensor:
-        """Velocity ``[..., d]`` at the state ``x [..., d]`` and time ``t`` in ``[0, 1)``."""
+    def __call__(self, x: Tensor, t: float | Tensor, context: Any) -> Tensor:
+        """Velocity ``[..., d]`` at the state ``x [..., d]`` and time ``t`` in ``[0, 1]``.
+
+        ``t`` is one number for all, or (in flow matching) a tensor ``[...]``.
+        """
+
+
+class ConditionedVelocity:
+    """A velocity with its context bound: the callable ``(x, t) -> [..., d]`` that solvers integrate.
+
+    It repeats no evaluation that directly follows itself: a start that needs ``v(x_0, 0)`` shares
+    that of the solver's first step. Meant to live for one pass, while the parameters stay as they are.
+
+    Args:
+        velocity (Callable): ``(x, t, context) -> [..., d]``; a module for ``gradient="reversible"``.
+        context (Any, optional): what ``velocity.condition`` returned.
+        dtype (torch.dtype, optional): dtype of the network. The states may have another one
+            (:meth:`ReversibleSolver.state_dtype`). Defaults to that of ``x``.
+    """
+
+    def __init__(self, velocity: Callable[..., Tensor], context: Any = None, dtype: torch.dtype | None = None) -> None:
+        self.velocity = velocity
+        self.context = context
+        self.dtype = dtype
+        self._last: tuple[Tensor, float, bool, Tensor] | None = None
+
+    def __call__(self, x: Tensor, t: float) -> Tensor:
+        if self._last is not None:
+            at, time, with_grad, value = self._last
+            if at is x and time == t and with_grad == torch.is_grad_enabled():
+                return value
+        value = self.velocity(x if self.dtype is None else x.to(self.dtype), t, self.context)
+        self._last = (x, t, torch.is_grad_enabled(), value)
+        return value
+
+    def functional(self) -> tuple[Callable[..., Tensor], list[Tensor]]:
+        """A pure function ``(x, t, *tensors)`` and the tensors: context, parameters and buffers.
+
+        Raises:
+            TypeError: if the velocity is no module, or its context no tensor.
+        """
+        module, context, dtype = self.velocity, self.context, self.dtype
+        if not isinstance(module, nn.Module) or not isinstance(context, Tensor):
+            raise TypeError(
+                "gradient='reversible' needs a velocity that is a module and whose context is one tensor, got "
+                f"{type(module).__name__} and {type(context).__name__}; use gradient='stored'."
+            )
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+        def function(x: Tensor, t: float, context: Tensor, *values: Tensor) -> Tensor:
+            x = x if dtype is None else x.to(dtype)
+            return torch.func.functional_call(module, dict(zip(state, values, strict=True)), (x, t, context))
+
+        return function, [context, *state.values()]
 
 
 class Mish(nn.Module):
@@ -83,10 +135,10 @@ class SinusoidalTimeEmbedding(nn.Module):
         self.mlp = nn.Sequential(*layers)
         self.out_features = sizes[-1]
 
-    def forward(self, t: float) -> Tensor:
-        """Embeds the scalar time ``t``, shared by the whole batch: ``[out_features]``."""
-        angle = self.frequencies * t
-        return self.mlp(torch.cat([angle.sin(), angle.cos()]))
+    def forward(self, t: float | Tensor) -> Tensor:
+        """Embeds a time for the whole batch, ``[out_features]``, or a tensor of times, ``[..., out_features]``."""
+        angle = self.frequencies * (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
+        return self.mlp(torch.cat([angle.sin(), angle.cos()], -1))
 
 
 class VelocityMLP(nn.Module):
@@ -134,6 +186,7 @@ class VelocityMLP(nn.Module):
             raise ValueError(f"hidden_sizes must name at least one positive size, got {tuple(hidden_sizes)}.")
         self.obs_dim = obs_dim
         self.action_dim = action_dim
+        self.context_dim = hidden_sizes[0]
         self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, activation=activation)
         width = hidden_sizes[0]
         self.observation_layer = nn.Linear(obs_dim, width)
@@ -176,8 +229,10 @@ class VelocityMLP(nn.Module):
             )
         return self.observation_layer(observation)
 
-    def forward(self, x: Tensor, t: float, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
         time = self.time_layer(self.time_embedding(t))
+        if time.ndim > 1:
+            return self.trunk(self.state_layer(x) + time + context)
         # the time's share as one more column, not as a bias: a bias costs a pass over the batch in each direction
         weight = torch.cat([self.state_layer.weight, time.unsqueeze(-1)], -1)
         return self.trunk(F.linear(F.pad(x, (0, 1), value=1.0), weight) + context)
