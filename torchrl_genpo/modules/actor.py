@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import dispatch, set_skip_existing
 from tensordict.utils import unravel_key
@@ -14,7 +15,16 @@ from torchrl.data import TensorSpec
 from torchrl.envs import ExplorationType
 from torchrl.modules import SafeProbabilisticModule
 
-from torchrl_genpo.flow import IndependentStart, Pair, ReversibleFlow, ReversibleSolver, Start, Velocity
+from torchrl_genpo.flow import (
+    ConditionedVelocity,
+    IndependentStart,
+    Pair,
+    ReversibleFlow,
+    ReversibleSolver,
+    Start,
+    Velocity,
+    marginal_log_prob,
+)
 
 __all__ = ["ReversibleFlowActor"]
 
@@ -22,10 +32,10 @@ __all__ = ["ReversibleFlowActor"]
 class ReversibleFlowActor(SafeProbabilisticModule):
     """A flow policy with exact likelihoods, as one probabilistic TensorDict module.
 
-    Reads observations and writes ``action`` ``[..., d]``, ``action_memory`` ``[..., d]`` and
-    ``action_log_prob`` ``[...]``. The environment executes the action; the memory is stored beside
-    it because only the pair can be inverted, and ``action_log_prob`` is the log density of the pair
-    (arXiv 2606.06967). Collection costs ``solver.num_steps`` velocity evaluations and no inversion.
+    Reads observations and writes ``action`` ``[..., d]``, ``action_memory`` ``[..., d]`` (``[..., (k-1) d]`` for a
+    solver of ``k`` steps) and ``action_log_prob`` ``[...]``. The environment executes the action; the memory is
+    stored beside it because only the pair can be inverted, and ``action_log_prob`` is the log density of
+    the pair (arXiv 2606.06967). Collection costs ``solver.num_steps`` velocity evaluations and no inversion.
 
     Under ``ExplorationType.RANDOM`` the noise is drawn; ``DETERMINISTIC``, ``MODE``, ``MEAN`` and
     ``MEDIAN`` all mean zero noise.
@@ -89,9 +99,15 @@ class ReversibleFlowActor(SafeProbabilisticModule):
                 "longer be that of the action. Bound the action in the environment (clip it there) instead."
             )
         start = IndependentStart() if start is None else start
+        solver = ReversibleSolver() if solver is None else solver
         start_dim = getattr(start, "action_dim", None)
         if start_dim is not None and start_dim != velocity.action_dim:
             raise ValueError(f"The start has action_dim={start_dim}, the velocity action_dim={velocity.action_dim}.")
+        if isinstance(start, IndependentStart) and start.scale != "unit" and start.rows != 1 + solver.num_memories:
+            raise ValueError(
+                f"The start scales {start.rows - 1} memories, the solver has {solver.num_memories}: build it with "
+                f"num_memories={solver.num_memories}."
+            )
         if spec is not None and spec.ndim and spec.shape[-1] != velocity.action_dim:
             raise ValueError(f"The spec has actions of size {spec.shape[-1]}, the velocity {velocity.action_dim}.")
         super().__init__(
@@ -107,7 +123,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             self._spec[self.action_key] = spec.clone()
         self.velocity = velocity
         self.start = start
-        self.solver = ReversibleSolver() if solver is None else solver
+        self.solver = solver
 
     @property
     def action_key(self) -> NestedKey:
@@ -153,6 +169,32 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             dist = self._build_dist(tensordict)
         return dist.log_prob(*self.read_pair(tensordict, self.action_key, self.memory_key))
 
+    @torch.no_grad()
+    def draw_memories(self, tensordict: TensorDictBase, num_samples: int = 8) -> TensorDictBase:
+        """Adds what the density of the executed action alone needs, under the present parameters.
+
+        To be called once on every collected batch, before the first update, for
+        ``GenPOLoss(ratio="action")`` and its diagnostics. Writes
+
+        - ``memory_samples`` ``[..., n, (k-1) d]``, memories that could have come with the action,
+        - ``memory_log_proposal`` ``[..., n]``, their log proposal density,
+        - ``marginal_log_prob`` ``[...]``, the estimated log density of the action, and
+        - ``effective_sample_size`` ``[...]`` of that estimate, between 1 and ``n``.
+
+        Args:
+            tensordict (TensorDictBase): holds observations, actions and memories.
+            num_samples (int, optional): memories an action. Defaults to ``8``.
+        """
+        action, memory = self.read_pair(tensordict, self.action_key, self.memory_key)
+        dist = self._build_dist(tensordict)
+        memories, log_proposal = dist.propose_memory(action, num_samples, memory)
+        pair = dist.log_prob(action.expand(num_samples, *action.shape), memories)
+        estimate = marginal_log_prob(pair, log_proposal)
+        tensordict.set("memory_samples", memories.movedim(0, -2))
+        tensordict.set("memory_log_proposal", log_proposal.movedim(0, -1))
+        tensordict.set("marginal_log_prob", estimate.log_prob)
+        return tensordict.set("effective_sample_size", estimate.effective_sample_size)
+
     @staticmethod
     def read_pair(tensordict: TensorDictBase, action_key: NestedKey, memory_key: NestedKey) -> Pair:
         """The pair of a tensordict, or a ``KeyError`` that names what is missing."""
@@ -169,7 +211,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         observations = [tensordict.get(key) for key in self.in_keys]
         context = self.velocity.condition(*observations)
         return ReversibleFlow(
-            lambda x, t: self.velocity(x, t, context),
+            ConditionedVelocity(self.velocity, context),
             self.velocity.action_dim,
             self.solver,
             self.start,

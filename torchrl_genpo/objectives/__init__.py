@@ -2,6 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Loss modules."""
 
+from torchrl_genpo.objectives.flow_matching import FlowMatchingLoss
 from torchrl_genpo.objectives.genpo import GenPOLoss
 
-__all__ = ["GenPOLoss"]
+__all__ = ["FlowMatchingLoss", "GenPOLoss"]

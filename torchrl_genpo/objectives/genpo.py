@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
@@ -14,7 +15,7 @@ from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo.flow import ReversibleFlow
+from torchrl_genpo.flow import ReversibleFlow, marginal_log_prob
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 
 __all__ = ["GenPOLoss"]
@@ -29,6 +30,12 @@ class GenPOLoss(ClipPPOLoss):
     noise (arXiv 2606.06967). Its conditional mean given the action is the ratio of the action
     densities, so a trust region on the pair is one on the action.
 
+    ``ratio="action"`` uses that conditional mean instead, the likelihood ratio of the executed action
+    alone: the densities of the action before and after are estimated with the same sampled memories,
+    which :meth:`ReversibleFlowActor.draw_memories` adds to each collected batch before its first update.
+    It costs as many inversions a sample as there are memories; ``clip_fraction`` and ``kl_approx`` are
+    then those of the action.
+
     One more key is read, ``action_memory``, and one more output written: ``inversion_error``, the
     largest gap in the batch between the log density that was stored and the one computed now. At
     unchanged parameters (the first mini-batch after collection) it is the numerical error of the
@@ -41,13 +48,15 @@ class GenPOLoss(ClipPPOLoss):
     Keyword Args:
         entropy_bonus (bool, optional): adds the entropy of the pair to the objective. Needs a start
             with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
+        ratio (str, optional): ``"pair"``, the exact ratio of the pair, or ``"action"``, the estimated one of
+            the action alone. Defaults to ``"pair"``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
     Raises:
         TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
-        ValueError: for ``entropy_bonus=True`` with a start of constant entropy.
-        KeyError: in ``forward``, if the data lacks the memory.
+        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio.
+        KeyError: in ``forward``, if the data lacks the memory, or the memories of ``draw_memories``.
 
     Examples:
         >>> import torch
@@ -67,9 +76,11 @@ class GenPOLoss(ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys of ``ClipPPOLoss``, and ``action_memory``, where the memory of the action is read."""
+        """Keys of ``ClipPPOLoss``; ``action_memory``; and those that ``draw_memories`` writes."""
 
         action_memory: NestedKey = "action_memory"
+        memory_samples: NestedKey = "memory_samples"
+        memory_log_proposal: NestedKey = "memory_log_proposal"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -81,6 +92,7 @@ class GenPOLoss(ClipPPOLoss):
         critic_network: TensorDictModule | None = None,
         *,
         entropy_bonus: bool = False,
+        ratio: Literal["pair", "action"] = "pair",
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
@@ -90,20 +102,27 @@ class GenPOLoss(ClipPPOLoss):
                 f"GenPOLoss scores a ReversibleFlowActor, got {type(actor).__name__}. "
                 "For other policies use torchrl.objectives.ClipPPOLoss."
             )
+        if ratio not in ("pair", "action"):
+            raise ValueError(f"ratio must be 'pair' or 'action', got {ratio!r}.")
         if entropy_bonus and actor.start.has_constant_entropy:
             raise ValueError(
                 "entropy_bonus=True has no effect here: the map is volume-preserving up to a constant, so with a "
                 f"fixed start ({actor.start}) the entropy of the pair (action, memory) is a constant without "
                 "gradient. Use IndependentStart(scale='learned', action_dim=...) or entropy_bonus=False."
             )
+        self.ratio = ratio
         super().__init__(actor, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         self.set_keys(action_memory=actor.memory_key)
+        if ratio == "action":
+            self.set_keys(sample_log_prob="marginal_log_prob")
         self._current_log_prob: Tensor | None = None
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
-        if self.tensor_keys.action_memory not in self._in_keys:
-            self._in_keys.append(self.tensor_keys.action_memory)
+        keys = [self.tensor_keys.action_memory]
+        if self.ratio == "action":
+            keys += [self.tensor_keys.memory_samples, self.tensor_keys.memory_log_proposal]
+        self._in_keys += [key for key in keys if key not in self._in_keys]
 
     @property
     def out_keys(self) -> list[NestedKey]:
@@ -134,6 +153,16 @@ class GenPOLoss(ClipPPOLoss):
         )
         if action.requires_grad or memory.requires_grad:
             raise RuntimeError("The stored action or its memory requires grad: detach the data.")
+        samples = None
+        if self.ratio == "action":
+            samples = [
+                tensordict.get(getattr(self.tensor_keys, f"memory_{key}"), None) for key in ("samples", "log_proposal")
+            ]
+            if samples[0] is None or samples[1] is None:
+                raise KeyError(
+                    "ratio='action' needs memories sampled under the policy that collected the data: call "
+                    "actor.draw_memories(data) once on every batch before the first update."
+                )
         is_current = params is None
         if params is None:
             params = self.actor_network_params
@@ -142,7 +171,14 @@ class GenPOLoss(ClipPPOLoss):
             in_place = params.to_module(self.actor_network, preserve_module_state=False)
         with in_place:
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-            log_prob = dist.log_prob(action, memory)  # inside: the distribution holds the live network
+            # inside: the distribution holds the live network
+            log_prob = dist.log_prob(action, memory) if samples is None else self._marginal(dist, action, samples)
         if is_current:
             self._current_log_prob = log_prob.detach()  # handed to forward, which takes it away
         return log_prob, dist, False
+
+    @staticmethod
+    def _marginal(dist: ReversibleFlow, action: Tensor, samples: Sequence[Tensor]) -> Tensor:
+        memories, log_proposal = samples[0].movedim(-2, 0), samples[1].movedim(-1, 0)
+        pair = dist.log_prob(action.expand(len(memories), *action.shape), memories)
+        return marginal_log_prob(pair, log_proposal).log_prob

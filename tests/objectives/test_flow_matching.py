@@ -1,0 +1,102 @@
+"""FlowMatchingLoss is a TorchRL loss, and trains a velocity."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from torchrl_genpo import ConsistentStart, FlowMatchingLoss, ReversibleFlowActor, VelocityMLP
+
+
+def make_actor(**kwargs):
+    return ReversibleFlowActor(VelocityMLP(4, 2, (32, 32)), **kwargs)
+
+
+def make_data(n=8):
+    return TensorDict(observation=torch.randn(n, 4), action=torch.randn(n, 2), batch_size=[n])
+
+
+def test_value_is_the_mean_squared_error_of_the_velocity():
+    actor = make_actor()
+    nn.init.zeros_(actor.velocity.trunk[-1].weight)  # v = 0: the error is x_1 - x_0
+    data = make_data(20_000)
+    torch.manual_seed(0)
+    value = FlowMatchingLoss(actor)(data)["loss_flow_matching"]
+    assert abs(value.item() - 2) < 0.06  # variance of the difference of two standard normal numbers
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_reduction(reduction):
+    actor, data = make_actor(), make_data()
+    torch.manual_seed(1)
+    each = FlowMatchingLoss(actor, reduction="none")(data)["loss_flow_matching"]
+    assert each.shape == (8,)
+    torch.manual_seed(1)
+    out = FlowMatchingLoss(actor, reduction=reduction)(data)["loss_flow_matching"]
+    torch.testing.assert_close(out, each if reduction == "none" else getattr(each, reduction)())
+
+
+def test_keys_nested_keys_and_keyword_call():
+    loss = FlowMatchingLoss(make_actor(in_keys=[("agent", "obs")], action_key=("agent", "act")))
+    assert loss.in_keys == [("agent", "obs"), ("agent", "act")] and loss.out_keys == ["loss_flow_matching"]
+    inner = TensorDict(obs=torch.randn(8, 4), act=torch.randn(8, 2), batch_size=[8])
+    assert loss(TensorDict(agent=inner, batch_size=[8]))["loss_flow_matching"].shape == ()
+    plain, data = FlowMatchingLoss(make_actor()), make_data()
+    plain.set_keys(action="expert")
+    data.rename_key_("action", "expert")
+    torch.manual_seed(2)
+    expected = plain(data)["loss_flow_matching"]
+    torch.manual_seed(2)
+    torch.testing.assert_close(plain(observation=data["observation"], expert=data["expert"]), expected)
+
+
+def test_state_dict_round_trip():
+    loss, other, data = FlowMatchingLoss(make_actor()), FlowMatchingLoss(make_actor()), make_data()
+    other.load_state_dict(loss.state_dict())
+    values = []
+    for module in (loss, other):
+        torch.manual_seed(3)
+        values.append(module(data)["loss_flow_matching"])
+    torch.testing.assert_close(*values)
+
+
+def test_only_the_velocity_gets_a_gradient():
+    actor = make_actor(start=ConsistentStart(0.1, "shared"))
+    loss = FlowMatchingLoss(actor)
+    loss(make_data())["loss_flow_matching"].backward()
+    with_gradient = {name for name, p in loss.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any("velocity" in name for name in with_gradient)
+    assert not any("log_tau" in name for name in with_gradient)
+
+
+def test_time_per_sample_is_the_same_function_as_time_per_batch():
+    velocity = VelocityMLP(4, 2, (32, 32))
+    nn.init.normal_(velocity.trunk[-1].weight)
+    x, context = torch.randn(8, 2), velocity.condition(torch.randn(8, 4))
+    for t in (0.0, 0.3):
+        torch.testing.assert_close(velocity(x, torch.full((8,), t), context), velocity(x, t, context))
+
+
+def test_trained_flow_carries_noise_to_the_data():
+    torch.manual_seed(4)
+    actor = make_actor(start=ConsistentStart(0.1))
+    loss = FlowMatchingLoss(actor)
+    optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
+    observation = torch.randn(256, 4)
+    for _ in range(300):
+        action = observation[:, :2] + 0.1 * torch.randn(256, 2)
+        optimizer.zero_grad()
+        loss(observation=observation, action=action).backward()
+        optimizer.step()
+    with torch.no_grad():
+        action = actor(TensorDict(observation=observation, batch_size=[256]))["action"]
+    assert (action - observation[:, :2]).square().mean().sqrt() < 0.3
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(TypeError, match="got Linear"):
+        FlowMatchingLoss(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="reduction"):
+        FlowMatchingLoss(make_actor(), reduction="median")

@@ -1,0 +1,113 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Flow matching: pre-training a flow policy on demonstrations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import dispatch
+from torchrl.objectives.common import LossModule
+from torchrl.objectives.utils import _reduce
+
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+
+__all__ = ["FlowMatchingLoss"]
+
+
+class FlowMatchingLoss(LossModule):
+    r"""Rectified flow, conditioned on the observation, for a :class:`~torchrl_genpo.ReversibleFlowActor`.
+
+    With :math:`x_1` the action of the data, :math:`x_0 \sim N(0, I)` and :math:`t \sim U[0, 1]`, one of each for
+    every sample,
+
+    .. math:: L = \mathbb{E}\, \big| v_\theta\big((1-t)\, x_0 + t\, x_1,\, t \mid o\big) - (x_1 - x_0) \big|^2 / d .
+
+    Only the velocity is trained. Any solver and start can then integrate it; a
+    :class:`~torchrl_genpo.ConsistentStart` expects the :math:`x_0` that was trained, the paper's independent
+    start a narrower one (``benchmarks/results/fidelity.md``).
+
+    References:
+        Lipman et al., "Flow Matching for Generative Modeling", arXiv 2210.02747.
+        Liu et al., "Flow Straight and Fast", arXiv 2209.03003 (rectified flow).
+
+    Args:
+        actor_network (ReversibleFlowActor): the policy.
+
+    Keyword Args:
+        reduction (str, optional): ``"none"``, ``"mean"`` or ``"sum"`` over the samples. Defaults to
+            ``"mean"``.
+
+    Raises:
+        TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
+        ValueError: for an unknown reduction.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import FlowMatchingLoss, ReversibleFlowActor, VelocityMLP
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> loss = FlowMatchingLoss(actor)
+        >>> data = TensorDict(observation=torch.randn(8, 4), action=torch.randn(8, 2), batch_size=[8])
+        >>> loss(data)["loss_flow_matching"].backward()
+        >>> loss(observation=data["observation"], action=data["action"]).shape
+        torch.Size([])
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """``action``, the action of the data; the actor's own key by default."""
+
+        action: NestedKey = "action"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    out_keys: list[NestedKey] = ["loss_flow_matching"]  # noqa: RUF012  # TorchRL's convention
+
+    actor_network: ReversibleFlowActor
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
+    def __init__(self, actor_network: ReversibleFlowActor, *, reduction: str = "mean") -> None:
+        if not isinstance(actor_network, ReversibleFlowActor):
+            raise TypeError(f"FlowMatchingLoss trains a ReversibleFlowActor, got {type(actor_network).__name__}.")
+        if reduction not in ("none", "mean", "sum"):
+            raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
+        self._in_keys: list[NestedKey] | None = None
+        super().__init__()
+        self.reduction = reduction
+        self.convert_to_functional(actor_network, "actor_network")
+        self.set_keys(action=actor_network.action_key)
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """The observations and the action."""
+        if self._in_keys is None:
+            self._in_keys = [*self.actor_network.in_keys, self.tensor_keys.action]
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, values: list[NestedKey]) -> None:
+        self._in_keys = values
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        self._in_keys = None
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Computes ``loss_flow_matching`` for observations ``[..., obs_dim]`` and actions ``[..., d]``."""
+        action = tensordict.get(self.tensor_keys.action)
+        noise = torch.randn_like(action)
+        time = torch.rand_like(action[..., 0])
+        along = torch.lerp(noise, action, time.unsqueeze(-1))
+        with self.actor_network_params.to_module(self.actor_network):
+            velocity = self.actor_network.velocity
+            context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
+            error = velocity(along, time, context) - (action - noise)
+        loss = _reduce(error.square().mean(-1), self.reduction)
+        return TensorDict(
+            {"loss_flow_matching": loss}, batch_size=[] if self.reduction != "none" else action.shape[:-1]
+        )
