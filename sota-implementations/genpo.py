@@ -39,18 +39,20 @@ from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_genpo.envs import freeze_normalization, make_env
-from torchrl_genpo.flow import ReversibleSolver
+from torchrl_genpo.flow import AdaptiveSigma
 from torchrl_genpo.runs import RunFolder, check_rendering, draw_learning_curve, read_checkpoint_config, record_video
 from torchrl_genpo.training import (
     DivergedError,
     Progress,
     check_finite,
+    compare_ratios,
     evaluate,
     load_checkpoint,
     make_actor,
     make_checkpoint,
     make_critic,
     make_loss,
+    make_solver,
     make_update,
 )
 
@@ -75,9 +77,13 @@ def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
     )
 
 
+def as_dict(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
 def build_models(cfg: DictConfig, env):
-    solver = ReversibleSolver(cfg.solver.num_steps, cfg.solver.sigma)
-    flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": cfg.start}
+    solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
+    flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": as_dict(cfg.start)}
     actor = make_actor(
         env,
         cfg.policy.name,
@@ -96,8 +102,18 @@ def build_models(cfg: DictConfig, env):
         loss_critic_type="l2",
         clip_value=cfg.loss.clip_value,
         normalize_advantage=cfg.loss.normalize_advantage,
+        **({"ratio": cfg.loss.ratio} if cfg.policy.name == "reversible_flow" else {}),
     )
     return actor, critic, loss
+
+
+def make_adaptive_sigma(cfg: DictConfig, actor) -> AdaptiveSigma | None:
+    adapt = cfg.solver.get("adapt")
+    if cfg.policy.name != "reversible_flow" or adapt is None or adapt.quantity is None:
+        return None
+    if adapt.quantity not in ("kl", "inversion_error"):
+        raise ValueError(f"Unknown solver.adapt.quantity {adapt.quantity!r}; choose from kl, inversion_error.")
+    return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
 
 
 def copy_normalization(source, target) -> None:
@@ -191,6 +207,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     schedule = None
     if cfg.optim.schedule == "kl_adaptive":
         schedule = KLAdaptiveLR(optimizer, cfg.optim.target_kl, min_lr=cfg.optim.min_lr, max_lr=cfg.optim.max_lr)
+    adaptive_sigma = make_adaptive_sigma(cfg, actor)
     gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
     update = make_update(
         loss,
@@ -216,10 +233,19 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         batch_size=cfg.loss.mini_batch_size,
     )
     batch_keys = ["observation", "advantage", "value_target", "state_value", *actor.out_keys]
+    is_flow = cfg.policy.name == "reversible_flow"
+    if is_flow and cfg.loss.ratio == "action":
+        batch_keys += ["memory_samples", "memory_log_proposal", "marginal_log_prob"]
 
     progress = Progress()
     checkpoint = make_checkpoint(
-        loss=loss, env=env, optimizer=optimizer, schedule=schedule, collector=collector, progress=progress
+        loss=loss,
+        env=env,
+        optimizer=optimizer,
+        schedule=schedule,
+        adaptive_sigma=adaptive_sigma,
+        collector=collector,
+        progress=progress,
     )
     if resume:
         load_checkpoint(checkpoint, folder.latest(), cfg.device)
@@ -247,6 +273,12 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
 
         with torch.no_grad():
             gae(data)
+        watched = None
+        if is_flow and cfg.loss.ratio == "action":
+            actor.draw_memories(data, cfg.loss.num_memories)
+        if is_flow and cfg.diagnostics.samples:
+            watched = data.reshape(-1)[: cfg.diagnostics.samples]
+            watched = actor.draw_memories(watched, cfg.diagnostics.num_memories)
         buffer.empty()
         buffer.extend(data.select(*batch_keys).reshape(-1))
         outputs = []
@@ -284,6 +316,12 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
             row["train/inversion_error"] = stacked["inversion_error"][0].item()
         if "entropy" in stacked.keys():
             row["train/entropy"] = stacked["entropy"].mean().item()
+        if watched is not None:
+            ratios = compare_ratios(actor, watched, cfg.loss.clip_epsilon)
+            row |= {f"diagnostics/{key}": value for key, value in ratios.items()}
+        if adaptive_sigma is not None:
+            row["train/sigma"] = actor.solver.sigma
+            adaptive_sigma.step(row[f"train/{cfg.solver.adapt.quantity}"])
         if is_last or frames_before // cfg.eval.interval < progress.frames // cfg.eval.interval:
             copy_normalization(env, eval_env)
             row |= evaluate(eval_env, actor, EVAL_SEED)

@@ -98,7 +98,7 @@ def test_data_that_is_not_finite_is_named():
         check_finite({"observation": torch.zeros(3), "reward": torch.tensor([1.0, float("inf")])}, "the data")
 
 
-@pytest.mark.parametrize("arguments", [{"name": "gausian"}, {"activation": "swish"}, {"start": "pape"}])
+@pytest.mark.parametrize("arguments", [{"name": "gausian"}, {"activation": "swish"}, {"start": {"name": "pape"}}])
 def test_unknown_names_are_answered_with_the_known_ones(parts, arguments):
     with pytest.raises(ValueError, match=r"Unknown .*; choose from"):
         make_actor(parts[0], **arguments)

@@ -39,6 +39,12 @@ METRICS = [
     "train/loss_critic",
     "train/entropy",
     "train/grad_norm",
+    "train/sigma",
+    "diagnostics/kl_pair",
+    "diagnostics/kl_action",
+    "diagnostics/clip_fraction_pair",
+    "diagnostics/clip_fraction_action",
+    "diagnostics/ess",
     "eval/zero_noise/return",
     "eval/random_noise/return",
 ]

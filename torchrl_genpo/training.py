@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,29 @@ from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOpe
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.envs import GymState
-from torchrl_genpo.flow import IndependentStart, Mish, ReversibleSolver, Start, VelocityMLP
+from torchrl_genpo.flow import (
+    ConsistentStart,
+    IndependentStart,
+    Mish,
+    ReversibleSolver,
+    Start,
+    VelocityMLP,
+    marginal_log_prob,
+)
 from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import GenPOLoss
 
 __all__ = [
     "DivergedError",
     "Progress",
+    "compare_ratios",
     "evaluate",
     "load_checkpoint",
     "make_actor",
     "make_checkpoint",
     "make_critic",
     "make_loss",
+    "make_solver",
     "make_start",
     "make_update",
 ]
@@ -51,10 +61,25 @@ def _choose(kind: str, name: str, choices: Iterable[str]) -> str:
     return name
 
 
-def make_start(name: str, action_dim: int) -> Start:
-    """Builds the start called ``paper`` or ``learned_scale``."""
-    _choose("start", name, ("paper", "learned_scale"))
-    return IndependentStart() if name == "paper" else IndependentStart("learned", action_dim)
+def make_solver(name: str, **kwargs: Any) -> ReversibleSolver:
+    """Builds the solver called ``two_step`` or ``three_step``; see :class:`~torchrl_genpo.ReversibleSolver`."""
+    return getattr(ReversibleSolver, _choose("solver", name, ("two_step", "three_step")))(**kwargs)
+
+
+def make_start(name: str, velocity: VelocityMLP, solver: ReversibleSolver, scale: str = "unit", **kwargs: Any) -> Start:
+    """Builds the start called ``independent`` or ``consistent`` to fit a velocity and a solver.
+
+    Keyword arguments are those of :class:`~torchrl_genpo.IndependentStart` and
+    :class:`~torchrl_genpo.ConsistentStart`, sizes excepted.
+    """
+    _choose("start", name, ("consistent", "independent"))
+    if scale != "unit" or kwargs.get("learn_tau") == "per_dimension":
+        kwargs["action_dim"] = velocity.action_dim
+    if scale == "state_dependent":
+        kwargs["context_dim"] = velocity.context_dim
+    if name == "consistent":
+        return ConsistentStart(scale=scale, **kwargs)  # type: ignore[arg-type]
+    return IndependentStart(scale, num_memories=solver.num_memories, **kwargs)  # type: ignore[arg-type]
 
 
 def _mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int], activation: str, gain: float) -> MLP:
@@ -81,7 +106,7 @@ def make_actor(
     activation: str = "mish",
     time_embedding_dim: int = 32,
     solver: ReversibleSolver | None = None,
-    start: str = "learned_scale",
+    start: Mapping[str, Any] | None = None,
 ) -> TensorDictModule:
     """Builds the policy of an environment.
 
@@ -95,7 +120,8 @@ def make_actor(
         activation (str): a name from :data:`ACTIVATIONS`.
         time_embedding_dim (int): flow only, see :class:`~torchrl_genpo.VelocityMLP`.
         solver (ReversibleSolver, optional): flow only.
-        start (str): flow only, see :func:`make_start`.
+        start (mapping, optional): flow only, arguments of :func:`make_start`. Defaults to an
+            independent start with a learned scale.
     """
     _choose("policy", name, ("reversible_flow", "gaussian"))
     obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
@@ -112,7 +138,11 @@ def make_actor(
         ).to(env.device)
     activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
     velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
-    return ReversibleFlowActor(velocity, solver=solver, start=make_start(start, action_dim)).to(env.device)
+    solver = ReversibleSolver() if solver is None else solver
+    start = {"name": "independent", "scale": "learned"} if start is None else start
+    return ReversibleFlowActor(velocity, solver=solver, start=make_start(velocity=velocity, solver=solver, **start)).to(
+        env.device
+    )
 
 
 def make_critic(env: EnvBase, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> ValueOperator:
@@ -216,6 +246,33 @@ def evaluate(env: EnvBase, actor: TensorDictModule, seed: int, max_steps: int = 
     return results
 
 
+@torch.no_grad()
+def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilon: float) -> dict[str, float]:
+    """How far an update moved the pair (action, memory), and how far the executed action alone.
+
+    Args:
+        actor (ReversibleFlowActor): the policy after the update.
+        data (TensorDictBase): flat data to which ``actor.draw_memories`` was applied before the update.
+        clip_epsilon (float): of the loss.
+
+    Returns:
+        ``kl`` and ``clip_fraction`` of pair and action, and the mean effective sample size of the
+        action's estimate before the update, as a fraction of its memories.
+    """
+    dist = actor.get_dist(data.select(*actor.in_keys))
+    memories, log_proposal = data["memory_samples"].movedim(-2, 0), data["memory_log_proposal"].movedim(-1, 0)
+    action = data[actor.action_key]
+    new = marginal_log_prob(dist.log_prob(action.expand(len(memories), *action.shape), memories), log_proposal)
+    results = {"ess": (data["effective_sample_size"].mean() / len(memories)).item()}
+    for name, log_ratio in (
+        ("pair", actor.log_prob(data) - data[actor.log_prob_keys[0]]),
+        ("action", new.log_prob - data["marginal_log_prob"]),
+    ):
+        results[f"kl_{name}"] = -log_ratio.mean().item()
+        results[f"clip_fraction_{name}"] = ((log_ratio.exp() - 1).abs() > clip_epsilon).float().mean().item()
+    return results
+
+
 class Progress:
     """Counters of a run that outlive a restart."""
 
@@ -257,6 +314,7 @@ def make_checkpoint(
     env: EnvBase,
     optimizer: torch.optim.Optimizer | None = None,
     schedule: Any = None,
+    adaptive_sigma: Any = None,
     collector: Collector | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
@@ -272,7 +330,12 @@ def make_checkpoint(
         simulator = GymState(env)
         if simulator.exact:
             parts |= {"carrier": _Carrier(collector), "simulator": simulator}
-    optional = {"optimizer": optimizer, "schedule": schedule, "progress": progress}
+    optional = {
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "adaptive_sigma": adaptive_sigma,
+        "progress": progress,
+    }
     parts |= {name: part for name, part in optional.items() if part is not None}
     return Checkpoint(format="archive", **parts)
 
