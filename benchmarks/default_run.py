@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from provenance import RESULTS, ROOT, commit, machine, versions
+from provenance import RESULTS, ROOT, origin
 
 
 def main() -> None:
@@ -33,10 +33,7 @@ def main() -> None:
         "",
         f"`python sota-implementations/genpo.py` (HalfCheetah-v5, 500k frames, evaluation included): **{minutes:.1f} "
         f"minutes**, load average {os.getloadavg()[0]:.1f}; peak memory **{gigabytes:.2f} GB**.",
-        "",
-        f"Command: `python benchmarks/default_run.py`. Commit: {commit()}.  ",
-        f"Versions: {versions()}.  ",
-        f"Machine: {machine()}.",
+        *origin("python benchmarks/default_run.py"),
     ]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "default_run.md").write_text("\n".join(lines) + "\n")

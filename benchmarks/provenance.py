@@ -40,6 +40,16 @@ def versions() -> str:
     return ", ".join(found)
 
 
+def origin(command: str) -> list[str]:
+    """The last lines of a report: the command that wrote it, commit, versions and machine."""
+    return [
+        "",
+        f"Command: `{command}`. Commit: {commit()}.  ",
+        f"Versions: {versions()}.  ",
+        f"Machine: {machine()}.",
+    ]
+
+
 def machine() -> str:
     """Processor model and number of cores."""
     model = platform.processor() or platform.machine()

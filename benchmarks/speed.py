@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from provenance import RESULTS, commit, machine, versions
+from provenance import RESULTS, origin
 from tensordict import TensorDict
 from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torch import nn
@@ -156,12 +156,7 @@ def main() -> None:
         "",
         *measure_sizes(options.repetitions),
     ]
-    lines += [
-        "",
-        f"Command: `python benchmarks/speed.py`. Commit: {commit()}.  ",
-        f"Versions: {versions()}.  ",
-        f"Machine: {machine()}.",
-    ]
+    lines += origin("python benchmarks/speed.py")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "speed.md").write_text("\n".join(lines) + "\n")
 
