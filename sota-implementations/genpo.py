@@ -289,8 +289,10 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
                     optimizer.param_groups[0]["lr"] = cfg.optim.lr * (1 - done)
                 out = update(batch)
                 outputs.append(out)
-                if schedule is not None:
-                    schedule.step(out["kl_approx"])
+        if schedule is not None:
+            # once an update, by its last epoch: the KL is to the policy that collected, 0 at first in each update, and
+            # a step on every mini-batch would swing the rate between its limits within the update
+            schedule.step(torch.stack(outputs[-(len(outputs) // cfg.loss.epochs) :])["kl_approx"].mean())
         collector.update_policy_weights_()
 
         done = data["next", "done"]

@@ -54,7 +54,7 @@ def test_state_is_float64_where_float32_cannot_hold_the_inversion():
 RULES = {
     "paper": lambda n: ReversibleSolver(n, 0.75),
     "midpoint": lambda n: ReversibleSolver(n, 1.0),
-    "schedule": lambda n: ReversibleSolver(n, [0.6, 0.9] * (n // 2)),
+    "schedule": lambda n: ReversibleSolver(n, [0.6, 0.9, 0.8][:n] + [0.7] * (n - 3)),
     "three_step(0.5)": lambda n: ReversibleSolver.three_step(0.5, n),
     "three_step(1)": lambda n: ReversibleSolver.three_step(1.0, n),
     "three_step(2)": lambda n: ReversibleSolver.three_step(2.0, n),
@@ -91,7 +91,8 @@ def test_roots_are_those_of_the_characteristic_polynomial(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_rounding_grows_no_faster_than_stated(rule):
-    solver = RULES[rule](20)
+    num_steps = 15
+    solver = RULES[rule](num_steps)
     torch.manual_seed(0)
     pair = torch.randn(1000, 3, dtype=torch.float64), torch.randn(1000, 3 * solver.num_memories, dtype=torch.float64)
     # of the map without a velocity, which is linear: a perturbation of the end and what becomes of it
@@ -101,7 +102,7 @@ def test_rounding_grows_no_faster_than_stated(rule):
         (back[0] - back[1]).norm(dim=-1) / torch.cat([a - b for a, b in zip(pair, moved, strict=True)], -1).norm(dim=-1)
     ).max()
     assert 0.1 * solver.error_amplification < growth < 10 * solver.error_amplification
-    assert solver.step_amplification == pytest.approx(solver.error_amplification ** (1 / 20))
+    assert solver.step_amplification == pytest.approx(solver.error_amplification ** (1 / num_steps))
 
 
 @pytest.mark.parametrize(

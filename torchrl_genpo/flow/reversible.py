@@ -21,7 +21,7 @@ def integrate_reversibly(
     solver: ReversibleSolver, velocity: VelocityField, x: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``solver.integrate`` whose backward pass steps back through the states (and so inherits their rounding)."""
-    return _apply(solver, velocity, x, memory, backwards=False)
+    return _apply(solver, velocity, x, memory, inverse=False)
 
 
 @torch.compiler.disable
@@ -29,19 +29,17 @@ def invert_reversibly(
     solver: ReversibleSolver, velocity: VelocityField, x: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
     """``solver.invert`` whose backward pass steps forward again, the stable direction."""
-    return _apply(solver, velocity, x, memory, backwards=True)
+    return _apply(solver, velocity, x, memory, inverse=True)
 
 
-def _apply(
-    solver: ReversibleSolver, velocity: Any, x: Tensor, memory: Tensor, backwards: bool
-) -> tuple[Tensor, Tensor]:
+def _apply(solver: ReversibleSolver, velocity: Any, x: Tensor, memory: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     if not hasattr(velocity, "functional"):
         raise TypeError(
             "gradient='reversible' must know which tensors the velocity depends on: pass a ConditionedVelocity "
             f"(ReversibleFlowActor does), not a {type(velocity).__name__}; or use gradient='stored'."
         )
     function, tensors = velocity.functional()
-    return _Reversible.apply(solver, function, backwards, x, memory, *tensors)
+    return _Reversible.apply(solver, function, inverse, x, memory, *tensors)
 
 
 class _Reversible(torch.autograd.Function):
@@ -49,44 +47,47 @@ class _Reversible(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, solver: Any, function: Any, backwards: bool, x: Tensor, memory: Tensor, *tensors: Tensor
+        ctx: Any, solver: Any, function: Any, inverse: bool, x: Tensor, memory: Tensor, *tensors: Tensor
     ) -> Any:
         states = solver.split(x, memory)
-        for i in reversed(range(solver.num_steps)) if backwards else range(solver.num_steps):
-            v = function(states[1 if backwards else 0], i * solver.dt, *tensors)
-            states = (solver.step_back if backwards else solver.step)(i, states, v)
+        for i in reversed(range(solver.num_steps)) if inverse else range(solver.num_steps):
+            v = function(states[1 if inverse else 0], i * solver.dt, *tensors)
+            states = (solver.step_back if inverse else solver.step)(i, states, v)
         x, memory = solver.join(states)
-        ctx.solver, ctx.function, ctx.backwards = solver, function, backwards
+        ctx.solver, ctx.function, ctx.inverse = solver, function, inverse
         ctx.save_for_backward(x, memory, *tensors)
         return x, memory
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_x: Tensor, grad_memory: Tensor) -> tuple[Tensor | None, ...]:
-        solver, backwards = ctx.solver, ctx.backwards
+        solver, inverse = ctx.solver, ctx.inverse
         x, memory, *saved = ctx.saved_tensors
         states, grads = solver.split(x, memory), solver.split(grad_x, grad_memory)
         inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in saved]
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         sums: list[Tensor | None] = [None] * len(wanted)
-        for i in range(solver.num_steps) if backwards else reversed(range(solver.num_steps)):
+        for i in range(solver.num_steps) if inverse else reversed(range(solver.num_steps)):
             # the state that this step evaluated the velocity at, present on both of its sides
-            at = states[0 if backwards else 1].detach().requires_grad_()
+            at = states[0 if inverse else 1].detach().requires_grad_()
             with torch.enable_grad():
                 v = ctx.function(at, i * solver.dt, *inputs)
             # a step is linear in the states and in v: autograd differentiates it, v being a leaf
             with torch.enable_grad():
                 leaf = v.detach().requires_grad_()
-                sources = (solver.step if backwards else solver.step_back)(i, states, leaf.detach())
+                sources = (solver.step if inverse else solver.step_back)(i, states, leaf.detach())
                 sources = [source.detach().requires_grad_() for source in sources]
-                results = (solver.step_back if backwards else solver.step)(i, sources, leaf)
+                results = (solver.step_back if inverse else solver.step)(i, sources, leaf)
             *grads, grad_v = torch.autograd.grad(results, [*sources, leaf], grads)
             grad_at, *parts = torch.autograd.grad(v, [at, *wanted], grad_v, allow_unused=True)
-            index = 1 if backwards else 0
-            grads = [*grads[:index], grads[index] + grad_at, *grads[index + 1 :]]
-            sums = [
-                old if new is None else new if old is None else old + new for old, new in zip(sums, parts, strict=True)
-            ]
+            grads[1 if inverse else 0] = grads[1 if inverse else 0] + grad_at
+            for n, part in enumerate(parts):
+                total = sums[n]
+                if total is None:  # a copy: autograd may hand out one tensor as two gradients
+                    sums[n] = None if part is None else part.clone()
+                elif part is not None:
+                    total.add_(part)
+            del v, parts
             states = [source.detach() for source in sources]
         grad_x, grad_memory = solver.join(grads)
         filled = iter(sums)

@@ -1,0 +1,213 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""How exact the inversion is in floating point, what a float64 state costs, and how much memory gradients take.
+
+    python benchmarks/precision.py    # about five minutes
+
+Writes ``precision.md`` to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import weakref
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from provenance import RESULTS, origin
+from speed import medians
+from tensordict import TensorDict
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.flow import ConditionedVelocity
+
+HUMANOID = (87, 21, (400, 200, 100))
+SAMPLES = 8192
+STEPS = (5, 10, 20, 40)
+RULES: dict[str, Callable[[int], ReversibleSolver]] = {
+    **{f"two-step, sigma {s}": lambda n, s=s: ReversibleSolver.two_step(s, n) for s in (0.5, 0.75, 0.95, 1.0)},
+    **{f"three-step, a {a}": lambda n, a=a: ReversibleSolver.three_step(a, n) for a in (0.5, 1.0, 2.0)},
+}
+
+
+def make_velocity() -> VelocityMLP:
+    """Humanoid size, with an output of order one, as a trained policy has."""
+    torch.manual_seed(0)
+    velocity = VelocityMLP(*HUMANOID)
+    nn.init.orthogonal_(velocity.trunk[-1].weight, 1.0)
+    return velocity
+
+
+@torch.no_grad()
+def inversion_error(velocity: VelocityMLP, solver: ReversibleSolver, dtype: torch.dtype) -> float:
+    """Largest error of the recovered noise over 4096 samples, of a float32 network and a state in ``dtype``."""
+    d = velocity.action_dim
+    conditioned = ConditionedVelocity(velocity, velocity.condition(torch.randn(4096, HUMANOID[0])), torch.float32)
+    x, memory = torch.randn(4096, d, dtype=dtype), torch.randn(4096, d * solver.num_memories, dtype=dtype)
+    with mock.patch.object(ReversibleSolver, "state_dtype", lambda self, _: dtype):  # measure what it would choose from
+        recovered = solver.invert(conditioned, *solver.integrate(conditioned, x, memory))
+    return max((recovered[0] - x).abs().max().item(), (recovered[1] - memory).abs().max().item())
+
+
+def precision_table() -> list[str]:
+    velocity = make_velocity()
+    lines = [
+        "| solver | state | " + " | ".join(f"M = {n}" for n in STEPS) + " |",
+        "|---|---|" + "---:|" * len(STEPS),
+    ]
+    for name, make_solver in RULES.items():
+        for dtype in (torch.float32, torch.float64):
+            cells = []
+            for n in STEPS:
+                try:
+                    solver = make_solver(n)
+                except ValueError:
+                    cells.append("refused")
+                    continue
+                chosen = solver.state_dtype(torch.float32) == dtype
+                error = f"{inversion_error(velocity, solver, dtype):.0e}"
+                cells.append(f"**{error}**" if chosen else error)
+            lines.append(f"| {name} | {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
+    return lines
+
+
+def loss_step(velocity: VelocityMLP, solver: ReversibleSolver) -> Callable[[], None]:
+    actor = ReversibleFlowActor(velocity, solver=solver)
+    critic = ValueOperator(MLP(in_features=HUMANOID[0], out_features=1, num_cells=list(HUMANOID[2])))
+    loss = GenPOLoss(actor, critic)
+    with torch.no_grad():
+        data = actor(TensorDict(observation=torch.randn(SAMPLES, HUMANOID[0]), batch_size=[SAMPLES]))
+    data["advantage"], data["value_target"] = torch.randn(2, SAMPLES, 1)
+
+    def work() -> None:
+        loss.zero_grad(set_to_none=True)
+        out = loss(data)
+        (out["loss_objective"] + out["loss_critic"]).backward()
+
+    return work
+
+
+def float64_cost(repetitions: int) -> str:
+    """The loss with the pair carried in float64, over the loss with float32, same solver."""
+    velocity, works = make_velocity(), {}
+    for name in ("float32", "float64"):
+        solver = ReversibleSolver(5, 0.75)
+        dtype = getattr(torch, name)
+        solver.state_dtype = lambda _, dtype=dtype: dtype  # type: ignore[method-assign]
+        works[name] = loss_step(velocity, solver)
+    seconds = medians(works, repetitions)
+    return (
+        f"A float64 state costs {100 * (seconds['float64'] / seconds['float32'] - 1):.1f} % of the loss at Humanoid "
+        f"size (forward and backward, {SAMPLES} samples, M = 5: {1e3 * seconds['float32']:.0f} ms and "
+        f"{1e3 * seconds['float64']:.0f} ms); aim: under 10 %."
+    )
+
+
+class PeakMemory(TorchDispatchMode):
+    """Counts the bytes of the tensors that are alive, and remembers the most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._track(tensor.untyped_storage())
+        return out
+
+    def _track(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known:
+            return
+        self._known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+def peak_megabytes(gradient: str, num_steps: int) -> float:
+    """Peak of the tensors made while the log-density of 8192 samples is differentiated."""
+    actor = ReversibleFlowActor(make_velocity(), solver=ReversibleSolver(num_steps, 0.75, gradient=gradient))
+    with torch.no_grad():
+        data = actor(TensorDict(observation=torch.randn(SAMPLES, HUMANOID[0]), batch_size=[SAMPLES]))
+    with PeakMemory() as memory:
+        actor.log_prob(data).mean().backward()
+    return memory.peak / 1e6
+
+
+def memory_table(repetitions: int) -> list[str]:
+    lines = ["| gradient | M | peak, MB | to M = 1 | time to stored |", "|---|---:|---:|---:|---:|"]
+    for gradient in ("stored", "reversible"):
+        base = peak_megabytes(gradient, 1)
+        for num_steps in (1, 5, 20):
+            peak = peak_megabytes(gradient, num_steps)
+            ratio = 1.0
+            if gradient != "stored":
+                kinds = ("stored", gradient)
+                seconds = medians(
+                    {kind: gradient_step(ReversibleSolver(num_steps, 0.75, gradient=kind)) for kind in kinds},
+                    repetitions,
+                )
+                ratio = seconds[gradient] / seconds["stored"]
+            lines.append(f"| {gradient} | {num_steps} | {peak:.0f} | {peak / base:.2f} | {ratio:.2f} |")
+    return lines
+
+
+def gradient_step(solver: ReversibleSolver) -> Callable[[], None]:
+    actor = ReversibleFlowActor(make_velocity(), solver=solver)
+    with torch.no_grad():
+        data = actor(TensorDict(observation=torch.randn(SAMPLES, HUMANOID[0]), batch_size=[SAMPLES]))
+
+    def work() -> None:
+        actor.zero_grad(set_to_none=True)
+        actor.log_prob(data).mean().backward()
+
+    return work
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repetitions", type=int, default=11)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [
+        "# Precision and memory of the inversion",
+        "",
+        "Largest error of the recovered noise, 4096 samples of Humanoid size (d = 21), the network in float32 and the "
+        "state in the dtype named. Bold: the dtype that the solver chooses for float32 data.",
+        "",
+        *precision_table(),
+        "",
+        "## What a float64 state costs",
+        "",
+        float64_cost(options.repetitions),
+        "",
+        "## Memory of the gradient",
+        "",
+        f"Most bytes of live tensors while the log-density of {SAMPLES} samples is differentiated (Humanoid size); "
+        "aim: reversible at M = 20 at most 1.3 times that at M = 1. Time: forward and backward, to the stored gradient "
+        "with as many steps.",
+        "",
+        *memory_table(options.repetitions),
+        *origin("python benchmarks/precision.py"),
+    ]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "precision.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
