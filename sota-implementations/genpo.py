@@ -127,7 +127,8 @@ def run_evaluation(path: Path, overrides: DictConfig) -> None:
     cfg.device = overrides.device
     env = build_env(cfg, overrides.eval.num_envs, EVAL_SEED)
     actor, _, loss = build_models(cfg, env)
-    load_checkpoint(make_checkpoint(loss=loss, env=env), path, cfg.device)
+    adaptive_sigma = make_adaptive_sigma(cfg, actor)
+    load_checkpoint(make_checkpoint(loss=loss, env=env, adaptive_sigma=adaptive_sigma), path, cfg.device)
     freeze_normalization(env)
     for name, value in evaluate(env, actor, EVAL_SEED).items():
         print(f"{name}: {value:.1f} ({overrides.eval.num_envs} episodes)")

@@ -36,6 +36,16 @@ def test_compose_balances_the_pendulum(tmp_path):
     assert int(value) >= 900, output
 
 
+def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
+    short = ["--pretrain-iterations", "800", "--finetune-iterations", "15"]
+    output = run(tmp_path, ROOT / "examples" / "pretrain_then_finetune.py", *short)
+    distance = {name: float(value) for name, value in re.findall(r"(.*): energy distance to the data (\S+)", output)}
+    assert distance["two-step, consistent 0.1"] < 0.5 * distance["Euler"] < distance["two-step, paper's start"]
+    ((before, after),) = re.findall(r"(\d+) % before, (\d+) % after", output)
+    assert int(before) < 50 and int(after) > 75, output
+    assert (tmp_path / "pretrain_then_finetune.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
 def test_examples_explain_themselves(tmp_path, example):
     assert f"python examples/{example.name}" in run(tmp_path, example, "--help")

@@ -10,6 +10,7 @@ from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.training import (
     DivergedError,
     check_finite,
+    compare_ratios,
     evaluate,
     make_actor,
     make_critic,
@@ -34,6 +35,20 @@ def batch_of(env, actor, size=32):
         )
     data["advantage"], data["value_target"] = torch.randn(2, size, 1)
     return data
+
+
+def test_ratios_of_pair_and_action_are_compared(parts):
+    env, actor, _ = parts
+    data = actor.draw_memories(batch_of(env, actor, 8192), 16)
+    same = compare_ratios(actor, data, 0.2)
+    assert abs(same["kl_pair"]) < 1e-4 and abs(same["kl_action"]) < 1e-4 and same["ess"] > 0.5
+    assert same["clip_fraction_pair"] == same["clip_fraction_action"] == 0
+    with torch.no_grad():
+        for parameter in actor.velocity.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    moved = compare_ratios(actor, data, 0.2)
+    assert moved["kl_pair"] > moved["kl_action"] > 0  # information is only lost by forgetting the memory
+    assert moved["clip_fraction_pair"] > moved["clip_fraction_action"] > 0
 
 
 def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):

@@ -11,7 +11,14 @@ from torch import nn
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import (
+    ConsistentStart,
+    GenPOLoss,
+    IndependentStart,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    VelocityMLP,
+)
 
 LOSS_KEYS = ("loss_objective", "loss_critic")
 
@@ -267,6 +274,70 @@ def test_entropy_bonus_has_the_gradient_of_the_closed_form():
 def test_entropy_bonus_with_a_fixed_scale_is_refused_with_the_reason():
     with pytest.raises(ValueError, match=r"entropy of the pair .* is a constant"):
         GenPOLoss(*make_models(), entropy_bonus=True)
+
+
+def test_entropy_bonus_reaches_the_head_of_a_state_dependent_scale():
+    actor, critic = make_models(IndependentStart("state_dependent", 2, 32))
+    loss = GenPOLoss(actor, critic, entropy_bonus=True)
+    grads = gradients(loss, make_data(actor), keys=("loss_entropy",))
+    assert any("head" in name and g.abs().sum() > 0 for name, g in grads.items())
+
+
+@pytest.mark.parametrize("start", [IndependentStart("learned", 2, num_memories=2), ConsistentStart(0.3, "shared")])
+def test_a_solver_with_two_memories_trains(start):
+    actor, critic = make_models(start, solver=ReversibleSolver.three_step())
+    td = make_data(actor, (64,))
+    assert td["action_memory"].shape == (64, 4)
+    loss = GenPOLoss(actor, critic)
+    out = loss(td)
+    assert (out["max_ratio"] - 1).abs() < 1e-4 and out["inversion_error"] < 1e-4
+    torch.testing.assert_close(
+        out["loss_objective"], ClipPPOLoss(actor, critic, entropy_bonus=False)(td)["loss_objective"]
+    )
+    assert len(gradients(loss, td)) == len(list(loss.parameters()))
+
+
+def test_action_ratio_is_one_before_the_first_step_and_one_set_of_memories_serves_all_epochs():
+    actor, critic = make_models()
+    td = actor.draw_memories(make_data(actor, (64,)), 4)
+    loss = GenPOLoss(actor, critic, ratio="action")
+    out = loss(td)
+    assert (out["max_ratio"] - 1).abs() < 1e-4 and out["inversion_error"] < 1e-4
+    assert {"memory_samples", "memory_log_proposal", "marginal_log_prob"} <= set(loss.in_keys)
+    assert all(g.isfinite().all() for g in gradients(loss, td).values())
+
+
+def test_action_ratio_is_that_of_the_densities_of_the_action():
+    """Against quadrature over the memory, for one-dimensional actions."""
+    actor = ReversibleFlowActor(VelocityMLP(4, 1, (32, 32))).double()
+    nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
+    td = actor(TensorDict(observation=torch.randn(32, 4, dtype=torch.float64), batch_size=[32])).detach()
+    actor.draw_memories(td, 512)
+    td["advantage"] = torch.ones(32, 1, dtype=torch.float64)
+    memories = torch.linspace(-8, 8, 4001, dtype=torch.float64).view(-1, 1, 1).expand(-1, 32, 1)
+
+    def log_density():
+        return actor.get_dist(td).log_prob(td["action"].expand(4001, 32, 1), memories).logsumexp(0)
+
+    before = log_density()
+    perturb(actor.velocity, 0.05)
+    ratio = (log_density() - before).exp()
+    loss = GenPOLoss(actor, None, ratio="action", critic_coeff=None, reduction="none", clip_epsilon=0.999)
+    ours = -loss(td)["loss_objective"].squeeze(-1)
+    assert (ratio - 1).abs().max() > 0.05  # the policy did move
+    torch.testing.assert_close(ours, ratio.clamp(max=1.999), atol=0.02, rtol=0.02)
+
+
+def test_action_ratio_without_memories_says_how_to_draw_them():
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic, ratio="action")
+    with pytest.raises(KeyError, match="draw_memories"):
+        loss(make_data(actor))
+
+
+def test_unknown_ratio_is_refused():
+    with pytest.raises(ValueError, match="'pair' or 'action', got 'both'"):
+        GenPOLoss(*make_models(), ratio="both")
 
 
 def test_missing_memory_names_the_key():

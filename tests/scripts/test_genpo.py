@@ -62,9 +62,25 @@ def weights(folder):
     return tensors
 
 
-@pytest.mark.parametrize(("env", "policy"), [("half_cheetah", "reversible_flow"), ("ant", "gaussian")])
-def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, env, policy):
-    options = [f"env={env}", f"policy={policy}", "seed=3", "eval.interval=1024"]
+EVERYTHING = [
+    "env=pendulum",
+    "start=consistent",
+    "loss.ratio=action",
+    "loss.num_memories=2",
+    "diagnostics.samples=32",
+    "solver.gradient=reversible",
+    "solver.adapt.quantity=kl",
+    "solver.adapt.target=1e-6",
+]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [["env=half_cheetah"], ["env=ant", "policy=gaussian"], EVERYTHING],
+    ids=["flow", "gaussian", "every option of the flow"],
+)
+def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, choice):
+    options = [*choice, "seed=3", "eval.interval=1024"]
     train(tmp_path / "whole", 2048, *options)
     train(tmp_path / "halves", 1024, *options)
     run(f"resume={tmp_path / 'halves'}", "collector.total_frames=2048")
@@ -102,6 +118,17 @@ def test_evaluate_gives_what_training_reported(finished):
     for key in ("eval/zero_noise/return", "eval/random_noise/return"):
         value = read_metrics(folder / "metrics.csv")[key][-1]
         assert f"{key}: {value:.1f}" in output
+
+
+def test_every_option_of_the_flow_is_logged_and_evaluated_with_the_sigma_that_was_reached(tmp_path):
+    train(tmp_path / "run", 1024, *EVERYTHING)
+    columns = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert columns["train/sigma"][0] == 0.75 and 0.75 < columns["train/sigma"][-1] < 1
+    assert all(0 < size <= 1 for size in columns["diagnostics/ess"])
+    assert all(value == value for value in columns["diagnostics/kl_action"])
+    checkpoint = CheckpointRotation(tmp_path / "run" / "checkpoints", keep_last=2).latest()
+    output = run(f"evaluate={checkpoint}", "eval.num_envs=2")
+    assert f"eval/random_noise/return: {columns['eval/random_noise/return'][-1]:.1f}" in output
 
 
 def test_a_folder_that_holds_a_run_is_refused(finished):

@@ -18,7 +18,8 @@ class AdaptiveSigma:
     Inversion amplifies by :math:`\sigma^{-M}`, the change of the policy (the pair's KL) as well as rounding
     (the inversion error): above twice the target sigma goes towards 1, below half of it away from 1, by
     a constant factor of :math:`\log\sigma`. To be stepped once per update, *after* its last optimizer step
-    and before the next collection: stored densities belong to the sigma that collected them.
+    and before the next collection: stored densities belong to the sigma that collected them. (A compiled loss
+    compiles anew whenever sigma moves.)
 
     Args:
         solver (ReversibleSolver): a two-step solver with one positive sigma.

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -121,7 +120,7 @@ class GenPOLoss(ClipPPOLoss):
         super()._set_in_keys()
         keys = [self.tensor_keys.action_memory]
         if self.ratio == "action":
-            keys += [self.tensor_keys.memory_samples, self.tensor_keys.memory_log_proposal]
+            keys += self._memory_sample_keys
         self._in_keys += [key for key in keys if key not in self._in_keys]
 
     @property
@@ -138,6 +137,11 @@ class GenPOLoss(ClipPPOLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
+        if self.ratio == "action" and any(tensordict.get(key, None) is None for key in self._memory_sample_keys):
+            raise KeyError(
+                "ratio='action' needs memories sampled under the policy that collected the data: call "
+                "actor.draw_memories(data) once on every batch before the first update."
+            )
         td_out = super().forward(tensordict)
         log_prob, self._current_log_prob = self._current_log_prob, None
         with torch.no_grad():
@@ -153,16 +157,6 @@ class GenPOLoss(ClipPPOLoss):
         )
         if action.requires_grad or memory.requires_grad:
             raise RuntimeError("The stored action or its memory requires grad: detach the data.")
-        samples = None
-        if self.ratio == "action":
-            samples = [
-                tensordict.get(getattr(self.tensor_keys, f"memory_{key}"), None) for key in ("samples", "log_proposal")
-            ]
-            if samples[0] is None or samples[1] is None:
-                raise KeyError(
-                    "ratio='action' needs memories sampled under the policy that collected the data: call "
-                    "actor.draw_memories(data) once on every batch before the first update."
-                )
         is_current = params is None
         if params is None:
             params = self.actor_network_params
@@ -172,13 +166,20 @@ class GenPOLoss(ClipPPOLoss):
         with in_place:
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
             # inside: the distribution holds the live network
-            log_prob = dist.log_prob(action, memory) if samples is None else self._marginal(dist, action, samples)
+            if self.ratio == "action":
+                log_prob = self._marginal(dist, action, *(tensordict.get(key) for key in self._memory_sample_keys))
+            else:
+                log_prob = dist.log_prob(action, memory)
         if is_current:
             self._current_log_prob = log_prob.detach()  # handed to forward, which takes it away
         return log_prob, dist, False
 
+    @property
+    def _memory_sample_keys(self) -> tuple[NestedKey, NestedKey]:
+        return self.tensor_keys.memory_samples, self.tensor_keys.memory_log_proposal
+
     @staticmethod
-    def _marginal(dist: ReversibleFlow, action: Tensor, samples: Sequence[Tensor]) -> Tensor:
-        memories, log_proposal = samples[0].movedim(-2, 0), samples[1].movedim(-1, 0)
+    def _marginal(dist: ReversibleFlow, action: Tensor, memories: Tensor, log_proposal: Tensor) -> Tensor:
+        memories, log_proposal = memories.movedim(-2, 0), log_proposal.movedim(-1, 0)
         pair = dist.log_prob(action.expand(len(memories), *action.shape), memories)
         return marginal_log_prob(pair, log_proposal).log_prob
