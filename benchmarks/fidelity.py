@@ -112,8 +112,6 @@ def draw_chart(results: list[dict[tuple[str, int], float]]) -> None:
         means, halves = zip(*bars, strict=True)
         means = [max(mean, 0.3) for mean in means]  # the unbiased estimate may be below zero
         axes.barh(positions, means, 0.24, xerr=halves, label=f"M = {n}", color=f"C{offset}")
-    floor, _ = mean_and_interval([1e4 * run["new data", STEPS[0]] for run in results])
-    axes.axvline(max(floor, 0.1), color="black", ls=":", label="new data")
     axes.set(xscale="log", xlim=(0.3, None), xlabel="energy distance to the data, x 1e-4 (mean and 95 % of 5 seeds)")
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()

@@ -69,8 +69,8 @@ EVERYTHING = [
     "loss.num_memories=2",
     "diagnostics.samples=32",
     "solver.gradient=reversible",
-    "solver.adapt.quantity=kl",
-    "solver.adapt.target=1e-6",
+    "solver.adapt.quantity=inversion_error",
+    "solver.adapt.target=1e-9",
 ]
 
 
