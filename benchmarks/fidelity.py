@@ -131,7 +131,7 @@ def main() -> None:
         "",
         f"Energy distance to the data, times 10,000; {SIZE:,} samples; mean and 95 % confidence interval of "
         f"{len(results)} seeds, each with its own pre-training; and by how much it beats Euler's rule at the same "
-        "number M of velocity evaluations. \"over\": the distance is within the noise of the samples, and the ratio is "
+        'number M of velocity evaluations. "over": the distance is within the noise of the samples, and the ratio is '
         "that of its upper limit.",
         "",
         *table(results),

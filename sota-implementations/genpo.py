@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes.util
 import hashlib
 import logging
+import math
 import os
 import random
 import signal
@@ -38,14 +39,24 @@ from torchrl.objectives.value import GAE
 from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
-from torchrl_genpo.envs import freeze_normalization, make_env
+from torchrl_genpo.distributed import Ranks, SharedNormalization
+from torchrl_genpo.envs import (
+    IsaacLabSymmetry,
+    freeze_normalization,
+    frozen_normalization,
+    make_env,
+    one_simulation,
+    stagger_episodes,
+)
 from torchrl_genpo.flow import AdaptiveSigma
 from torchrl_genpo.runs import RunFolder, check_rendering, draw_learning_curve, read_checkpoint_config, record_video
 from torchrl_genpo.training import (
     DivergedError,
     Progress,
+    augment,
     check_finite,
     compare_ratios,
+    episode_log,
     evaluate,
     load_checkpoint,
     make_actor,
@@ -54,14 +65,24 @@ from torchrl_genpo.training import (
     make_loss,
     make_solver,
     make_update,
+    observation_keys,
 )
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
 warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
 
 EVAL_SEED = 10_000  # apart from the training seeds
+RANK_SEEDS = 1_000_003  # between the seeds of two ranks
 SCHEDULES = ("constant", "kl_adaptive", "linear")
-RESUMABLE = {"collector.total_frames", "video", "logger", "resume", "eval", "checkpoint"}  # may change on resume
+RESUMABLE = {
+    "collector.total_frames",
+    "env.options.asset_root",
+    "video",
+    "logger",
+    "resume",
+    "eval",
+    "checkpoint",
+}  # may change on resume
 
 
 def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
@@ -73,6 +94,7 @@ def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
         normalize_observation=cfg.env.normalize_observation,
         scale_reward=cfg.env.scale_reward,
         gamma=cfg.loss.gamma,
+        **(as_dict(cfg.env.options) if cfg.env.get("options") else {}),
         **kwargs,
     )
 
@@ -121,6 +143,20 @@ def copy_normalization(source, target) -> None:
     freeze_normalization(target)
 
 
+def evaluate_during_training(cfg: DictConfig, env, eval_env, actor, collector, frames: int) -> dict[str, float]:
+    """Evaluates with the present normalisation; where one simulation has to do, in the training's own."""
+    if eval_env is not None:
+        copy_normalization(env, eval_env)
+        return evaluate(eval_env, actor, EVAL_SEED)
+    with frozen_normalization(env):
+        results = evaluate(env, actor, EVAL_SEED)
+    if frames < cfg.collector.total_frames:
+        env.set_seed(cfg.seed + frames)
+        collector.reset()
+        stagger_episodes(env)
+    return results
+
+
 def run_evaluation(path: Path, overrides: DictConfig) -> None:
     """Evaluates a checkpoint with its own configuration and prints the returns."""
     cfg = OmegaConf.create(read_checkpoint_config(path))
@@ -137,7 +173,10 @@ def run_evaluation(path: Path, overrides: DictConfig) -> None:
 
 
 def save_video(cfg: DictConfig, env, actor, path: Path) -> None:
-    video_env = build_env(cfg, 1, EVAL_SEED, render_mode="rgb_array")
+    """Films the zero-noise policy; the last that is done with ``env``."""
+    if one_simulation(cfg.env.name):
+        env.close()
+    video_env = build_env(cfg, 1, EVAL_SEED, render=True)
     copy_normalization(env, video_env)
     record_video(video_env, actor, path, EVAL_SEED)
     video_env.close()
@@ -194,14 +233,18 @@ class StopRequest:
         print("\nStopping after this update; press Ctrl-C again to stop at once.", file=sys.stderr)
 
 
-def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
+def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> None:
+    """Trains; the first of several ranks alone evaluates and writes."""
     config = OmegaConf.to_container(cfg, resolve=True)
-    for seed in (random.seed, np.random.seed, torch.manual_seed):
-        seed(cfg.seed)
+    seed = cfg.seed + RANK_SEEDS * ranks.rank
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(seed)
 
-    env = build_env(cfg, cfg.env.num_envs, cfg.seed)
-    eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
+    env = build_env(cfg, cfg.env.num_envs, seed)
+    is_alone = one_simulation(cfg.env.name)
+    eval_env = None if is_alone or not ranks.is_first else build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
     actor, critic, loss = build_models(cfg, env)
+    ranks.copy_from_first(loss.parameters())
     optimizer = torch.optim.Adam(loss.parameters(), lr=cfg.optim.lr, eps=1e-5, fused=True)
     if cfg.optim.schedule not in SCHEDULES:
         raise ValueError(f"Unknown schedule {cfg.optim.schedule!r}; choose from {', '.join(SCHEDULES)}.")
@@ -216,59 +259,77 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         cfg.optim.max_grad_norm,
         compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
         cudagraphs=cfg.compile.cudagraphs,
+        ranks=ranks,
     )
     collector = Collector(
         env,
         actor,
         frames_per_batch=cfg.collector.frames_per_batch,
-        total_frames=cfg.collector.total_frames,
+        total_frames=-1,  # this loop counts, over all ranks
         device=cfg.device,
         trust_policy=True,
         track_traj_ids=False,
         auto_register_policy_transforms=False,
         no_cuda_sync=cfg.device == "cpu",
+        compile_policy={"mode": cfg.compile.mode} if cfg.compile.enabled else None,
+        cudagraph_policy=cfg.compile.cudagraphs or None,
     )
+    stagger_episodes(env)
+    symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
+    images = 1 if symmetry is None else symmetry.order
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(cfg.collector.frames_per_batch, device=cfg.device),
+        storage=LazyTensorStorage(cfg.collector.frames_per_batch * images, device=cfg.device),
         sampler=SamplerWithoutReplacement(),
-        batch_size=cfg.loss.mini_batch_size,
+        batch_size=cfg.loss.mini_batch_size * images,
     )
-    batch_keys = ["observation", "advantage", "value_target", "state_value", *actor.out_keys]
+    batch_keys = [*observation_keys(env), "advantage", "value_target", "state_value"]
+    batch_keys += [key for key in actor.out_keys if key not in ("loc", "scale")]
     is_flow = cfg.policy.name == "reversible_flow"
     if is_flow and cfg.loss.ratio == "action":
         batch_keys += ["memory_samples", "memory_log_proposal", "marginal_log_prob"]
 
-    progress = Progress()
+    progress = Progress(max(20, cfg.env.num_envs))
     checkpoint = make_checkpoint(
         loss=loss,
         env=env,
         optimizer=optimizer,
         schedule=schedule,
         adaptive_sigma=adaptive_sigma,
-        collector=collector,
+        collector=collector if ranks.is_first else None,
         progress=progress,
     )
+    log_spec = env.observation_spec.get("log", None)
+    folder.columns += [] if log_spec is None else [f"task/{name}" for name in log_spec.keys()]
     if resume:
         load_checkpoint(checkpoint, folder.latest(), cfg.device)
-        collector._frames = progress.frames
-        folder.truncate_metrics(progress.frames)
-    logger = make_logger(cfg, folder.path, config)
+        if ranks.is_first:
+            folder.truncate_metrics(progress.frames)
+    normalization = SharedNormalization(env, ranks)
+    logger = make_logger(cfg, folder.path, config) if ranks.is_first else None
 
     def save() -> Path:
         return folder.save(checkpoint, progress.frames, config)
 
     stop = StopRequest()
-    bar = tqdm(total=cfg.collector.total_frames, initial=progress.frames, unit="frames", unit_scale=True)
+    bar = tqdm(
+        total=cfg.collector.total_frames,
+        initial=progress.frames,
+        unit="frames",
+        unit_scale=True,
+        disable=not ranks.is_first,
+    )
     start_time = time.perf_counter() - progress.seconds
     batches = iter(collector)
-    while progress.frames < cfg.collector.total_frames and not stop.received:
+    while progress.frames < cfg.collector.total_frames and not ranks.any(stop.received):
         update_start = time.perf_counter()
         data = next(batches)
         collected = time.perf_counter()
-        frames_before, progress.frames = progress.frames, progress.frames + data.numel()
+        new_frames = data.numel() * ranks.size
+        frames_before, progress.frames = progress.frames, progress.frames + new_frames
+        normalization.merge()
         is_last = progress.frames >= cfg.collector.total_frames
         check_finite(
-            {"observation": data["next", "observation"], "reward": data["next", "reward"]},
+            {key: data["next", key] for key in (*observation_keys(env), "reward")},
             f"the data collected up to frame {progress.frames}",
         )
 
@@ -280,8 +341,11 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         if is_flow and cfg.diagnostics.samples:
             watched = data.reshape(-1)[: cfg.diagnostics.samples]
             watched = actor.draw_memories(watched, cfg.diagnostics.num_memories)
+        batch = data.select(*batch_keys).reshape(-1)
+        if symmetry is not None:
+            batch = augment(batch, symmetry, actor, critic, cfg.loss.mini_batch_size)
         buffer.empty()
-        buffer.extend(data.select(*batch_keys).reshape(-1))
+        buffer.extend(batch)
         outputs = []
         for _ in range(cfg.loss.epochs):
             for batch in buffer:
@@ -293,7 +357,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
         if schedule is not None:
             # once an update, by its last epoch: the KL is to the policy that collected, 0 at first in each update, and
             # a step on every mini-batch would swing the rate between its limits within the update
-            schedule.step(torch.stack(outputs[-(len(outputs) // cfg.loss.epochs) :])["kl_approx"].mean())
+            last_epoch = torch.stack(outputs[-(len(outputs) // cfg.loss.epochs) :])
+            schedule.step(ranks.mean(last_epoch["kl_approx"].mean()))
         collector.update_policy_weights_()
 
         done = data["next", "done"]
@@ -324,33 +389,44 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
             row |= {f"diagnostics/{key}": value for key, value in ratios.items()}
         if adaptive_sigma is not None:
             row["train/sigma"] = actor.solver.sigma
-            adaptive_sigma.step(row[f"train/{cfg.solver.adapt.quantity}"])
+            quantity = torch.tensor(row[f"train/{cfg.solver.adapt.quantity}"], device=cfg.device)
+            adaptive_sigma.step(ranks.mean(quantity).item())
+        row |= episode_log(data)
+        if not ranks.is_first:
+            continue
         if is_last or frames_before // cfg.eval.interval < progress.frames // cfg.eval.interval:
-            copy_normalization(env, eval_env)
-            row |= evaluate(eval_env, actor, EVAL_SEED)
+            row |= evaluate_during_training(cfg, env, eval_env, actor, collector, progress.frames)
         folder.log(row)
         if logger is not None:
             for key, value in row.items():
                 logger.log_scalar(key, value, step=progress.frames)
         if is_last or frames_before // cfg.checkpoint.interval < progress.frames // cfg.checkpoint.interval:
             save()
-        bar.update(data.numel())
+        bar.update(new_frames)
         shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
         bar.set_postfix(
             {key: format(row[f"train/{key}"], spec) for key, spec in shown.items() if f"train/{key}" in row}
         )
     bar.close()
-    if stop.received:
+    stopped = progress.frames < cfg.collector.total_frames
+    if stopped and ranks.is_first:
         print(f"Stopped at frame {progress.frames}. Continue with resume={folder.path}; saved {save()}")
     collector.shutdown(close_env=False)
+    if not ranks.is_first:
+        return
     draw_learning_curve(
         folder.metrics_path, folder.path / "learning_curve.png", f"{cfg.env.name}, {cfg.policy.name}, seed {cfg.seed}"
     )
-    if cfg.video and not stop.received:
+    if cfg.video and not stopped:
         save_video(cfg, env, actor, folder.path / "video.mp4")
     print(f"Run folder: {folder.path}")
 
 
+# sizes of a batch by the number of environments
+OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors))
+OmegaConf.register_new_resolver("quotient", lambda number, divisor: number // divisor)
+# a flow that is given an entropy bonus by its environment's Gaussian setting would be refused
+OmegaConf.register_new_resolver("for_gaussian", lambda policy, value: value if policy == "gaussian" else 0.0)
 # `resume` continues in its own folder: no new one is made for it
 OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default)
 
@@ -362,7 +438,7 @@ def main(cfg: DictConfig) -> None:
     try:
         if cfg.evaluate is not None:
             if cfg.video:
-                check_rendering()
+                check_rendering(read_checkpoint_config(Path(cfg.evaluate))["env"]["name"])
             run_evaluation(Path(cfg.evaluate), cfg)
             return
         if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
@@ -373,13 +449,18 @@ def main(cfg: DictConfig) -> None:
             path = Path(cfg.resume)
             cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
         if cfg.video:
-            check_rendering()
-        folder = RunFolder(path, resume=resume)
-        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+            check_rendering(cfg.env.name)
+        ranks = Ranks(cfg.device)
+        cfg.device = ranks.device
+        folder = RunFolder(path, resume=resume, read_only=not ranks.is_first)
+        if ranks.is_first:
+            folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
         try:
-            train(cfg, folder, resume)
+            train(cfg, folder, resume, ranks)
         except DivergedError as error:
             raise DivergedError(f"{error} Last good checkpoint: {folder.latest() or 'none yet'}.") from error
+        finally:
+            ranks.close()
     except (DivergedError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
         # what a user can mend: the message, not the traceback
         sys.exit(f"{type(error).__name__}: {error}")

@@ -15,6 +15,8 @@ from tensordict.nn import TensorDictModule
 from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
+from torchrl_genpo.envs import make_view, one_simulation
+
 __all__ = [
     "METRICS",
     "RunFolder",
@@ -48,7 +50,7 @@ METRICS = [
     "eval/zero_noise/return",
     "eval/random_noise/return",
 ]
-"""Columns of ``metrics.csv``, one row an update; empty where not measured."""
+"""Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them."""
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -73,19 +75,23 @@ class RunFolder:
     Keyword Args:
         resume (bool, optional): continue a run that is there. Defaults to ``False``.
         keep_last (int, optional): number of checkpoints kept. Defaults to ``2``.
+        read_only (bool, optional): of a process that only loads the checkpoints of another. Defaults to ``False``.
 
     Raises:
         FileExistsError: if the folder holds a run already and ``resume`` is ``False``.
         FileNotFoundError: if ``resume`` is ``True`` and there is no checkpoint that can be read.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, keep_last: int = 2) -> None:
+    def __init__(self, path: Path, *, resume: bool = False, keep_last: int = 2, read_only: bool = False) -> None:
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.yaml"
+        self.columns = list(METRICS)
         self._rotation = CheckpointRotation(self.path / "checkpoints", keep_last=keep_last)
         if resume and self.latest() is None:
             raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
+        if read_only:
+            return
         if not resume and (self.metrics_path.exists() or self.config_path.exists()):
             raise FileExistsError(
                 f"{self.path} already holds a run. Continue it with resume={self.path}, or choose another "
@@ -101,14 +107,14 @@ class RunFolder:
         """Drops the rows after ``frames``, which a resumed run writes again."""
         with self.metrics_path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["frames"]) <= frames]
-        lines = [",".join(METRICS), *(",".join(row[key] for key in METRICS) for row in rows)]
+        lines = [",".join(self.columns), *(",".join(row[key] for key in self.columns) for row in rows)]
         _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 
     def log(self, row: dict[str, float]) -> None:
         """Appends one row to ``metrics.csv``."""
         is_new = not self.metrics_path.exists()
         with self.metrics_path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, METRICS, restval="", extrasaction="raise")
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="raise")
             if is_new:
                 writer.writeheader()
             writer.writerow(row)
@@ -156,14 +162,19 @@ def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> N
     plt.close(figure)
 
 
-def check_rendering() -> None:
+def check_rendering(name: str) -> None:
     """Fails now, not after the training, if a video cannot be made.
+
+    Args:
+        name (str): of the environment.
 
     Raises:
         ImportError: if the encoder or an OpenGL renderer is missing.
     """
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.")
+    if one_simulation(name):  # Isaac Lab draws by itself
+        return
     try:
         import mujoco
 
@@ -183,7 +194,7 @@ def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, m
     """Writes an mp4 of one episode of the zero-noise policy.
 
     Args:
-        env (EnvBase): one environment made with ``render_mode="rgb_array"``.
+        env (EnvBase): one environment made with ``render=True``.
         actor (TensorDictModule): the policy.
         path (Path): the file to write.
         seed (int): of the initial state.
@@ -191,17 +202,13 @@ def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, m
     """
     import imageio
 
-    base = env
-    while hasattr(base, "base_env"):
-        base = base.base_env
-    simulator = base._env.envs[0]
-    fps = simulator.metadata.get("render_fps", 30)
+    view = make_view(env)
     env.set_seed(seed)
     td = env.reset()
-    writer: Any = imageio.get_writer(path, fps=fps)
+    writer: Any = imageio.get_writer(path, fps=view.fps)
     with set_exploration_type(ExplorationType.DETERMINISTIC), writer as video:
         for _ in range(max_steps):
-            video.append_data(simulator.render())
+            video.append_data(view.frame(td))
             step, td = env.step_and_maybe_reset(actor(td))
             if step["next", "done"].any():
                 break

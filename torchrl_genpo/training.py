@@ -19,6 +19,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import GymState
 from torchrl_genpo.flow import (
     ConsistentStart,
@@ -35,7 +36,9 @@ from torchrl_genpo.objectives import GenPOLoss
 __all__ = [
     "DivergedError",
     "Progress",
+    "augment",
     "compare_ratios",
+    "episode_log",
     "evaluate",
     "load_checkpoint",
     "make_actor",
@@ -45,6 +48,7 @@ __all__ = [
     "make_solver",
     "make_start",
     "make_update",
+    "observation_keys",
 ]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -145,10 +149,16 @@ def make_actor(
     )
 
 
+def observation_keys(env: EnvBase) -> list[str]:
+    """What actor and critic read: ``observation`` and, where the environment has one, ``critic_observation``."""
+    return [key for key in ("observation", "critic_observation") if key in env.observation_spec.keys()]
+
+
 def make_critic(env: EnvBase, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> ValueOperator:
-    """Builds the value network of an environment."""
-    mlp = _mlp(env.observation_spec["observation"].shape[-1], 1, hidden_sizes, activation, gain=1.0)
-    return ValueOperator(mlp, in_keys=["observation"]).to(env.device)
+    """Builds the value network of an environment; it reads ``critic_observation`` where there is one."""
+    key = observation_keys(env)[-1]
+    mlp = _mlp(env.observation_spec[key].shape[-1], 1, hidden_sizes, activation, gain=1.0)
+    return ValueOperator(mlp, in_keys=[key]).to(env.device)
 
 
 def make_loss(actor: TensorDictModule, critic: TensorDictModule, **kwargs: Any) -> ClipPPOLoss:
@@ -164,6 +174,7 @@ def make_update(
     *,
     compile_mode: str | None = None,
     cudagraphs: bool = False,
+    ranks: Ranks | None = None,
 ) -> Callable[[TensorDictBase], TensorDictBase]:
     """Returns the function that makes one optimizer step on one mini-batch.
 
@@ -175,6 +186,7 @@ def make_update(
     Keyword Args:
         compile_mode (str, optional): compiles loss and gradient with this ``torch.compile`` mode.
         cudagraphs (bool, optional): captures loss and gradient in a CUDA graph.
+        ranks (Ranks, optional): processes over which gradients are averaged.
 
     Returns:
         A function from a batch to the detached outputs of the loss and ``grad_norm``. It raises
@@ -197,6 +209,8 @@ def make_update(
 
     def update(batch: TensorDictBase) -> TensorDictBase:
         out = gradients(batch)
+        if ranks is not None:
+            ranks.average_gradients(params)
         grad_norm = nn.utils.clip_grad_norm_(params, max_grad_norm)
         check_finite({**out.to_dict(), "grad_norm": grad_norm}, "the loss (nothing was updated)")
         optimizer.step()
@@ -207,8 +221,9 @@ def make_update(
 
 def check_finite(data: dict[str, torch.Tensor], where: str) -> None:
     """Raises :class:`DivergedError`, naming the keys, if a tensor is not finite."""
-    bad = [key for key, value in data.items() if not torch.isfinite(value).all()]
-    if bad:
+    finite = torch.stack([torch.isfinite(value).all() for value in data.values()])
+    if not finite.all():  # the one place that waits for the device
+        bad = [key for key, is_finite in zip(data, finite.tolist(), strict=True) if not is_finite]
         raise DivergedError(f"Not finite in {where}: {', '.join(bad)}.")
 
 
@@ -273,13 +288,54 @@ def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilo
     return results
 
 
-class Progress:
-    """Counters of a run that outlive a restart."""
+def episode_log(data: TensorDictBase) -> dict[str, float]:
+    """Means of the task's own statistics (``("next", "log")``) over the episodes that ended in the data."""
+    log = data["next"].get("log", None)
+    if log is None or not data["next", "done"].any():
+        return {}
+    means = log[data["next", "done"].squeeze(-1)].mean(0)
+    values = torch.cat(list(means.values())).tolist()
+    return {f"task/{name}": value for name, value in zip(means.keys(), values, strict=True)}
 
-    def __init__(self) -> None:
+
+@torch.no_grad()
+def augment(
+    data: TensorDictBase,
+    mirror: Callable[[TensorDictBase], TensorDictBase],
+    actor: TensorDictModule,
+    critic: TensorDictModule,
+    batch_size: int,
+) -> TensorDictBase:
+    """Adds mirror images to flat data, with the log-probabilities and values that the present networks give them.
+
+    Args:
+        data (TensorDictBase): ``[n]``, collected by ``actor``.
+        mirror (Callable): see :class:`~torchrl_genpo.envs.IsaacLabSymmetry`.
+        actor (TensorDictModule): the policy that collected the data.
+        critic (TensorDictModule): the value network.
+        batch_size (int): samples that are evaluated at a time.
+
+    Returns:
+        ``[k n]``, the data itself first. Advantages and value targets of an image are those of its original.
+    """
+    data, images = mirror(data).split([len(data), -1])
+    for image in images.split(batch_size):
+        image.set("action_log_prob", actor.log_prob(image))
+        image.set("state_value", critic(image.select(*critic.in_keys))["state_value"])
+    return torch.cat([data, images])
+
+
+class Progress:
+    """Counters of a run that outlive a restart.
+
+    Args:
+        window (int, optional): episodes whose returns are kept. Defaults to ``20``.
+    """
+
+    def __init__(self, window: int = 20) -> None:
         self.frames = 0
         self.seconds = 0.0
-        self.returns: deque[float] = deque(maxlen=20)
+        self.returns: deque[float] = deque(maxlen=window)
 
     def state_dict(self) -> dict[str, Any]:
         """The counters as plain numbers."""
@@ -325,7 +381,7 @@ def make_checkpoint(
     needs (weights and normalisation).
     """
     parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
-    if collector is not None:
+    if collector is not None:  # the one that continues, not an evaluation
         parts["rng"] = GlobalRNGState()
         simulator = GymState(env)
         if simulator.exact:

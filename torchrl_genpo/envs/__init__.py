@@ -2,9 +2,77 @@
 # LICENSE file in the root directory of this source tree.
 """Environments, one file a simulator family."""
 
-from torchrl_genpo.envs.gym import GYM_TASKS, GymState, make_gym_env
-from torchrl_genpo.envs.transforms import RewardScaling, freeze_normalization
+from __future__ import annotations
 
-make_env = make_gym_env  # the one family so far; names with a slash will choose others
+import inspect
+from typing import Any
 
-__all__ = ["GYM_TASKS", "GymState", "RewardScaling", "freeze_normalization", "make_env", "make_gym_env"]
+import torch
+from torchrl.envs import EnvBase
+
+from torchrl_genpo.envs.gym import GYM_TASKS, GymState, GymView, make_gym_env
+from torchrl_genpo.envs.isaaclab import (
+    ISAACLAB_TASKS,
+    IsaacLabSymmetry,
+    IsaacLabView,
+    make_isaaclab_env,
+    stagger_episodes,
+)
+from torchrl_genpo.envs.transforms import RewardScaling, freeze_normalization, frozen_normalization
+
+__all__ = [
+    "GYM_TASKS",
+    "ISAACLAB_TASKS",
+    "GymState",
+    "IsaacLabSymmetry",
+    "RewardScaling",
+    "freeze_normalization",
+    "frozen_normalization",
+    "make_env",
+    "make_gym_env",
+    "make_isaaclab_env",
+    "make_view",
+    "one_simulation",
+    "stagger_episodes",
+]
+
+ISAACLAB = "isaaclab/"
+
+
+def make_env(
+    name: str, num_envs: int = 1, device: torch.device | str = "cpu", seed: int | None = None, **options: Any
+) -> EnvBase:
+    """Builds a batch of environments by name.
+
+    Args:
+        name (str): ``isaaclab/<task>`` for :func:`make_isaaclab_env`, anything else for :func:`make_gym_env`.
+        num_envs (int, optional): batch size. Defaults to ``1``.
+        device (torch.device or str, optional): where the data lives. Defaults to ``"cpu"``.
+        seed (int, optional): of the environments.
+        **options: of the family's function; both take ``normalize_observation``, ``scale_reward``, ``gamma`` and
+            ``render``.
+
+    Raises:
+        ValueError: for an unknown name or option.
+
+    Examples:
+        >>> from torchrl_genpo.envs import make_env
+        >>> make_env("pendulum", num_envs=2, seed=0).rollout(3)["observation"].shape
+        torch.Size([2, 3, 4])
+    """
+    make = make_isaaclab_env if name.startswith(ISAACLAB) else make_gym_env
+    known = [key for key, value in inspect.signature(make).parameters.items() if value.kind is value.KEYWORD_ONLY]
+    unknown = set(options) - set(known)
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
+    return make(name.removeprefix(ISAACLAB), num_envs, device, seed, **options)
+
+
+def one_simulation(name: str) -> bool:
+    """Whether a process can hold only one environment of this family, as of Isaac Lab."""
+    return name.startswith(ISAACLAB)
+
+
+def make_view(env: EnvBase) -> GymView | IsaacLabView:
+    """What films an environment that was made with ``render=True``: ``view.frame(td)`` and ``view.fps``."""
+    return IsaacLabView(env) if "pixels" in env.observation_spec.keys() else GymView(env)

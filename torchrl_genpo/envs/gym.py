@@ -5,20 +5,16 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from typing import Any
 
 import numpy as np
 import torch
-from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv, VecNormV2
-from torchrl.envs.transforms import ClipTransform
+from tensordict import TensorDictBase
+from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
-from torchrl_genpo.envs.transforms import RewardScaling
+from torchrl_genpo.envs.transforms import base_env, normalization_transforms
 
-__all__ = ["GYM_TASKS", "GymState", "make_gym_env"]
-
-# VecNormV2 calls batched environments experimental; with reduce_batch_dims it is tested in tests/envs
-warnings.filterwarnings("ignore", message="Support of VecNormV2 for containers with non-empty batch-size")
+__all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
 
 GYM_TASKS = {
     "ant": "Ant-v5",
@@ -40,7 +36,7 @@ def make_gym_env(
     normalize_observation: bool = True,
     scale_reward: bool = True,
     gamma: float = 0.99,
-    render_mode: str | None = None,
+    render: bool = False,
 ) -> EnvBase:
     """Builds a batch of Gymnasium environments as one TorchRL environment.
 
@@ -61,7 +57,7 @@ def make_gym_env(
         normalize_observation (bool, optional): running normalisation with ``VecNormV2``.
         scale_reward (bool, optional): see :class:`~torchrl_genpo.envs.RewardScaling`.
         gamma (float, optional): its discount.
-        render_mode (str, optional): as in ``gymnasium.make``.
+        render (bool, optional): makes frames for :class:`GymView`.
 
     Raises:
         ValueError: if the name is unknown, ``num_envs`` is not positive, or the action space is not
@@ -87,7 +83,7 @@ def make_gym_env(
         )
 
     def make() -> gymnasium.Env:
-        env = gymnasium.make(env_id, render_mode=render_mode)
+        env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
         if not isinstance(env.action_space, gymnasium.spaces.Box):
             raise ValueError(f"{env_id} has a {type(env.action_space).__name__} action space; a flow needs a Box.")
         env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
@@ -96,17 +92,31 @@ def make_gym_env(
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     base = GymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
     transforms: list[Any] = [RewardSum(), StepCounter()]
-    if scale_reward:
-        transforms.append(RewardScaling(gamma))
-    if normalize_observation:
-        transforms.append(VecNormV2(in_keys=["observation"], decay=1.0, reduce_batch_dims=True))
-        transforms.append(ClipTransform(in_keys=["observation"], low=-10, high=10))
+    transforms += normalization_transforms(
+        ["observation"] if normalize_observation else [], gamma if scale_reward else None
+    )
     if base.observation_spec["observation"].dtype == torch.float64:
         transforms.append(DoubleToFloat(in_keys=["observation"]))
     env = TransformedEnv(base, Compose(*transforms))
     if seed is not None:
         env.set_seed(seed)
     return env
+
+
+class GymView:
+    """Frames of the first environment of :func:`make_gym_env`, made with ``render=True``.
+
+    Attributes:
+        fps (int): frames a second, one frame a step.
+    """
+
+    def __init__(self, env: EnvBase) -> None:
+        self._simulator = base_env(env)._env.envs[0]
+        self.fps = self._simulator.metadata.get("render_fps", 30)
+
+    def frame(self, tensordict: TensorDictBase) -> np.ndarray:
+        """The picture ``[height, width, 3]`` of the present state."""
+        return self._simulator.render()
 
 
 class GymState:
@@ -124,10 +134,9 @@ class GymState:
     _DERIVED = ("xpos", "xquat", "xipos", "xmat", "site_xpos", "cinert", "cvel", "cfrc_ext", "qfrc_actuator")
 
     def __init__(self, env: EnvBase) -> None:
-        while isinstance(env, TransformedEnv):
-            env = env.base_env
-        self._vector_env = env._env
-        self.exact = all(self._is_mujoco(e) or self._is_classic(e) for e in self._vector_env.envs)
+        self._vector_env = base_env(env)._env
+        envs = getattr(self._vector_env, "envs", None)  # none in other families
+        self.exact = envs is not None and all(self._is_mujoco(e) or self._is_classic(e) for e in envs)
 
     @staticmethod
     def _is_mujoco(env: Any) -> bool:

@@ -4,12 +4,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import EnvBase, Transform, VecNormV2
+from torchrl.envs import ClipTransform, EnvBase, Transform, TransformedEnv, VecNormV2
 
-__all__ = ["RewardScaling", "freeze_normalization"]
+__all__ = [
+    "RewardScaling",
+    "base_env",
+    "freeze_normalization",
+    "frozen_normalization",
+    "normalization_transforms",
+]
+
+# VecNormV2 calls batched environments experimental; with reduce_batch_dims it is tested in tests/envs
+warnings.filterwarnings("ignore", message="Support of VecNormV2 for containers with non-empty batch-size")
 
 
 class RewardScaling(Transform):
@@ -74,9 +88,45 @@ class RewardScaling(Transform):
         return observation_spec
 
 
+def normalization_transforms(observation_keys: Sequence[NestedKey], reward_gamma: float | None) -> list[Transform]:
+    """Normalises observations, clipped to 10 standard deviations, and scales the reward.
+
+    Args:
+        observation_keys (sequence of NestedKey): none for no normalisation.
+        reward_gamma (float, optional): discount of :class:`RewardScaling`; ``None`` for none.
+    """
+    transforms: list[Transform] = []
+    if reward_gamma is not None:
+        transforms.append(RewardScaling(reward_gamma))
+    if observation_keys:
+        keys = list(observation_keys)
+        transforms.append(VecNormV2(in_keys=keys, decay=1.0, reduce_batch_dims=True))
+        transforms.append(ClipTransform(in_keys=keys, low=-10, high=10))
+    return transforms
+
+
+def base_env(env: EnvBase) -> Any:
+    """The simulator's wrapper below all transforms."""
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    return env
+
+
 def freeze_normalization(env: EnvBase) -> EnvBase:
     """Stops every running statistic of an environment, as for evaluation."""
     for module in env.modules():
         if isinstance(module, VecNormV2):
             module.freeze()
     return env
+
+
+@contextlib.contextmanager
+def frozen_normalization(env: EnvBase) -> Iterator[None]:
+    """Stops every running statistic of an environment for the time of a ``with`` block."""
+    running = [module for module in env.modules() if isinstance(module, VecNormV2) and not module.frozen]
+    freeze_normalization(env)
+    try:
+        yield
+    finally:
+        for module in running:
+            module.unfreeze()

@@ -1,0 +1,157 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Training runs of the entry script that outlive their process: each finished one is a line of a results file.
+
+A line holds what was run, its curves, commit, versions and machine. A finished run is never run again, an interrupted
+one resumes, so that the benchmarks on top may be stopped and repeated at will, on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from provenance import RESULTS, ROOT, commit, machine, versions
+
+from torchrl_genpo.runs import read_metrics
+
+METRICS = (
+    "frames",
+    "time/seconds",
+    "time/collect",
+    "time/update",
+    "train/return",
+    "train/kl",
+    "train/lr",
+    "eval/zero_noise/return",
+    "eval/random_noise/return",
+)
+POINTS = 60  # of each curve that are kept
+LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What tells one training run of the entry script from another."""
+
+    name: str  # of the benchmark
+    task: str
+    policy: str
+    seed: int
+    frames: int | None  # None: as the task's configuration has it
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / "outputs" / self.name / self.task / self.policy / str(self.seed)
+
+    def command(self, options: Sequence[str]) -> list[str]:
+        """The entry script's options; ``options`` are the policy's."""
+        frames = [] if self.frames is None else [f"collector.total_frames={self.frames}"]
+        return [f"env={self.task}", *options, *self.overrides, f"seed={self.seed}", *frames]
+
+    def execute(self, options: Sequence[str]) -> None:
+        """Runs or resumes the entry script and adds a line to the results."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        origin_path, output_path = self.folder / "origin.json", self.folder / "output.txt"
+        if any((self.folder / "checkpoints").glob("*")):
+            command = [f"resume={self.folder}"]
+        else:
+            for name in ("config.yaml", "metrics.csv"):  # of a start that never reached a checkpoint
+                (self.folder / name).unlink(missing_ok=True)
+            command = [*self.command(options), f"hydra.run.dir={self.folder}"]
+            origin_path.write_text(json.dumps({"commit": commit(), "versions": versions(), "machine": machine()}))
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        with output_path.open("a") as output:
+            code = subprocess.run(
+                [sys.executable, "sota-implementations/genpo.py", *command],
+                cwd=ROOT,
+                env=environment,
+                stdout=output,
+                stderr=output,
+            ).returncode
+        outcome = "done" if code == 0 else f"FAILED, {output_path}"
+        print(f"{self.task}, {self.policy}, seed {self.seed}: {outcome}", flush=True)
+        if code == 0:
+            record = asdict(self) | json.loads(origin_path.read_text()) | summary(self.folder / "metrics.csv")
+            with LOCK, results_path(self.name).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def summary(metrics_path: Path) -> dict[str, Any]:
+    """A curve of ``POINTS`` updates and every evaluation; seconds of the whole run."""
+    metrics = read_metrics(metrics_path)
+    updates = len(metrics["frames"])
+    chosen = [
+        i
+        for i in range(updates)
+        if i % max(1, updates // POINTS) == 0
+        or metrics["eval/zero_noise/return"][i] == metrics["eval/zero_noise/return"][i]
+    ]
+    curves = {
+        key: [None if (value := metrics[key][i]) != value else float(f"{value:.5g}") for i in chosen] for key in METRICS
+    }
+    return {"seconds": metrics["time/seconds"][-1], "curves": curves}
+
+
+def results_path(name: str) -> Path:
+    return RESULTS / f"{name}.jsonl"
+
+
+def read_results(name: str) -> dict[Run, dict[str, Any]]:
+    """Every finished run: its description and its line of the results."""
+    path, found = results_path(name), {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        record = json.loads(line)
+        key = {field: record[field] for field in Run.__dataclass_fields__}
+        found[Run(**(key | {"overrides": tuple(record["overrides"])}))] = record
+    return found
+
+
+def execute_all(runs: Sequence[Run], options: Callable[[str], Sequence[str]], workers: int) -> None:
+    """Executes what is not finished, ``workers`` at a time; ``options`` gives those of a policy."""
+    RESULTS.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(workers) as pool:
+        finished = {run for name in {run.name for run in runs} for run in read_results(name)}
+        list(pool.map(lambda run: run.execute(options(run.policy)), [run for run in runs if run not in finished]))
+
+
+def last(record: dict[str, Any], column: str) -> float:
+    """The final value of a column; ``nan`` where there is none."""
+    return next((value for value in reversed(record["curves"][column]) if value is not None), float("nan"))
+
+
+def median_curves(panel: Any, records: Sequence[dict[str, Any]], label: str, color: str, unit: float) -> None:
+    """Draws the median and range of the training return of some seeds; ``unit`` frames to one of the axis."""
+    import numpy as np
+
+    curves = []
+    for record in records:
+        points = zip(record["curves"]["frames"], record["curves"]["train/return"], strict=True)
+        curves.append(np.array([point for point in points if point[1] is not None]).T)
+    if not curves:
+        return
+    grid = np.linspace(max(c[0, 0] for c in curves), min(c[0, -1] for c in curves), 200)
+    values = np.stack([np.interp(grid, *curve) for curve in curves])
+    panel.plot(grid / unit, np.median(values, 0), label=label, color=color)
+    panel.fill_between(grid / unit, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
+
+
+def origins(records: Sequence[dict[str, Any]], command: str) -> list[str]:
+    """The last lines of a report: its command, and where its runs come from."""
+    found = {key: "; ".join(sorted({record[key] for record in records})) for key in ("commit", "versions", "machine")}
+    return [
+        "",
+        f"Command: `{command}`; commit, versions and machine of each run are in the `.jsonl` beside this file.  ",
+        f"Commits: {found['commit']}.  ",
+        f"Versions: {found['versions']}.  ",
+        f"Machines: {found['machine']}.",
+    ]

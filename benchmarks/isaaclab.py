@@ -1,0 +1,169 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Isaac Lab: how long training takes and what it reaches, reversible flow against Gaussian PPO.
+
+    python benchmarks/isaaclab.py                             # GPU: Ant and Humanoid as in the paper, 4096 environments
+    python benchmarks/isaaclab.py --small --tasks ant         # CPU: the same task with 256 environments, 1.2M frames
+    python benchmarks/isaaclab.py --report
+
+Needs Isaac Lab (the README says how) and, where its asset server cannot be reached, ``ISAACSIM_ASSET_ROOT``. Finished
+runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in ``benchmarks/results`` and are not run again; the
+report is the ``.md`` and ``.png`` beside it. It splits the time of a step into simulation, policy and update: the update
+is measured in the run, the policy on its own, the simulation is the rest of the collection.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from experiments import Run, execute_all, last, median_curves, origins, read_results
+from provenance import RESULTS, ROOT
+
+POLICIES = {
+    "gaussian": ("Gaussian", ["policy=gaussian"]),
+    "paper": ("flow, paper's start", ["start=paper"]),
+    "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
+}
+SMALL = ("device=cpu", "env.num_envs=256", "env.iterations=150")
+TASKS = (
+    "ant",
+    "humanoid",
+    "open_drawer",
+    "anymal_d_rough",
+    "go2_rough",
+    "g1_rough",
+    "h1_rough",
+    "digit_locomanip",
+    "cartpole",
+)
+
+
+def policy_share(run: Run) -> float:
+    """Seconds that the policy takes in one collection of a finished run: its checkpoint, on data of the same size."""
+    code = """
+import sys, time
+from pathlib import Path
+import torch
+from omegaconf import OmegaConf
+from torchrl.checkpoint import CheckpointRotation
+sys.path.insert(0, "sota-implementations")
+import genpo
+from torchrl_genpo.training import load_checkpoint, make_checkpoint
+folder = Path(sys.argv[1])
+cfg = OmegaConf.load(folder / "config.yaml")
+torch.set_num_threads(cfg.num_threads)
+env = genpo.build_env(cfg, cfg.env.num_envs, 0)
+actor, _, loss = genpo.build_models(cfg, env)
+load_checkpoint(make_checkpoint(loss=loss, env=env), CheckpointRotation(folder / "checkpoints").latest(), cfg.device)
+td, seconds = env.reset(), []
+synchronize = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
+with torch.no_grad():
+    for _ in range(60):
+        synchronize()
+        begin = time.perf_counter()
+        actor(td)
+        synchronize()
+        seconds.append(time.perf_counter() - begin)
+print("POLICY", sorted(seconds[20:])[20] * cfg.env.steps_per_env)
+"""
+    command = [sys.executable, "-c", code, str(run.folder)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    return float(next(line.split()[1] for line in output.splitlines() if line.startswith("POLICY")))
+
+
+def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], float], path: Path) -> None:
+    settings = sorted({" ".join(record["overrides"]) or "the task's configuration" for record in records})
+    lines = [
+        "# Isaac Lab: flow against Gaussian PPO",
+        "",
+        f"Settings: {'; '.join(f'`{setting}`' for setting in settings)}. Return: median of the seeds (each in brackets); "
+        "of training, and at its end over one episode of every environment, with zero and with random noise. Time: of "
+        "the whole run, as a ratio to the Gaussian's, and of one update with its collection.",
+        "",
+        "| task | policy | training | zero noise | random noise | frames | minutes | to Gaussian | simulation, s | "
+        "policy, s | update, s | frames/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    minutes: dict[tuple[str, str], float] = {}
+    for task in dict.fromkeys(record["task"] for record in records):
+        for policy, (label, _) in POLICIES.items():
+            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
+            if not chosen:
+                continue
+            cells = []
+            for column in ("train/return", "eval/zero_noise/return", "eval/random_noise/return"):
+                values = [last(record, column) for record in chosen]
+                cells.append(f"{statistics.median(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+            frames = last(chosen[0], "frames")
+            minutes[task, policy] = statistics.median(record["seconds"] for record in chosen) / 60
+            ratio = minutes[task, policy] / minutes.get((task, "gaussian"), float("nan"))
+            collect, update = (
+                statistics.median(value for record in chosen for value in record["curves"][column][5:])
+                for column in ("time/collect", "time/update")
+            )
+            share = shares.get((task, policy))
+            size = chosen[0]["curves"]["frames"][0]
+            parts = [f"{collect - share:.2f}", f"{share:.2f}"] if share is not None else [f"{collect:.2f} (both)", ""]
+            cells += [f"{frames / 1e6:.1f}M", f"{minutes[task, policy]:.1f}", f"{ratio:.2f}", *parts]
+            cells += [f"{update:.2f}", f"{size / (collect + update):.0f}"]
+            lines.append(f"| {task.removeprefix('isaaclab/')} | {label} | {' | '.join(cells)} |")
+    lines += origins(records, " ".join(["python benchmarks/isaaclab.py", *sys.argv[1:]]))
+    path.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
+    for panel, task in zip(axes[0], tasks, strict=True):
+        for color, (policy, (label, _)) in enumerate(POLICIES.items()):
+            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
+            median_curves(panel, chosen, label, f"C{color}", unit=1e6)
+        panel.set(title=task, xlabel="million frames", ylabel="training return")
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["ant", "humanoid"], choices=TASKS)
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
+    parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
+    options = parser.parse_args()
+
+    name = "isaaclab_small" if options.small else "isaaclab"
+    if not options.report:
+        runs = [
+            Run(name, f"isaaclab/{task}", policy, seed, None, SMALL if options.small else ())
+            for seed in options.seeds
+            for task in options.tasks
+            for policy in options.policies
+        ]
+        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+    results = read_results(name)
+    if not results:
+        sys.exit(f"No finished run in benchmarks/results/{name}.jsonl; start some without --report.")
+    records = sorted(results.values(), key=lambda record: record["seed"])
+    shares = {(run.task, run.policy): policy_share(run) for run in results if run.folder.exists() and run.seed == 1}
+    write_table(records, shares, RESULTS / f"{name}.md")
+    draw(records, RESULTS / f"{name}.png")
+
+
+if __name__ == "__main__":
+    main()
