@@ -8,8 +8,8 @@
 
 Needs Isaac Lab (the README says how) and, where its asset server cannot be reached, ``ISAACSIM_ASSET_ROOT``. Finished
 runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in ``benchmarks/results`` and are not run again; the
-report is the ``.md`` and ``.png`` beside it. It splits the time of a step into simulation, policy and update: the update
-is measured in the run, the policy on its own, the simulation is the rest of the collection.
+report is the ``.md`` and ``.png`` beside it. It splits the time into simulation, policy and update: the update is
+measured in the run, the policy on its own, and the simulation is the rest of the collection.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,38 +45,42 @@ TASKS = (
 )
 
 
-def policy_share(run: Run) -> float:
-    """Seconds that the policy takes in one collection of a finished run: its checkpoint, on data of the same size."""
-    code = """
-import sys, time
-from pathlib import Path
-import torch
-from omegaconf import OmegaConf
-from torchrl.checkpoint import CheckpointRotation
-sys.path.insert(0, "sota-implementations")
-import genpo
-from torchrl_genpo.training import load_checkpoint, make_checkpoint
-folder = Path(sys.argv[1])
-cfg = OmegaConf.load(folder / "config.yaml")
-torch.set_num_threads(cfg.num_threads)
-env = genpo.build_env(cfg, cfg.env.num_envs, 0)
-actor, _, loss = genpo.build_models(cfg, env)
-load_checkpoint(make_checkpoint(loss=loss, env=env), CheckpointRotation(folder / "checkpoints").latest(), cfg.device)
-td, seconds = env.reset(), []
-synchronize = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
-with torch.no_grad():
-    for _ in range(60):
-        synchronize()
-        begin = time.perf_counter()
-        actor(td)
-        synchronize()
-        seconds.append(time.perf_counter() - begin)
-print("POLICY", sorted(seconds[20:])[20] * cfg.env.steps_per_env)
-"""
-    command = [sys.executable, "-c", code, str(run.folder)]
+def measure_policy(folder: Path) -> float:
+    """Seconds that the policy of a finished run takes in one collection, of the same size and on the same device."""
+    import torch
+    from omegaconf import OmegaConf
+    from torchrl.checkpoint import CheckpointRotation
+
+    sys.path.insert(0, str(ROOT / "sota-implementations"))
+    import genpo
+
+    from torchrl_genpo.training import load_checkpoint, make_checkpoint
+
+    cfg: Any = OmegaConf.load(folder / "config.yaml")
+    torch.set_num_threads(cfg.num_threads)
+    env = genpo.build_env(cfg, cfg.env.num_envs, 0)
+    actor, _, loss = genpo.build_models(cfg, env)
+    load_checkpoint(
+        make_checkpoint(loss=loss, env=env), CheckpointRotation(folder / "checkpoints").latest(), cfg.device
+    )
+    td, seconds = env.reset(), []
+    synchronize = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
+    with torch.no_grad():
+        for _ in range(60):
+            synchronize()
+            begin = time.perf_counter()
+            actor(td)
+            synchronize()
+            seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[20:]) * cfg.env.steps_per_env
+
+
+def policy_seconds(run: Run) -> float:
+    """:func:`measure_policy` in a process of its own: Isaac Lab has one simulation a process."""
+    command = [sys.executable, __file__, "--measure-policy", str(run.folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    return float(next(line.split()[1] for line in output.splitlines() if line.startswith("POLICY")))
+    return float(output.split()[-1])
 
 
 def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], float], path: Path) -> None:
@@ -83,9 +88,9 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
     lines = [
         "# Isaac Lab: flow against Gaussian PPO",
         "",
-        f"Settings: {'; '.join(f'`{setting}`' for setting in settings)}. Return: median of the seeds (each in brackets); "
-        "of training, and at its end over one episode of every environment, with zero and with random noise. Time: of "
-        "the whole run, as a ratio to the Gaussian's, and of one update with its collection.",
+        f"Settings: {'; '.join(f'`{setting}`' for setting in settings)}. Return: median of the seeds (each in "
+        "brackets); of training, and at its end over one episode of every environment, with zero and with random "
+        "noise. Time: of the whole run, as a ratio to the Gaussian's, and of one update with its collection.",
         "",
         "| task | policy | training | zero noise | random noise | frames | minutes | to Gaussian | simulation, s | "
         "policy, s | update, s | frames/s |",
@@ -144,8 +149,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
+    parser.add_argument("--measure-policy", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options = parser.parse_args()
+    if options.measure_policy:
+        print(measure_policy(options.measure_policy))
+        return
 
     name = "isaaclab_small" if options.small else "isaaclab"
     if not options.report:
@@ -160,7 +169,7 @@ def main() -> None:
     if not results:
         sys.exit(f"No finished run in benchmarks/results/{name}.jsonl; start some without --report.")
     records = sorted(results.values(), key=lambda record: record["seed"])
-    shares = {(run.task, run.policy): policy_share(run) for run in results if run.folder.exists() and run.seed == 1}
+    shares = {(run.task, run.policy): policy_seconds(run) for run in results if run.folder.exists() and run.seed == 1}
     write_table(records, shares, RESULTS / f"{name}.md")
     draw(records, RESULTS / f"{name}.png")
 

@@ -318,10 +318,13 @@ def augment(
     Returns:
         ``[k n]``, the data itself first. Advantages and value targets of an image are those of its original.
     """
-    data, images = mirror(data).split([len(data), -1])
-    for image in images.split(batch_size):
-        image.set("action_log_prob", actor.log_prob(image))
-        image.set("state_value", critic(image.select(*critic.in_keys))["state_value"])
+    mirrored = mirror(data)
+    data, images = mirrored.split([len(data), len(mirrored) - len(data)])
+    log_probs, values = [], []
+    for part in images.split(batch_size):
+        log_probs.append(actor.log_prob(part))
+        values.append(critic(part.select(*critic.in_keys))["state_value"])
+    images["action_log_prob"], images["state_value"] = torch.cat(log_probs), torch.cat(values)
     return torch.cat([data, images])
 
 

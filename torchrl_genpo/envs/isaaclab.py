@@ -11,12 +11,13 @@ import os
 import re
 import sys
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import (
     ClipTransform,
@@ -74,6 +75,9 @@ def make_isaaclab_env(
     render: bool = False,
 ) -> EnvBase:
     """Builds an Isaac Lab task as one batched TorchRL environment; launches what it needs first.
+
+    Isaac Lab draws from PyTorch's global random state, which making the environment, ``env.set_seed`` and
+    ``seed`` set.
 
     Keys: ``observation`` ``[num_envs, n]`` (Isaac Lab's group ``policy``), ``critic_observation`` where the
     task has a group ``critic``, ``reward`` ``[num_envs, 1]``, ``episode_reward`` (its sum as the task gives it),
@@ -143,11 +147,7 @@ def make_isaaclab_env(
     cfg.seed = seed
     if hasattr(cfg, "compute_final_obs"):
         cfg.compute_final_obs = True
-    if overrides:
-        try:
-            cfg.from_dict(dict(overrides))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Cannot apply the overrides {dict(overrides)} to {task_id}: {error}") from error
+    _override(cfg, overrides or {}, task_id)
     if render:
         IsaacLabWrapper.add_tiled_camera_config(cfg, renderer_backend="newton_warp" if is_kitless else None, **CAMERA)
     try:
@@ -169,8 +169,8 @@ def make_isaaclab_env(
     base.set_info_dict_reader(_FinalObservation())
     base.set_info_dict_reader(_Log(info.get("log", {}), base.batch_size, base.device))
     env.empty_cache()
-    if not hasattr(cfg, "compute_final_obs"):
-        env.append_transform(LastObservationAtReset(base.observation_spec.keys()))
+    if not getattr(cfg, "compute_final_obs", False):  # 2.x
+        env.append_transform(LastObservationAtReset(key for key in base.observation_spec.keys() if key != LOG))
     names = {"policy": "observation", "critic": "critic_observation"}
     names = {group: name for group, name in names.items() if group in base.observation_spec.keys()}
     for group in names:
@@ -282,21 +282,27 @@ class IsaacLabView:
 class LastObservationAtReset(Transform):
     """Where the observation that ended an episode is missing (NaN), the one before it takes its place.
 
-    That is how rsl_rl bootstraps time-outs in Isaac Lab: with the value of the state before.
+    That is how rsl_rl bootstraps time-outs in Isaac Lab: with the value of the state before. To be placed right
+    after TorchRL's ``VecGymEnvTransform``, before anything that changes observations.
 
     Args:
         keys (iterable of str): of the observations.
     """
 
-    def __init__(self, keys: Any) -> None:
+    def __init__(self, keys: Iterable[str]) -> None:
         super().__init__()
-        self._keys = [key for key in keys if key != LOG]
+        self._last: dict[str, Tensor] = {key: torch.empty(()) for key in keys}
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        for key in self._keys:
+        for key, last in self._last.items():
             value = next_tensordict[key]
-            next_tensordict[key] = torch.where(value.isnan(), tensordict[key], value)
+            next_tensordict[key] = self._last[key] = torch.where(value.isnan(), last, value)
         return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        for key in self._last:  # after a partial reset these hold every row
+            self._last[key] = tensordict_reset[key].clone()
+        return tensordict_reset
 
 
 class _FinalObservation(BaseInfoDictReader):
@@ -388,6 +394,18 @@ def _configure(parse_env_cfg: Any, task_id: str, device: str, num_envs: int | No
         return parse_env_cfg(task_id, device=device, num_envs=num_envs, overrides=[f"physics={physics}"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{task_id} cannot use physics={physics}: {error}") from error
+
+
+def _override(cfg: Any, overrides: Mapping[str, Any], name: str) -> None:
+    """Sets what a nested mapping names (``cfg.from_dict`` refuses a float where the default is an int)."""
+    for key, value in overrides.items():
+        if not hasattr(cfg, key):
+            raise ValueError(f"{name} has no {key!r}; it has {', '.join(sorted(vars(cfg)))}.")
+        old = getattr(cfg, key)
+        if isinstance(value, Mapping) and hasattr(old, "__dataclass_fields__"):
+            _override(old, value, f"{name}.{key}")
+        else:
+            setattr(cfg, key, tuple(value) if isinstance(old, tuple) else value)
 
 
 def _reference_action_clip(task_id: str) -> float | None:

@@ -1,0 +1,143 @@
+"""Several ranks: as if one process had done it all."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.multiprocessing import spawn
+from torchrl.checkpoint import CheckpointRotation
+
+from torchrl_genpo.distributed import Ranks, SharedNormalization
+from torchrl_genpo.envs import make_env
+from torchrl_genpo.runs import read_metrics
+
+ROOT = Path(__file__).parents[1]
+SIZE = 2
+STEPS = (5, 9)  # of each rank
+
+
+def start(rank, port):
+    torch.set_num_threads(1)
+    os.environ.update(WORLD_SIZE=str(SIZE), RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    return Ranks("cpu")
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def average(rank, port, folder):
+    ranks = start(rank, port)
+    torch.manual_seed(rank)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    ranks.copy_from_first(network.parameters())
+    data = torch.randn(6, 3, generator=torch.Generator().manual_seed(7))[rank::SIZE]
+    network(data).pow(2).mean().backward()
+    ranks.average_gradients(network.parameters())
+    state = [parameter.detach() for parameter in network.parameters()]
+    torch.save((state, [parameter.grad for parameter in network.parameters()]), folder / f"{rank}.pt")
+    assert ranks.any(rank == 1) and not ranks.any(False)
+    assert ranks.mean(torch.tensor(float(rank))) == 0.5
+    ranks.close()
+
+
+def test_gradients_are_those_of_all_data_together(tmp_path):
+    spawn(average, (free_port(), tmp_path), nprocs=SIZE)
+    (state, gradients), (other_state, other_gradients) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(SIZE))
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    network(torch.randn(6, 3, generator=torch.Generator().manual_seed(7))).pow(2).mean().backward()
+    for parameter, mine, theirs, grad, other in zip(
+        network.parameters(), state, other_state, gradients, other_gradients, strict=True
+    ):
+        assert torch.equal(mine, parameter) and torch.equal(theirs, parameter)
+        torch.testing.assert_close(grad, parameter.grad)
+        assert torch.equal(grad, other)
+
+
+def normalize(rank, port, folder):
+    ranks = start(rank, port)
+    torch.manual_seed(rank)
+    env = make_env("pendulum", num_envs=2, seed=10 * rank)
+    shared = SharedNormalization(env, ranks)
+    for _ in range(2):  # what was merged before must not count twice
+        for _ in range(STEPS[rank]):
+            env.rollout(1)
+        shared.merge()
+    (statistics,) = (
+        module for module in env.modules() if type(module).__name__ == "VecNormV2" and "observation" in module.in_keys
+    )
+    seen = {name: dict(getattr(statistics, name).items()) for name in ("_loc", "_var", "_count")}
+    torch.save(seen, folder / f"{rank}.pt")
+    ranks.close()
+
+
+def test_normalization_is_that_of_all_data_together(tmp_path):
+    spawn(normalize, (free_port(), tmp_path), nprocs=SIZE)
+    merged, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(SIZE))
+    sums = dict.fromkeys(merged, 0.0)
+    for rank in range(SIZE):  # the same data, each rank for itself
+        torch.manual_seed(rank)
+        env = make_env("pendulum", num_envs=2, seed=10 * rank)
+        for _ in range(2 * STEPS[rank]):
+            env.rollout(1)
+        (statistics,) = (m for m in env.modules() if type(m).__name__ == "VecNormV2" and "observation" in m.in_keys)
+        count = statistics._count["observation"].double()
+        sums["_count"] += count
+        for name in ("_loc", "_var"):
+            sums[name] += getattr(statistics, name)["observation"].double() * count
+    assert merged["_count"]["observation"] == sums["_count"] == other["_count"]["observation"]
+    for name in ("_loc", "_var"):
+        expected = (sums[name] / sums["_count"]).to(merged[name]["observation"].dtype)
+        torch.testing.assert_close(merged[name]["observation"], expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(merged[name]["observation"], other[name]["observation"])
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    return folder, torchrun(f"hydra.run.dir={folder}", "collector.total_frames=2048")
+
+
+def torchrun(*overrides):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={SIZE}",
+        f"--master_port={free_port()}",
+    ]
+    command += [str(ROOT / "sota-implementations/genpo.py"), *overrides]
+    if not any(override.startswith("resume") for override in overrides):
+        command += ["env=pendulum", "env.num_envs=4", "collector.frames_per_batch=256", "loss.mini_batch_size=64"]
+        command += ["loss.epochs=2", "eval.num_envs=2", "eval.interval=1024", "checkpoint.interval=1024"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def test_the_first_of_two_ranks_writes_one_run(two_ranks):
+    folder, output = two_ranks
+    columns = read_metrics(folder / "metrics.csv")
+    assert columns["frames"] == [512, 1024, 1536, 2048], "frames are those of all ranks"
+    assert max(columns["train/inversion_error"]) < 1e-4, "the ranks must share parameters and normalisation"
+    assert columns["eval/zero_noise/return"][-1] == columns["eval/zero_noise/return"][-1]
+    assert output.count("Run folder") == 1
+    assert (folder / "learning_curve.png").exists()
+
+
+def test_two_ranks_resume(two_ranks):
+    folder, _ = two_ranks
+    torchrun(f"resume={folder}", "collector.total_frames=3072")
+    assert read_metrics(folder / "metrics.csv")["frames"][-1] == 3072
+    assert CheckpointRotation(folder / "checkpoints", keep_last=2).latest().name.endswith("3072.torchrl")
