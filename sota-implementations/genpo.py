@@ -276,6 +276,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
     )
     stagger_episodes(env)
     symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
+    if symmetry is not None and cfg.policy.name == "reversible_flow" and cfg.loss.ratio == "action":
+        raise ValueError("env.symmetry=true has no mirror images of sampled memories: use loss.ratio=pair with it.")
     images = 1 if symmetry is None else symmetry.order
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(cfg.collector.frames_per_batch * images, device=cfg.device),
