@@ -1,0 +1,265 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Demonstrations in the HDF5 format of robomimic, MimicGen and DexMimicGen (low-dimensional observations).
+
+A file holds ``data/demo_<i>/{obs/<key>, next_obs/<key>, actions, rewards, dones, states}``, the environment as JSON in
+``data.attrs["env_args"]``, and named subsets of the demonstrations in ``mask/<filter key>``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer
+from torchrl.envs.transforms import ActionChunkTransform
+
+__all__ = [
+    "make_chunk_buffer",
+    "observation_range",
+    "read_demonstrations",
+    "read_env_args",
+    "write_demonstrations",
+]
+
+ROBOSUITE = 1  # robomimic's number for this family of environments
+INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
+
+
+def _open(path: Path) -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ImportError(f"robomimic's files need h5py: {INSTALL}.") from error
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise ValueError(f"{path} is not a whole HDF5 file (cut short, or another format): {error}") from error
+    if "data" not in file:
+        keys = ", ".join(file) or "nothing"
+        file.close()
+        raise ValueError(f"{path} is not a robomimic file: it has no group 'data', but {keys}.")
+    return file
+
+
+def read_env_args(path: str | Path) -> dict[str, Any]:
+    """How the environment of a file was made: ``env_name``, ``env_version``, ``type`` and ``env_kwargs``.
+
+    Controllers of robosuite before 1.5 are converted to the present form.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a robomimic file, or of another simulator than robosuite.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        try:
+            env_args = json.loads(file["data"].attrs["env_args"])
+        except (KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: data.attrs['env_args'] is missing or no JSON ({error}).") from error
+    if env_args.get("type") != ROBOSUITE:
+        raise ValueError(f"{path}: the environment is of type {env_args.get('type')}, not {ROBOSUITE} (robosuite).")
+    kwargs = env_args["env_kwargs"]
+    controller = kwargs.get("controller_configs")
+    if controller is not None and "body_parts" not in controller:
+        from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
+
+        robots = kwargs["robots"] if isinstance(kwargs["robots"], list) else [kwargs["robots"]]
+        kwargs["controller_configs"] = refactor_composite_controller_config(controller, robots[0], ["right"])
+    return env_args
+
+
+def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[str]:
+    if filter_key is None:
+        names = list(file["data"])
+    else:
+        masks = file.get("mask", {})
+        if filter_key not in masks:
+            raise ValueError(f"{path} has no filter key {filter_key!r}; it has {', '.join(masks) or 'none'}.")
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in masks[filter_key][:]]
+    return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
+
+
+def read_demonstrations(
+    path: str | Path,
+    observation_keys: Sequence[str],
+    *,
+    filter_key: str | None = None,
+    num_demonstrations: int | None = None,
+) -> list[TensorDictBase]:
+    """Reads demonstrations, each as a TensorDict over its steps.
+
+    Args:
+        path (str or Path): the HDF5 file.
+        observation_keys (sequence of str): parts of the observation, concatenated in this order.
+
+    Keyword Args:
+        filter_key (str, optional): a named subset, such as ``train``. Defaults to all.
+        num_demonstrations (int, optional): only the first ones.
+
+    Returns:
+        For every demonstration, ``[T]``: ``observation`` ``[T, n]``, ``action`` ``[T, d]``, and under ``next``
+        ``reward`` and ``done`` ``[T, 1]``; float32.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not robomimic's or damaged; names the demonstration and the key.
+    """
+    path = Path(path)
+    demonstrations: list[TensorDictBase] = []
+    with _open(path) as file:
+        names = _demonstration_names(file, path, filter_key)[:num_demonstrations]
+        if not names:
+            raise ValueError(f"{path} holds no demonstration" + (f" under {filter_key!r}." if filter_key else "."))
+        for name in names:
+            if name not in file["data"]:
+                raise ValueError(f"{path}: {name}, named by the filter key {filter_key!r}, is missing.")
+            demonstrations.append(_read_demonstration(file["data"][name], observation_keys, f"{path}: {name}"))
+    return demonstrations
+
+
+def _read_demonstration(group: Any, observation_keys: Sequence[str], where: str) -> TensorDictBase:
+    def read(key: str, length: int | None) -> Tensor:
+        if key not in group:
+            parent = group.get(key.rpartition("/")[0], {}) if "/" in key else group
+            raise ValueError(f"{where} has no {key!r}; there are {', '.join(sorted(parent)) or 'none'}.")
+        try:
+            value = np.asarray(group[key][()], dtype=np.float32)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {key!r} cannot be read: {error}") from error
+        if length is not None and len(value) != length:
+            raise ValueError(f"{where}: {key!r} has {len(value)} steps, 'actions' has {length}.")
+        if not np.isfinite(value).all():
+            raise ValueError(f"{where}: {key!r} has values that are not finite.")
+        return torch.from_numpy(value)
+
+    action = read("actions", None)
+    length = len(action)
+    if action.ndim != 2 or length == 0:
+        raise ValueError(f"{where}: 'actions' has shape {tuple(action.shape)}, expected [steps, size].")
+    observation = torch.cat([read(f"obs/{key}", length).reshape(length, -1) for key in observation_keys], -1)
+    done = read("dones", length).reshape(length, 1) > 0
+    done[-1] = True
+    return TensorDict(
+        {
+            "observation": observation,
+            "action": action,
+            "next": {"reward": read("rewards", length).reshape(length, 1), "done": done},
+        },
+        batch_size=[length],
+    )
+
+
+def write_demonstrations(
+    path: str | Path,
+    demonstrations: Sequence[Mapping[str, Any]],
+    env_args: Mapping[str, Any],
+    *,
+    valid_fraction: float = 0.1,
+) -> None:
+    """Writes demonstrations so that robomimic's own ``SequenceDataset`` reads them; whole or not at all.
+
+    The last part of them, ``valid_fraction``, gets the filter key ``valid``, the rest ``train``.
+
+    Args:
+        path (str or Path): the file, replaced if it is there.
+        demonstrations (sequence of mappings): each with ``obs`` and ``next_obs`` (name to ``[T, n]``), ``actions``
+            ``[T, d]``, ``rewards``, ``dones`` ``[T]``, ``states`` ``[T, m]`` and ``model_file`` (MuJoCo's XML).
+        env_args (mapping): see :func:`read_env_args`.
+
+    Keyword Args:
+        valid_fraction (float, optional): of the demonstrations. Defaults to ``0.1``.
+
+    Raises:
+        ValueError: if there is no demonstration.
+    """
+    import h5py
+
+    if not demonstrations:
+        raise ValueError("There is no demonstration to write.")
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    names = [f"demo_{index}" for index in range(len(demonstrations))]
+    num_valid = min(max(1, round(valid_fraction * len(names))), len(names) - 1) if valid_fraction > 0 else 0
+    try:
+        with h5py.File(temporary, "w") as file:
+            data = file.create_group("data")
+            for name, demonstration in zip(names, demonstrations, strict=True):
+                group = data.create_group(name)
+                for key in ("actions", "rewards", "dones", "states"):
+                    group.create_dataset(key, data=np.asarray(demonstration[key]))
+                for key in ("obs", "next_obs"):
+                    for part, value in demonstration[key].items():
+                        group.create_dataset(f"{key}/{part}", data=np.asarray(value))
+                group.attrs["num_samples"] = len(demonstration["actions"])
+                group.attrs["model_file"] = demonstration["model_file"]
+            data.attrs["total"] = sum(len(demonstration["actions"]) for demonstration in demonstrations)
+            data.attrs["env_args"] = json.dumps(env_args, indent=4)
+            split = len(names) - num_valid
+            file.create_dataset("mask/train", data=np.array(names[:split], dtype="S"))
+            file.create_dataset("mask/valid", data=np.array(names[split:], dtype="S"))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def observation_range(demonstrations: Sequence[TensorDictBase]) -> tuple[Tensor, Tensor]:
+    """Location and scale ``[n]`` with which ``(observation - loc) / scale`` of the data lies in ``[-1, 1]``.
+
+    Parts that never change are only shifted.
+    """
+    observation = torch.cat([demonstration["observation"] for demonstration in demonstrations])
+    low, high = observation.amin(0), observation.amax(0)
+    scale = (high - low) / 2
+    return (low + high) / 2, torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+
+
+def make_chunk_buffer(
+    demonstrations: Sequence[TensorDictBase],
+    chunk_size: int,
+    batch_size: int,
+    *,
+    folder: str | Path | None = None,
+) -> TensorDictReplayBuffer:
+    """A memory-mapped buffer of observations and the chunks of actions that follow them.
+
+    Samples hold ``observation`` ``[batch, n]``, ``action`` ``[batch, chunk_size * d]`` (one step after the other) and
+    ``action_is_pad``, of the same shape, where a chunk runs over the end of its demonstration and repeats its
+    last action.
+
+    Args:
+        demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
+        chunk_size (int): actions of a chunk.
+        batch_size (int): of the samples.
+
+    Keyword Args:
+        folder (str or Path, optional): where to keep the memory-mapped files. Defaults to a temporary one.
+    """
+    chunks = ActionChunkTransform(chunk_size, chunk_key="chunk")
+    steps = []
+    for demonstration in demonstrations:
+        # each demonstration is a trajectory of its own: chunks do not run into the next
+        chunked = chunks(demonstration.select("action").unsqueeze(0)).squeeze(0)
+        action = chunked["chunk"]
+        is_pad = chunked["action_is_pad"].unsqueeze(-1).expand_as(action)
+        step = {
+            "observation": demonstration["observation"],
+            "action": action.flatten(-2),
+            "action_is_pad": is_pad.flatten(-2),
+        }
+        steps.append(TensorDict(step, batch_size=demonstration.batch_size))
+    data = torch.cat(steps)
+    buffer = TensorDictReplayBuffer(
+        storage=LazyMemmapStorage(len(data), scratch_dir=folder), sampler=RandomSampler(), batch_size=batch_size
+    )
+    buffer.extend(data)
+    return buffer
