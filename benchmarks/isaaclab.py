@@ -51,7 +51,7 @@ def measure_policy(folder: Path) -> float:
     from omegaconf import OmegaConf
     from torchrl.checkpoint import CheckpointRotation
 
-    sys.path.insert(0, str(ROOT / "sota-implementations"))
+    sys.path[0] = str(ROOT / "sota-implementations")  # and no longer this folder, whose isaaclab.py is not Isaac Lab
     import genpo
 
     from torchrl_genpo.training import load_checkpoint, make_checkpoint
