@@ -60,9 +60,8 @@ def measure_policy(folder: Path) -> float:
     torch.set_num_threads(cfg.num_threads)
     env = genpo.build_env(cfg, cfg.env.num_envs, 0)
     actor, _, loss = genpo.build_models(cfg, env)
-    load_checkpoint(
-        make_checkpoint(loss=loss, env=env), CheckpointRotation(folder / "checkpoints").latest(), cfg.device
-    )
+    checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    load_checkpoint(make_checkpoint(loss=loss, env=env), checkpoint, cfg.device)
     td, seconds = env.reset(), []
     synchronize = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
     with torch.no_grad():
