@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchrl import logger as torchrl_log
+from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.objectives import KLAdaptiveLR
@@ -66,6 +67,7 @@ from torchrl_genpo.training import (
     make_solver,
     make_update,
     observation_keys,
+    pretrained_module,
 )
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
@@ -138,6 +140,18 @@ def make_adaptive_sigma(cfg: DictConfig, actor) -> AdaptiveSigma | None:
     return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
 
 
+def load_pretrained(cfg: DictConfig, env, actor) -> None:
+    """Loads what pre-training shaped, and the range of its observations."""
+    path = Path(cfg.policy.init)
+    saved = read_checkpoint_config(path)
+    for key in ("policy.hidden_sizes", "policy.activation", "env.name", "env.options.chunk_size"):
+        mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
+        if mine != theirs:
+            raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")
+    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+    load_checkpoint(Checkpoint(format="archive", **parts), path, cfg.device)
+
+
 def copy_normalization(source, target) -> None:
     target.transform.load_state_dict(source.transform.state_dict())
     freeze_normalization(target)
@@ -147,7 +161,7 @@ def evaluate_during_training(cfg: DictConfig, env, eval_env, actor, collector, f
     """Evaluates with the present normalisation; where one simulation has to do, in the training's own."""
     if eval_env is not None:
         copy_normalization(env, eval_env)
-        return evaluate(eval_env, actor, EVAL_SEED)
+        return evaluate(eval_env, actor, EVAL_SEED, cfg.eval.rounds)
     with frozen_normalization(env):
         results = evaluate(env, actor, EVAL_SEED)
     if frames < cfg.collector.total_frames:
@@ -166,8 +180,9 @@ def run_evaluation(path: Path, overrides: DictConfig) -> None:
     adaptive_sigma = make_adaptive_sigma(cfg, actor)
     load_checkpoint(make_checkpoint(loss=loss, env=env, adaptive_sigma=adaptive_sigma), path, cfg.device)
     freeze_normalization(env)
-    for name, value in evaluate(env, actor, EVAL_SEED).items():
-        print(f"{name}: {value:.1f} ({overrides.eval.num_envs} episodes)")
+    for name, value in evaluate(env, actor, EVAL_SEED, overrides.eval.rounds).items():
+        digits = 3 if name.endswith("success") else 1
+        print(f"{name}: {value:.{digits}f} ({overrides.eval.num_envs * overrides.eval.rounds} episodes)")
     if overrides.video:
         save_video(cfg, env, actor, path.with_suffix(".mp4"))
 
@@ -245,7 +260,18 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
     eval_env = None if is_alone or not ranks.is_first else build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
     actor, critic, loss = build_models(cfg, env)
     ranks.copy_from_first(loss.parameters())
-    optimizer = torch.optim.Adam(loss.parameters(), lr=cfg.optim.lr, eps=1e-5, fused=True)
+    if cfg.policy.get("init") and not resume:
+        load_pretrained(cfg, env, actor)
+    rates = {"actor": cfg.optim.lr, "critic": cfg.optim.critic_lr or cfg.optim.lr}
+    actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(
+        [
+            {"params": actor_parameters, "lr": rates["actor"]},
+            {"params": list(loss.critic_network_params.parameters()), "lr": rates["critic"]},
+        ],
+        eps=1e-5,
+        fused=True,
+    )
     if cfg.optim.schedule not in SCHEDULES:
         raise ValueError(f"Unknown schedule {cfg.optim.schedule!r}; choose from {', '.join(SCHEDULES)}.")
     schedule = None
@@ -349,14 +375,18 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
         buffer.empty()
         buffer.extend(batch)
         outputs = []
+        is_warming_up = frames_before < cfg.optim.critic_warmup
+        for parameter in actor_parameters:
+            parameter.requires_grad_(not is_warming_up)
         for _ in range(cfg.loss.epochs):
             for batch in buffer:
                 if cfg.optim.schedule == "linear":
-                    done = frames_before / cfg.collector.total_frames
-                    optimizer.param_groups[0]["lr"] = cfg.optim.lr * (1 - done)
+                    remaining = 1 - frames_before / cfg.collector.total_frames
+                    for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+                        group["lr"] = rate * remaining
                 out = update(batch)
                 outputs.append(out)
-        if schedule is not None:
+        if schedule is not None and not is_warming_up:
             # once an update, by its last epoch: the KL is to the policy that collected, 0 at first in each update, and
             # a step on every mini-batch would swing the rate between its limits within the update
             last_epoch = torch.stack(outputs[-(len(outputs) // cfg.loss.epochs) :])

@@ -7,6 +7,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ METRICS = [
     "diagnostics/ess",
     "eval/zero_noise/return",
     "eval/random_noise/return",
+    "eval/zero_noise/success",
+    "eval/random_noise/success",
 ]
 """Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them."""
 
@@ -76,17 +79,27 @@ class RunFolder:
         resume (bool, optional): continue a run that is there. Defaults to ``False``.
         keep_last (int, optional): number of checkpoints kept. Defaults to ``2``.
         read_only (bool, optional): of a process that only loads the checkpoints of another. Defaults to ``False``.
+        columns (sequence of str, optional): of ``metrics.csv``, the count of the rows first. Defaults to
+            :data:`METRICS`.
 
     Raises:
         FileExistsError: if the folder holds a run already and ``resume`` is ``False``.
         FileNotFoundError: if ``resume`` is ``True`` and there is no checkpoint that can be read.
     """
 
-    def __init__(self, path: Path, *, resume: bool = False, keep_last: int = 2, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resume: bool = False,
+        keep_last: int = 2,
+        read_only: bool = False,
+        columns: Sequence[str] = METRICS,
+    ) -> None:
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.yaml"
-        self.columns = list(METRICS)
+        self.columns = list(columns)
         self._rotation = CheckpointRotation(self.path / "checkpoints", keep_last=keep_last)
         if resume and self.latest() is None:
             raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
@@ -103,10 +116,10 @@ class RunFolder:
         """Writes the resolved configuration."""
         _write_atomically(self.config_path, text)
 
-    def truncate_metrics(self, frames: int) -> None:
-        """Drops the rows after ``frames``, which a resumed run writes again."""
+    def truncate_metrics(self, count: int) -> None:
+        """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
         with self.metrics_path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["frames"]) <= frames]
+            rows = [row for row in csv.DictReader(file) if int(row[self.columns[0]]) <= count]
         lines = [",".join(self.columns), *(",".join(row[key] for key in self.columns) for row in rows)]
         _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from torchrl.envs.utils import exploration_type
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
@@ -35,6 +36,7 @@ from torchrl_genpo.objectives import GenPOLoss
 
 __all__ = [
     "DivergedError",
+    "EulerActor",
     "Progress",
     "augment",
     "compare_ratios",
@@ -49,6 +51,7 @@ __all__ = [
     "make_start",
     "make_update",
     "observation_keys",
+    "pretrained_module",
 ]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
@@ -154,6 +157,36 @@ def observation_keys(env: EnvBase) -> list[str]:
     return [key for key in ("observation", "critic_observation") if key in env.observation_spec.keys()]
 
 
+class EulerActor(TensorDictModuleBase):
+    """Samples the flow of a policy by Euler's rule: no density, but what a pre-trained flow was meant for.
+
+    Args:
+        actor (ReversibleFlowActor): the policy; shares its velocity and keys.
+        num_steps (int, optional): velocity evaluations an action. Defaults to the solver's.
+    """
+
+    def __init__(self, actor: ReversibleFlowActor, num_steps: int | None = None) -> None:
+        super().__init__()
+        self.velocity = actor.velocity
+        self.num_steps = actor.solver.num_steps if num_steps is None else num_steps
+        self.in_keys, self.out_keys = actor.in_keys, [actor.action_key]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the action; from zero noise unless the exploration type is ``RANDOM``."""
+        context = self.velocity.condition(*(tensordict.get(key) for key in self.in_keys))
+        shape = (*tensordict.batch_size, self.velocity.action_dim)
+        is_random = exploration_type() in (None, ExplorationType.RANDOM)
+        x = (torch.randn if is_random else torch.zeros)(shape, device=tensordict.device)
+        for step in range(self.num_steps):
+            x = x + self.velocity(x, step / self.num_steps, context) / self.num_steps
+        return tensordict.set(self.out_keys[0], x)
+
+
+def pretrained_module(actor: TensorDictModule) -> nn.Module:
+    """The part of a policy that pre-training shapes: the velocity of a flow, whatever its start; else all of it."""
+    return actor.velocity if isinstance(actor, ReversibleFlowActor) else actor
+
+
 def make_critic(env: EnvBase, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> ValueOperator:
     """Builds the value network of an environment; it reads ``critic_observation`` where there is one."""
     key = observation_keys(env)[-1]
@@ -228,8 +261,10 @@ def check_finite(data: dict[str, torch.Tensor], where: str) -> None:
 
 
 @torch.no_grad()
-def evaluate(env: EnvBase, actor: TensorDictModule, seed: int, max_steps: int = 10_000) -> dict[str, float]:
-    """Mean return of one episode in each environment, with zero noise and with random noise.
+def evaluate(
+    env: EnvBase, actor: TensorDictModule, seed: int, rounds: int = 1, max_steps: int = 10_000
+) -> dict[str, float]:
+    """Mean return of one episode a round in each environment, with zero noise and with random noise.
 
     Every call starts from the same initial states and noise, and leaves the global random state as
     it was.
@@ -238,27 +273,37 @@ def evaluate(env: EnvBase, actor: TensorDictModule, seed: int, max_steps: int = 
         env (EnvBase): batched environment with ``episode_reward``; normalisation should be frozen.
         actor (TensorDictModule): the policy.
         seed (int): of initial states and noise.
+        rounds (int, optional): episodes of each environment. Defaults to ``1``.
         max_steps (int, optional): an unfinished episode counts with its return so far.
 
     Returns:
-        ``eval/zero_noise/return`` and ``eval/random_noise/return``.
+        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and ``.../success`` where the environment
+        tells it: the part of the episodes that ended with the task solved.
     """
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
         with torch.random.fork_rng(), set_exploration_type(exploration):
             torch.manual_seed(seed)
             env.set_seed(seed)
-            td = env.reset()
-            finished = torch.zeros_like(td["done"])
-            returns = torch.zeros_like(td["episode_reward"])
-            for _ in range(max_steps):
-                step, td = env.step_and_maybe_reset(actor(td))
-                returns = torch.where(finished, returns, step["next", "episode_reward"])
-                finished |= step["next", "done"]
-                if finished.all():
-                    break
-        results[f"eval/{name}_noise/return"] = returns.mean().item()
+            episodes: Any = torch.stack([_last_steps(env, actor, max_steps) for _ in range(rounds)])
+        results[f"eval/{name}_noise/return"] = episodes["episode_reward"].mean().item()
+        if "success" in episodes.keys():
+            results[f"eval/{name}_noise/success"] = episodes["success"].mean().item()
     return results
+
+
+def _last_steps(env: EnvBase, actor: TensorDictModule, max_steps: int) -> TensorDictBase:
+    """The end of one episode of each environment."""
+    td = env.reset()
+    finished = torch.zeros_like(td["done"])
+    ends = td.select("episode_reward", "success", strict=False)
+    for _ in range(max_steps):
+        step, td = env.step_and_maybe_reset(actor(td))
+        ends = step["next"].select(*ends.keys()).where(~finished, ends)
+        finished |= step["next", "done"]
+        if finished.all():
+            break
+    return ends
 
 
 @torch.no_grad()

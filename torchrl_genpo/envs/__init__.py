@@ -18,11 +18,13 @@ from torchrl_genpo.envs.isaaclab import (
     make_isaaclab_env,
     stagger_episodes,
 )
+from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
 from torchrl_genpo.envs.transforms import RewardScaling, freeze_normalization, frozen_normalization
 
 __all__ = [
     "GYM_TASKS",
     "ISAACLAB_TASKS",
+    "ROBOMIMIC_TASKS",
     "GymState",
     "IsaacLabSymmetry",
     "RewardScaling",
@@ -31,12 +33,13 @@ __all__ = [
     "make_env",
     "make_gym_env",
     "make_isaaclab_env",
+    "make_robomimic_env",
     "make_view",
     "one_simulation",
     "stagger_episodes",
 ]
 
-ISAACLAB = "isaaclab/"
+ISAACLAB, ROBOMIMIC = "isaaclab/", "robomimic/"
 
 
 def make_env(
@@ -45,11 +48,12 @@ def make_env(
     """Builds a batch of environments by name.
 
     Args:
-        name (str): ``isaaclab/<task>`` for :func:`make_isaaclab_env`, anything else for :func:`make_gym_env`.
+        name (str): ``isaaclab/<task>`` for :func:`make_isaaclab_env`, ``robomimic/<task>`` for
+            :func:`make_robomimic_env`, anything else for :func:`make_gym_env`.
         num_envs (int, optional): batch size. Defaults to ``1``.
         device (torch.device or str, optional): where the data lives. Defaults to ``"cpu"``.
         seed (int, optional): of the environments.
-        **options: of the family's function; both take ``normalize_observation``, ``scale_reward``, ``gamma`` and
+        **options: of the family's function; all take ``normalize_observation``, ``scale_reward``, ``gamma`` and
             ``render``.
 
     Raises:
@@ -60,12 +64,15 @@ def make_env(
         >>> make_env("pendulum", num_envs=2, seed=0).rollout(3)["observation"].shape
         torch.Size([2, 3, 4])
     """
-    make = make_isaaclab_env if name.startswith(ISAACLAB) else make_gym_env
+    make: Any = make_gym_env
+    for prefix, function in ((ISAACLAB, make_isaaclab_env), (ROBOMIMIC, make_robomimic_env)):
+        if name.startswith(prefix):
+            make, name = function, name.removeprefix(prefix)
     known = [key for key, value in inspect.signature(make).parameters.items() if value.kind is value.KEYWORD_ONLY]
     unknown = set(options) - set(known)
     if unknown:
         raise ValueError(f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(known)}.")
-    return make(name.removeprefix(ISAACLAB), num_envs, device, seed, **options)
+    return make(name, num_envs, device, seed, **options)
 
 
 def one_simulation(name: str) -> bool:

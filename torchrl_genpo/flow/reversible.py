@@ -54,7 +54,7 @@ class _Reversible(torch.autograd.Function):
             v = function(states[1 if inverse else 0], i * solver.dt, *tensors)
             states = (solver.step_back if inverse else solver.step)(i, states, v)
         x, memory = solver.join(states)
-        ctx.solver, ctx.function, ctx.inverse = solver, function, inverse
+        ctx.solver, ctx.function, ctx.inverse, ctx.dtype = solver, function, inverse, v.dtype
         ctx.save_for_backward(x, memory, *tensors)
         return x, memory
 
@@ -69,16 +69,12 @@ class _Reversible(torch.autograd.Function):
         sums: list[Tensor | None] = [None] * len(wanted)
         for i in range(solver.num_steps) if inverse else reversed(range(solver.num_steps)):
             # the state that this step evaluated the velocity at, present on both of its sides
-            at = states[0 if inverse else 1].detach().requires_grad_()
+            at = states[0 if inverse else 1].detach().to(ctx.dtype).requires_grad_()
             with torch.enable_grad():
                 v = ctx.function(at, i * solver.dt, *inputs)
-            # a step is linear in the states and in v: autograd differentiates it, v being a leaf
-            with torch.enable_grad():
-                leaf = v.detach().requires_grad_()
-                sources = (solver.step if inverse else solver.step_back)(i, states, leaf.detach())
-                sources = [source.detach().requires_grad_() for source in sources]
-                results = (solver.step_back if inverse else solver.step)(i, sources, leaf)
-            *grads, grad_v = torch.autograd.grad(results, [*sources, leaf], grads)
+            states = (solver.step if inverse else solver.step_back)(i, states, v.detach())
+            grads, grad_v = (solver.step_back_gradient if inverse else solver.step_gradient)(i, grads)
+            grad_v = grad_v.to(v.dtype)
             grad_at, *parts = torch.autograd.grad(v, [at, *wanted], grad_v, allow_unused=True)
             grads[1 if inverse else 0] = grads[1 if inverse else 0] + grad_at
             for n, part in enumerate(parts):
@@ -87,8 +83,7 @@ class _Reversible(torch.autograd.Function):
                     sums[n] = None if part is None else part.clone()
                 elif part is not None:
                     total.add_(part)
-            del v, parts
-            states = [source.detach() for source in sources]
+            del v, at, parts, part, total, grad_at, grad_v  # the next evaluation needs most memory
         grad_x, grad_memory = solver.join(grads)
         filled = iter(sums)
         return (None, None, None, grad_x, grad_memory, *(next(filled) if t.requires_grad else None for t in saved))

@@ -246,6 +246,18 @@ class ReversibleSolver:
             oldest = oldest.sub(state, alpha=a)
         return [*states[1:], oldest.sub(v, alpha=self._gains[i]) / self.coefficients[i][-1]]
 
+    def step_gradient(self, i: int, grads: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Gradients with respect to the arguments of :meth:`step`, which is linear, from those of its result."""
+        new, rest = grads[0], grads[1:]
+        kept = [grad.add(new, alpha=a) for a, grad in zip(self.coefficients[i], rest, strict=False)]
+        return [*kept, new * self.coefficients[i][-1]], new * self._gains[i]
+
+    def step_back_gradient(self, i: int, grads: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Gradients with respect to the arguments of :meth:`step_back` from those of its result."""
+        oldest = grads[-1] / self.coefficients[i][-1]
+        kept = [grad.sub(oldest, alpha=a) for a, grad in zip(self.coefficients[i], grads[:-1], strict=False)]
+        return [oldest, *kept], oldest * -self._gains[i]
+
     def log_abs_det(self, d: int) -> float:
         """Log absolute determinant of the whole map, :math:`d \\sum_i \\log|a_{k-1}|`; :math:`M\\, d \\log|\\sigma|`.
 

@@ -59,9 +59,10 @@ class FlowMatchingLoss(LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """``action``, the action of the data; the actor's own key by default."""
+        """``action``, that of the data (the actor's own key by default), and ``action_is_pad``, where it is made up."""
 
         action: NestedKey = "action"
+        action_is_pad: NestedKey = "action_is_pad"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -98,7 +99,10 @@ class FlowMatchingLoss(LossModule):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Computes ``loss_flow_matching`` for observations ``[..., obs_dim]`` and actions ``[..., d]``."""
+        """Computes ``loss_flow_matching`` for observations ``[..., obs_dim]`` and actions ``[..., d]``.
+
+        Numbers of the action that ``action_is_pad`` ``[..., d]``, if it is there, marks as padding do not count.
+        """
         action = tensordict.get(self.tensor_keys.action)
         noise = torch.randn_like(action)
         time = torch.rand_like(action[..., 0])
@@ -107,7 +111,12 @@ class FlowMatchingLoss(LossModule):
             velocity = self.actor_network.velocity
             context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
             error = velocity(along, time, context) - (action - noise)
-        loss = _reduce(error.square().mean(-1), self.reduction)
+        is_pad = tensordict.get(self.tensor_keys.action_is_pad, None)
+        if is_pad is None:
+            loss = error.square().mean(-1)
+        else:
+            loss = (error.square() * ~is_pad).sum(-1) / (~is_pad).sum(-1).clamp_min(1)
+        loss = _reduce(loss, self.reduction)
         return TensorDict(
             {"loss_flow_matching": loss}, batch_size=[] if self.reduction != "none" else action.shape[:-1]
         )

@@ -1,0 +1,173 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Pre-trains a policy on demonstrations: a flow by flow matching, a Gaussian by maximum likelihood.
+
+python examples/collect_demos.py can --episodes 100 --output can.hdf5
+python sota-implementations/pretrain.py env=robomimic/can pretrain.dataset=can.hdf5
+python sota-implementations/genpo.py env=robomimic/can policy.init=<the checkpoint that it names>
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from genpo import EVAL_SEED, as_dict, build_env  # registers the resolvers of the configuration, too
+from omegaconf import DictConfig, OmegaConf
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchrl.checkpoint import Checkpoint, GlobalRNGState
+from torchrl.envs import ObservationNorm
+from tqdm import tqdm
+
+from torchrl_genpo import FlowMatchingLoss
+from torchrl_genpo.data import make_chunk_buffer, observation_range, read_demonstrations
+from torchrl_genpo.envs import ROBOMIMIC_TASKS
+from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.runs import RunFolder
+from torchrl_genpo.training import (
+    DivergedError,
+    EulerActor,
+    Progress,
+    check_finite,
+    evaluate,
+    load_checkpoint,
+    make_actor,
+    make_solver,
+    pretrained_module,
+)
+
+COLUMNS = ["iteration", "train/loss"]
+
+
+def build_actor(cfg: DictConfig, env):
+    flow = {}
+    if cfg.policy.name == "reversible_flow":
+        solver = {key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"}
+        flow = {"solver": make_solver(**solver), "start": as_dict(cfg.start)}
+        flow["time_embedding_dim"] = cfg.policy.time_embedding_dim
+    return make_actor(
+        env, cfg.policy.name, hidden_sizes=cfg.policy.hidden_sizes, activation=cfg.policy.activation, **flow
+    )
+
+
+def read_data(cfg: DictConfig):
+    if cfg.pretrain.dataset is None:
+        raise ValueError(
+            "pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of examples/collect_demos.py."
+        )
+    task = ROBOMIMIC_TASKS.get(cfg.env.name.removeprefix("robomimic/"))
+    if task is None:
+        raise ValueError(f"Pre-training knows robomimic/<task>, not {cfg.env.name}.")
+    keys = cfg.env.options.get("observation_keys") or task.observation_keys
+    return read_demonstrations(
+        cfg.pretrain.dataset,
+        keys,
+        filter_key=cfg.pretrain.filter_key,
+        num_demonstrations=cfg.pretrain.num_demonstrations,
+    )
+
+
+def pretrain(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
+    config = as_dict(cfg)
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(cfg.seed)
+    demonstrations = read_data(cfg)
+    env = build_env(cfg, max(cfg.eval.num_envs, cfg.env.options.num_workers), EVAL_SEED)
+    (norm,) = (transform for transform in env.transform if isinstance(transform, ObservationNorm))
+    loc, scale = observation_range(demonstrations)
+    if (
+        loc.shape != norm.loc.shape
+        or demonstrations[0]["action"].shape[-1] * cfg.env.options.chunk_size != (env.action_spec.shape[-1])
+    ):
+        raise ValueError(
+            f"{cfg.pretrain.dataset} has observations of size {len(loc)} and actions of size "
+            f"{demonstrations[0]['action'].shape[-1]}; {cfg.env.name} has {norm.loc.shape[-1]} and "
+            f"{env.action_spec.shape[-1] // cfg.env.options.chunk_size}."
+        )
+    norm.loc.copy_(loc)
+    norm.scale.copy_(scale)
+
+    actor = build_actor(cfg, env)
+    is_flow = isinstance(actor, ReversibleFlowActor)
+    loss = FlowMatchingLoss(actor) if is_flow else None
+    module = pretrained_module(actor)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.pretrain.ema))
+    optimizer = torch.optim.AdamW(
+        module.parameters(), cfg.pretrain.lr, weight_decay=cfg.pretrain.weight_decay, fused=True
+    )
+    buffer = make_chunk_buffer(demonstrations, cfg.env.options.chunk_size, cfg.pretrain.batch_size)
+    progress = Progress()
+    checkpoint = Checkpoint(
+        format="archive",
+        pretrained=average.module,  # what genpo.py loads, with the range of the observations
+        normalization=env.transform,
+        trained=module,
+        average=average,
+        optimizer=optimizer,
+        rng=GlobalRNGState(),
+        progress=progress,
+    )
+    if resume:
+        load_checkpoint(checkpoint, folder.latest(), cfg.device)
+        folder.truncate_metrics(progress.frames)
+
+    def save() -> Path:
+        return folder.save(checkpoint, progress.frames, config)
+
+    path, losses = folder.latest(), []
+    bar = tqdm(total=cfg.pretrain.iterations, initial=progress.frames, unit="it")
+    while progress.frames < cfg.pretrain.iterations:
+        batch = buffer.sample().to(cfg.device)
+        batch["observation"] = (batch["observation"] - norm.loc) / norm.scale
+        value = loss(batch)["loss_flow_matching"] if is_flow else -actor.log_prob(batch).mean()
+        check_finite({"loss": value}, f"iteration {progress.frames} (nothing was updated)")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        average.update_parameters(module)
+        progress.frames += 1
+        losses.append(value.item())
+        bar.update()
+        if progress.frames % cfg.pretrain.log_interval == 0 or progress.frames == cfg.pretrain.iterations:
+            folder.log({"iteration": progress.frames, "train/loss": sum(losses) / len(losses)})
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+            losses = []
+        if progress.frames % cfg.pretrain.checkpoint_interval == 0 or progress.frames == cfg.pretrain.iterations:
+            path = save()
+    bar.close()
+
+    module.load_state_dict(average.module.state_dict())
+    if cfg.eval.rounds:
+        ways = {"reversible": actor} | ({"euler": EulerActor(actor)} if is_flow else {})
+        for way, policy in ways.items():
+            for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
+                print(f"{way if is_flow else cfg.policy.name} {key}: {value:.3f}")
+    env.close()
+    print(f"Run folder: {folder.path}")
+    print(f"Fine-tune it: python sota-implementations/genpo.py env={cfg.env.name} policy.init={path}")
+
+
+@hydra.main(config_path="config", config_name="pretrain", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    hydra_config = hydra.core.hydra_config.HydraConfig.get()
+    torch.set_num_threads(cfg.num_threads)
+    try:
+        resume = cfg.resume is not None
+        path = Path(cfg.resume if resume else hydra_config.runtime.output_dir)
+        if resume:
+            iterations = cfg.pretrain.iterations
+            cfg = OmegaConf.load(path / "config.yaml")
+            cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
+        folder = RunFolder(path, resume=resume, columns=COLUMNS)
+        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+        pretrain(cfg, folder, resume)
+    except (DivergedError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
