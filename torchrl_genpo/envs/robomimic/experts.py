@@ -12,87 +12,218 @@ import numpy as np
 
 from torchrl_genpo.envs.robomimic.env import make_simulator, observation_parts, set_simulator_seed
 
-__all__ = ["EXPERTS", "CanExpert", "Expert", "demonstrate"]
+__all__ = ["EXPERTS", "Arm", "Expert", "Phase", "demonstrate"]
 
 Observation = Mapping[str, np.ndarray]
+Point = Callable[[Observation], np.ndarray]
 OPEN, CLOSED = -1.0, 1.0
+WAIT = float("inf")  # tolerance of a phase that ends after min_steps, wherever the gripper is
 
 
 @dataclass
 class Phase:
-    """One movement of one arm: where the gripper goes, open or closed, until when."""
+    """One movement of an arm: where the gripper goes, open or closed, and when the movement is done."""
 
-    target: Callable[[Observation], np.ndarray]  # position of the gripper, m
+    target: Point  # position of the gripper, m
     gripper: float
-    tolerance: float = 0.015  # of the position, m; inf to wait for min_steps only
+    tolerance: float = 0.015  # of the position, m
     min_steps: int = 0
-    rotation: Callable[[Observation], np.ndarray] | None = None  # wanted rotation vector, rad; None to hold
+    ready: Callable[[], bool] | None = None  # a condition beside, such as that the other arm holds still
 
 
-class Expert:
-    """Proportional control through a sequence of phases, with random speed and noise.
+class Arm:
+    """Proportional control of one arm through its phases.
 
     Args:
-        simulator: the robosuite environment.
-        rng (numpy.random.Generator): of speed, waypoints and noise.
-        noise (float): deviation of the noise added to actions in ``[-1, 1]``.
+        name (str): robosuite's, such as ``robot0``.
+        phases (list of Phase): the last one is kept.
+        speed (float): part of the largest action.
+        stiffness (float): how much the gripper is kept in its first orientation; 0 for not at all.
     """
 
     GAIN = 10.0
 
+    def __init__(self, name: str, phases: list[Phase], speed: float, stiffness: float) -> None:
+        self.name, self.phases, self.speed, self.stiffness = name, phases, speed, stiffness
+        self.index = self.steps = 0
+        self._upright: np.ndarray | None = None
+
+    def __call__(self, raw: Observation) -> np.ndarray:
+        """The action ``[7]`` of this step; goes on to the next phase when the present one is done."""
+        from robosuite.utils.transform_utils import quat2axisangle, quat_inverse, quat_multiply
+
+        phase = self.phases[self.index]
+        error = phase.target(raw) - raw[f"{self.name}_eef_pos"]
+        orientation = raw[f"{self.name}_eef_quat"]
+        if self._upright is None:
+            self._upright = orientation
+        turn = quat_multiply(self._upright, quat_inverse(orientation))
+        turn = quat2axisangle(turn * (1.0 if turn[3] >= 0 else -1.0))  # the short way round
+        self.steps += 1
+        is_there = np.linalg.norm(error) < phase.tolerance and self.steps > phase.min_steps
+        if is_there and (phase.ready is None or phase.ready()):
+            self.index, self.steps = min(self.index + 1, len(self.phases) - 1), 0
+        move = np.clip(self.GAIN * error, -1, 1) * self.speed
+        return np.concatenate([move, np.clip(self.stiffness * turn, -1, 1), [phase.gripper]])
+
+
+class Expert:
+    """Arms that go through phases, with random speed and noise.
+
+    Args:
+        simulator: the robosuite environment, after its reset.
+        rng (numpy.random.Generator): of speed, waypoints and noise.
+        noise (float): deviation of the noise added to actions in ``[-1, 1]``; not to the grippers'.
+    """
+
+    STIFFNESS = 1.0  # of the grippers' orientation
+
     def __init__(self, simulator: Any, rng: np.random.Generator, noise: float = 0.05) -> None:
         self.simulator, self.rng, self.noise = simulator, rng, noise
-        self.speed = rng.uniform(0.7, 1.0)
-        self.index = self.steps = 0
-        self.phases = self.plan()
+        self.arms = [
+            Arm(f"robot{index}", phases, rng.uniform(0.7, 1.0), self.STIFFNESS)
+            for index, phases in enumerate(self.plan())
+        ]
 
-    def plan(self) -> list[Phase]:
-        """The phases of the task."""
+    def plan(self) -> list[list[Phase]]:
+        """The phases of every arm."""
         raise NotImplementedError
 
     def __call__(self, raw: Observation) -> np.ndarray:
         """The action for an observation of robosuite."""
-        action = self.move("robot0", self.phases, raw)
-        return np.clip(action, -1, 1)
+        action = np.stack([arm(raw) for arm in self.arms])
+        action[:, :6] += self.noise * self.rng.standard_normal((len(self.arms), 6))
+        return np.clip(action, -1, 1).ravel()
 
-    def move(self, robot: str, phases: list[Phase], raw: Observation) -> np.ndarray:
-        """The action of one arm in its present phase; goes on to the next when that is done."""
-        phase = phases[self.index]
-        error = phase.target(raw) - raw[f"{robot}_eef_pos"]
-        action = np.zeros(7)
-        action[:3] = np.clip(self.GAIN * error, -1, 1) * self.speed
-        action[:6] += self.noise * self.rng.standard_normal(6)
-        action[6] = phase.gripper
-        self.steps += 1
-        if np.linalg.norm(error) < phase.tolerance and self.steps > phase.min_steps:
-            self.index, self.steps = min(self.index + 1, len(phases) - 1), 0
-        return action
+
+def _at(point: np.ndarray) -> Point:
+    return lambda raw: point
+
+
+def _above(name: str, height: float, offset: Callable[[], np.ndarray] | None = None) -> Point:
+    """``height`` above an observed body, or above where ``offset()`` is now."""
+    up = np.array([0, 0, height])
+    return (lambda raw: raw[name] + up) if offset is None else (lambda raw: offset() + up)
 
 
 class CanExpert(Expert):
     """Takes the can from the left bin to its place in the right one (robosuite's ``PickPlaceCan``)."""
 
-    def plan(self) -> list[Phase]:
+    STIFFNESS = 0.0  # the bin is at the end of the arm's reach, which has to lean there
+
+    def plan(self) -> list[list[Phase]]:
         """Above the can, down, close, up, over the bin, down, open, up."""
         env, draw = self.simulator, self.rng.uniform
         place = env.target_bin_placements[env.object_to_id["can"]][:2] + draw(-0.03, 0.03, 2)
         carry, low = env.bin2_pos[2] + draw(0.26, 0.32), env.bin2_pos[2] + 0.1
-        hover, inf = draw(0.08, 0.12), float("inf")
-        above = np.array([0, 0, hover])
-        deep = np.array([0, 0, 0.005])
         return [
-            Phase(lambda raw: raw["Can_pos"] + above, OPEN),
-            Phase(lambda raw: raw["Can_pos"] + deep, OPEN, tolerance=0.012),
-            Phase(lambda raw: raw["Can_pos"] + deep, CLOSED, tolerance=inf, min_steps=10),
-            Phase(lambda raw: np.array([*raw["robot0_eef_pos"][:2], carry]), CLOSED, tolerance=0.03),
-            Phase(lambda raw: np.array([*place, carry]), CLOSED, tolerance=0.02),
-            Phase(lambda raw: np.array([*place, low]), CLOSED, tolerance=0.02),
-            Phase(lambda raw: raw["robot0_eef_pos"], OPEN, tolerance=inf, min_steps=6),
-            Phase(lambda raw: raw["robot0_eef_pos"] + np.array([0, 0, 0.1]), OPEN, tolerance=0.0),
+            [
+                Phase(_above("Can_pos", draw(0.08, 0.12)), OPEN),
+                Phase(_above("Can_pos", 0.005), OPEN, tolerance=0.012),
+                Phase(_above("Can_pos", 0.005), CLOSED, WAIT, min_steps=10),
+                Phase(lambda raw: np.array([*raw["robot0_eef_pos"][:2], carry]), CLOSED, tolerance=0.03),
+                Phase(_at(np.array([*place, carry])), CLOSED, tolerance=0.04),  # near the end of its reach
+                Phase(_at(np.array([*place, low])), CLOSED, tolerance=0.04),
+                Phase(lambda raw: raw["robot0_eef_pos"], OPEN, WAIT, min_steps=6),
+                Phase(_above("robot0_eef_pos", 0.1), OPEN, tolerance=0.0),
+            ]
         ]
 
 
-EXPERTS: dict[str, type[Expert]] = {"PickPlaceCan": CanExpert}
+class _TwoArmExpert(Expert):
+    """The second arm takes hold of the grip of a body and keeps still; then the first one works on it."""
+
+    def hold(self, body: str) -> list[Phase]:
+        """The second arm's phases."""
+        env = self.simulator
+
+        def grip() -> np.ndarray:
+            return env.point(body, env.GRIP)
+
+        hover = self.rng.uniform(0.08, 0.12)
+        return [
+            Phase(_above(body, hover, grip), OPEN),
+            Phase(_above(body, 0.02, grip), OPEN, tolerance=0.012),
+            Phase(lambda raw: raw["robot1_eef_pos"], CLOSED, WAIT, min_steps=10),
+            Phase(lambda raw: raw["robot1_eef_pos"], CLOSED, tolerance=0.0),
+        ]
+
+    def is_held(self) -> bool:
+        """Whether the second arm keeps still."""
+        return self.arms[1].index == len(self.arms[1].phases) - 1
+
+    def carried(self, robot: str, body: str, offset: Any, goal: Callable[[], np.ndarray]) -> Point:
+        """Where the gripper has to go for a point of the body in its grasp to be at ``goal()``."""
+        env = self.simulator
+        return lambda raw: raw[f"{robot}_eef_pos"] + goal() - env.point(body, offset)
+
+
+class ThreadingExpert(_TwoArmExpert):
+    """Threads the needle (:class:`~torchrl_genpo.envs.robomimic.tasks.PrimitiveTwoArmThreading`)."""
+
+    def plan(self) -> list[list[Phase]]:
+        """Take the needle by its handle, lift it, line it up with the ring, push it through."""
+        env, draw = self.simulator, self.rng.uniform
+        handle = np.array([-0.035, 0, 0])
+
+        def grip() -> np.ndarray:
+            return env.point("needle", handle)
+
+        def ring(ahead: float) -> Callable[[], np.ndarray]:
+            return lambda: env.point("stand", env.RING + np.array([ahead, 0, 0]))
+
+        def tip(ahead: float) -> Point:
+            return self.carried("robot0", "needle", env.TIP, ring(ahead))
+
+        start = draw(-0.07, -0.05)
+        return [
+            [
+                Phase(_above("needle", draw(0.08, 0.12), grip), OPEN),
+                Phase(_above("needle", 0.0, grip), OPEN, tolerance=0.01),
+                Phase(lambda raw: raw["robot0_eef_pos"], CLOSED, WAIT, min_steps=10),
+                Phase(lambda raw: np.array([*raw["robot0_eef_pos"][:2], 0.8 + 0.25]), CLOSED, tolerance=0.03),
+                Phase(tip(start), CLOSED, tolerance=0.008, min_steps=5, ready=self.is_held),
+                Phase(tip(0.03), CLOSED, tolerance=0.0),
+            ],
+            self.hold("stand"),
+        ]
+
+
+class BoxCleanupExpert(_TwoArmExpert):
+    """Puts the lid on the box (:class:`~torchrl_genpo.envs.robomimic.tasks.PrimitiveTwoArmBoxCleanup`)."""
+
+    def plan(self) -> list[list[Phase]]:
+        """Take the lid by its knob, lift it, carry it over the box, lower it, let go."""
+        env, draw = self.simulator, self.rng.uniform
+
+        def knob() -> np.ndarray:
+            return env.point("lid", env.KNOB)
+
+        def lid(height: float) -> Point:
+            return self.carried(
+                "robot0", "lid", np.zeros(3), lambda: env.point("box", np.array([0, 0, env.LID_HEIGHT + height]))
+            )
+
+        return [
+            [
+                Phase(_above("lid", draw(0.08, 0.12), knob), OPEN),
+                Phase(_above("lid", 0.0, knob), OPEN, tolerance=0.01),
+                Phase(lambda raw: raw["robot0_eef_pos"], CLOSED, WAIT, min_steps=10),
+                Phase(lambda raw: np.array([*raw["robot0_eef_pos"][:2], 0.8 + 0.25]), CLOSED, tolerance=0.03),
+                Phase(lid(0.08), CLOSED, tolerance=0.012, min_steps=5, ready=self.is_held),
+                Phase(lid(0.0), CLOSED, tolerance=0.01),
+                Phase(lambda raw: raw["robot0_eef_pos"], OPEN, WAIT, min_steps=6),
+                Phase(_above("robot0_eef_pos", 0.1), OPEN, tolerance=0.0),
+            ],
+            self.hold("box"),
+        ]
+
+
+EXPERTS: dict[str, type[Expert]] = {
+    "PickPlaceCan": CanExpert,
+    "PrimitiveTwoArmBoxCleanup": BoxCleanupExpert,
+    "PrimitiveTwoArmThreading": ThreadingExpert,
+}
 """Experts by robosuite's name of the environment."""
 
 

@@ -85,7 +85,7 @@ class _TwoPandas(TwoArmEnv):
                     rotation=rotation,
                     rotation_axis="z",
                     ensure_object_boundary_in_range=False,
-                    ensure_valid_placement=True,
+                    ensure_valid_placement=False,  # the ranges are apart
                     reference_pos=TABLE_TOP,
                     rng=self.rng,
                 )
@@ -150,10 +150,10 @@ class PrimitiveTwoArmThreading(_TwoPandas):
     RING = np.array((0.0, 0.0, 0.09))  # its middle in the stand's frame; its axis is x
     HOLE = 0.022  # half its width
     TIP = np.array((0.09, 0.0, 0.0))  # in the needle's frame
-    GRIP = np.array((0.05, 0.13, -0.03))  # where the stand is held, in its frame
+    GRIP = np.array((0.0, 0.22, -0.03))  # where the stand is held, in its frame; the hands are 20 cm wide
     PLACEMENTS = {  # noqa: RUF012
         "needle": ((-0.16, -0.10), (-0.14, -0.06), (-0.1, 0.1)),
-        "stand": ((0.06, 0.10), (-0.04, 0.04), (-0.1, 0.1)),
+        "stand": ((0.06, 0.10), (-0.04, 0.02), (-0.1, 0.1)),
     }
 
     def make_bodies(self) -> list[CompositeObject]:
@@ -172,8 +172,8 @@ class PrimitiveTwoArmThreading(_TwoPandas):
             ((bar, edge + bar, bar), (0, 0, height + edge), red),
             ((bar, bar, edge + bar), (0, -edge, height), red),
             ((bar, bar, edge + bar), (0, edge, height), red),
-            ((0.01, 0.04, 0.01), (0.05, 0.09, low), grey),
-            ((0.02, 0.012, 0.05), (0.05, 0.13, low + 0.06), grey),
+            ((0.01, 0.08, 0.01), (0, 0.14, low), grey),
+            ((0.02, 0.012, 0.05), (0, 0.22, low + 0.06), grey),
         ]
         return [_body("needle", needle, 400.0, 0.015), _body("stand", stand, 400.0, 0.12)]
 
@@ -188,12 +188,12 @@ class PrimitiveTwoArmBoxCleanup(_TwoPandas):
     Solved when the lid lies on the box, level and at most 2 cm from its middle.
     """
 
-    LID_HEIGHT = 0.066  # of the middle of a lid that lies on the box, above the middle of the box
+    LID_HEIGHT = 0.065  # of the middle of a lid that lies on the box, above the middle of the box
     KNOB = np.array((0.0, 0.0, 0.015))  # where the lid is held, in its frame
-    GRIP = np.array((0.0, 0.125, 0.02))  # where the box is held, in its frame
+    GRIP = np.array((0.0, 0.25, 0.015))  # where the box is held, in its frame; the hands are 20 cm wide
     PLACEMENTS = {  # noqa: RUF012
         "lid": ((-0.10, -0.04), (-0.24, -0.16), (-0.1, 0.1)),
-        "box": ((0.0, 0.06), (0.04, 0.10), (-0.1, 0.1)),
+        "box": ((0.0, 0.06), (-0.02, 0.04), (-0.1, 0.1)),
     }
 
     def make_bodies(self) -> list[CompositeObject]:
@@ -210,13 +210,13 @@ class PrimitiveTwoArmBoxCleanup(_TwoPandas):
             ((wall, half, height), (half - wall, 0, 0), blue),
             ((half, wall, height), (0, -half + wall, 0), blue),
             ((half, wall, height), (0, half - wall, 0), blue),
-            ((0.02, 0.03, 0.008), (0, half + 0.025, -0.02), dark),
-            ((0.02, 0.012, 0.04), (0, 0.125, 0.005), dark),
+            ((0.01, 0.09, 0.008), (0, half + 0.09, -height + 0.008), dark),
+            ((0.02, 0.012, 0.045), (0, 0.25, 0), dark),
         ]
         return [_body("lid", lid, 200.0, 0.026), _body("box", box, 600.0, 0.045)]
 
     def _check_success(self) -> bool:
         offset = self.local("box", self.position("lid"))
         upright = quat2mat(self.quaternion("lid"))[2, 2]
-        on_top = abs(offset[2] - self.LID_HEIGHT) < 0.008
+        on_top = abs(offset[2] - self.LID_HEIGHT) < 0.004
         return bool(on_top and np.abs(offset[:2]).max() < 0.02 and upright > 0.98)
