@@ -9,6 +9,7 @@ python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint
 
 from __future__ import annotations
 
+import atexit
 import ctypes.util
 import hashlib
 import logging
@@ -88,7 +89,7 @@ RESUMABLE = {
 
 
 def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
-    return make_env(
+    env = make_env(
         cfg.env.name,
         num_envs,
         cfg.device,
@@ -99,6 +100,8 @@ def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
         **(as_dict(cfg.env.options) if cfg.env.get("options") else {}),
         **kwargs,
     )
+    atexit.register(lambda: env.is_closed or env.close())  # Python would wait for its worker processes for ever
+    return env
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
-from torchrl_genpo.envs.transforms import base_env, normalization_transforms
+from torchrl_genpo.envs.transforms import normalization_transforms, simulator
 
 __all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
 
@@ -111,7 +111,7 @@ class GymView:
     """
 
     def __init__(self, env: EnvBase) -> None:
-        self._simulator = base_env(env)._env.envs[0]
+        self._simulator = simulator(env).envs[0]
         self.fps = self._simulator.metadata.get("render_fps", 30)
 
     def frame(self, tensordict: TensorDictBase) -> np.ndarray:
@@ -134,7 +134,7 @@ class GymState:
     _DERIVED = ("xpos", "xquat", "xipos", "xmat", "site_xpos", "cinert", "cvel", "cfrc_ext", "qfrc_actuator")
 
     def __init__(self, env: EnvBase) -> None:
-        self._vector_env = base_env(env)._env
+        self._vector_env = simulator(env)
         envs = getattr(self._vector_env, "envs", None)  # none in other families
         self.exact = envs is not None and all(self._is_mujoco(e) or self._is_classic(e) for e in envs)
 

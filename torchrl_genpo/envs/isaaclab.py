@@ -31,7 +31,7 @@ from torchrl.envs import (
 from torchrl.envs import RewardScaling as AffineReward
 from torchrl.envs.gym_like import BaseInfoDictReader
 
-from torchrl_genpo.envs.transforms import base_env, normalization_transforms
+from torchrl_genpo.envs.transforms import normalization_transforms, simulator
 
 __all__ = ["ISAACLAB_TASKS", "IsaacLabSymmetry", "IsaacLabView", "make_isaaclab_env", "stagger_episodes"]
 
@@ -216,8 +216,8 @@ class IsaacLabSymmetry:
         import gymnasium
         from isaaclab_tasks.utils import load_cfg_from_registry
 
-        simulator = base_env(env)._env
-        task_id = simulator.spec.id
+        raw = simulator(env)
+        task_id = raw.spec.id
         if gymnasium.spec(task_id).kwargs.get(self.ENTRY_POINT) is None:
             raise ValueError(f"{task_id} defines no symmetry; use env.symmetry=false.")
         if any(isinstance(module, VecNormV2) for module in env.modules()):
@@ -226,7 +226,7 @@ class IsaacLabSymmetry:
             )
         config = load_cfg_from_registry(task_id, self.ENTRY_POINT)
         self._mirror = config.algorithm.symmetry_cfg.data_augmentation_func
-        self._env = simulator.unwrapped
+        self._env = raw.unwrapped
         self.order = len(self._mirror(self._env, None, env.action_spec.zero())[1]) // env.batch_size.numel()
 
     def __call__(self, data: TensorDictBase) -> TensorDictBase:
@@ -248,7 +248,7 @@ def stagger_episodes(env: EnvBase) -> None:
 
     As rsl_rl does at the start of a training; to be called after a reset. Does nothing in other families.
     """
-    raw = base_env(env)._env.unwrapped
+    raw: Any = getattr(simulator(env), "unwrapped", None)
     if hasattr(raw, "episode_length_buf"):
         raw.episode_length_buf = torch.randint_like(raw.episode_length_buf, high=int(raw.max_episode_length))
 
@@ -263,8 +263,9 @@ class IsaacLabView:
     OFFSET = (-3.5, -3.5, 2.0)  # of the camera from the robot, m
 
     def __init__(self, env: EnvBase) -> None:
-        self._scene = base_env(env)._env.unwrapped.scene
-        self.fps = round(1 / base_env(env)._env.unwrapped.step_dt)
+        raw = simulator(env).unwrapped
+        self._scene = raw.scene
+        self.fps = round(1 / raw.step_dt)
         self._follow()
 
     def frame(self, tensordict: TensorDictBase) -> np.ndarray:

@@ -13,13 +13,14 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import ClipTransform, EnvBase, Transform, TransformedEnv, VecNormV2
+from torchrl.envs.batched_envs import BatchedEnvBase
 
 __all__ = [
     "RewardScaling",
-    "base_env",
     "freeze_normalization",
     "frozen_normalization",
     "normalization_transforms",
+    "simulator",
 ]
 
 # VecNormV2 calls batched environments experimental; with reduce_batch_dims it is tested in tests/envs
@@ -105,11 +106,11 @@ def normalization_transforms(observation_keys: Sequence[NestedKey], reward_gamma
     return transforms
 
 
-def base_env(env: EnvBase) -> Any:
-    """The simulator's wrapper below all transforms."""
+def simulator(env: EnvBase) -> Any:
+    """What TorchRL's wrapper below all transforms wraps; ``None`` where that is in other processes."""
     while isinstance(env, TransformedEnv):
         env = env.base_env
-    return env
+    return None if isinstance(env, BatchedEnvBase) else env._env
 
 
 def freeze_normalization(env: EnvBase) -> EnvBase:

@@ -167,12 +167,12 @@ class RobosuiteEnv(gymnasium.Env):
         reward_shaping: bool = False,
         render: bool = False,
     ) -> None:
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1 control step, got {horizon}.")
         self.simulator = make_simulator(env_args, reward_shaping=reward_shaping, has_offscreen_renderer=render)
         self.render_mode = "rgb_array" if render else None
+        # one frame a chunk
+        self.metadata = self.metadata | {"render_fps": max(1, 20 // chunk_size)}
         self._keys, self._horizon = tuple(observation_keys), horizon
         self._chunk_size, self._end_at_success, self._gamma = chunk_size, end_at_success, gamma
         self._elapsed, self._has_succeeded = 0, False
@@ -321,6 +321,8 @@ def make_robomimic_env(
     """
     if num_envs < 1 or (num_workers and num_envs % num_workers):
         raise ValueError(f"num_envs={num_envs} must be positive and divisible by num_workers={num_workers}.")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     known = ROBOMIMIC_TASKS.get(task)
     if known is None and not task[:1].isupper():
         close = difflib.get_close_matches(task, ROBOMIMIC_TASKS, n=3)

@@ -1,0 +1,285 @@
+"""robosuite's tasks through TorchRL, scripted experts, and the way from demonstrations to fine-tuning.
+
+Needs robosuite; `.ci/run` installs it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchrl.envs import check_env_specs
+
+from torchrl_genpo.data.robomimic import INSTALL
+from torchrl_genpo.envs import make_env
+from torchrl_genpo.runs import read_metrics
+
+HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
+needs_robosuite = pytest.mark.skipif(not HAS_ROBOSUITE, reason=f"needs robosuite: {INSTALL}")
+ROOT = Path(__file__).parents[2]
+SIZES = {"can": (23, 7), "box_cleanup": (32, 14), "threading": (32, 14)}
+
+
+def simulate(task, seed, **options):
+    """One environment, and the expert's actions for it."""
+    from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, RobosuiteEnv
+    from torchrl_genpo.envs.robomimic.experts import EXPERTS
+
+    known = ROBOMIMIC_TASKS[task]
+    env_args = known.env_args()
+    env = RobosuiteEnv(env_args, known.observation_keys, options.pop("horizon", known.horizon), **options)
+    observation, _ = env.reset(seed=seed)
+    expert = EXPERTS[env_args["env_name"]](env.simulator, np.random.default_rng(seed))
+    return env, observation, lambda: expert(env.simulator._get_observations())
+
+
+@needs_robosuite
+@pytest.mark.parametrize("task", SIZES)
+def test_a_task_fulfils_specs(task):
+    env = make_env(f"robomimic/{task}", num_envs=2, seed=0, chunk_size=3, horizon=20)
+    obs_dim, action_dim = SIZES[task]
+    assert env.observation_spec["observation"].shape == (2, obs_dim)
+    assert env.action_spec.shape == (2, 3 * action_dim)
+    check_env_specs(env)
+    data = env.rollout(8, break_when_any_done=False)
+    # the horizon is no end of the task: 7 chunks, the last one cut short, then a new episode
+    assert data["next", "truncated"].squeeze(-1).tolist() == [[False] * 6 + [True, False]] * 2
+    assert not data["next", "terminated"].any()
+    assert data["next", "step_count"].squeeze(-1)[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 1]
+    assert not data["next", "success"].any()
+    env.close()
+
+
+@needs_robosuite
+def test_workers_form_a_batch_of_their_own():
+    env = make_env("robomimic/can", num_envs=4, seed=0, num_workers=2, horizon=8)
+    check_env_specs(env)
+    data = env.rollout(3, break_when_any_done=False)
+    assert data.batch_size == (2, 2, 3)
+    assert data["next", "truncated"].squeeze(-1).tolist() == [[[False, True, False]] * 2] * 2
+    first = data["observation"][..., 0, :].flatten(0, 1)
+    assert len({tuple(row) for row in first.tolist()}) == 4, "every environment must have its own course"
+    env.close()
+
+
+@needs_robosuite
+@pytest.mark.parametrize("task", SIZES)
+def test_the_expert_succeeds_and_success_ends_the_episode(task):
+    env, _, act = simulate(task, seed=1)
+    rewards = []
+    for _ in range(400):
+        observation, reward, terminated, truncated, _ = env.step(act())
+        rewards.append(reward)
+        if terminated or truncated:
+            break
+    assert (terminated, truncated) == (True, False)
+    assert rewards[-1] == 1.0 and sum(rewards) == 1.0
+    assert observation["success"] == 1
+    observation, _ = env.reset()
+    assert observation["success"] == 0
+    env.close()
+
+
+@needs_robosuite
+def test_a_chunk_is_its_steps_with_the_discounted_sum_of_their_rewards():
+    chunked, _, _ = simulate("can", seed=1, chunk_size=4, gamma=0.9, end_at_success=False, reward_shaping=True)
+    single, _, act = simulate("can", seed=1, end_at_success=False, reward_shaping=True)
+    for _ in range(3):
+        actions, total = [], 0.0
+        for i in range(4):
+            actions.append(act())
+            expected, reward, *_ = single.step(actions[-1])
+            total += 0.9**i * reward
+        observation, reward, *_ = chunked.step(np.concatenate(actions))
+        np.testing.assert_allclose(observation["observation"], expected["observation"], atol=1e-6)
+        assert reward == pytest.approx(total) and reward > 0
+
+
+@needs_robosuite
+def test_a_seed_gives_one_course_of_episodes():
+    def course(seed):
+        env, observation, _ = simulate("can", seed)
+        return np.stack([observation["observation"], *(env.reset()[0]["observation"] for _ in range(2))])
+
+    first = course(5)
+    np.testing.assert_array_equal(first, course(5))
+    assert np.abs(first - course(6)).max() > 0.01
+    assert np.abs(np.diff(first, axis=0)).max(1).min() > 0.01, "episodes must differ"
+
+
+@needs_robosuite
+def test_the_first_observation_is_that_of_the_state_it_shows():
+    """robosuite's own reset returns zeros for the poses relative to the gripper."""
+    env, observation, _ = simulate("can", seed=0)
+    again = env._observe(env.simulator._get_observations(force_update=True))
+    np.testing.assert_array_equal(observation["observation"], again["observation"])
+    assert np.abs(observation["observation"][9:12]).min() > 0
+
+
+@needs_robosuite
+@pytest.mark.parametrize(
+    ("task", "options", "error", "messages"),
+    [
+        ("cann", {}, ValueError, ["'cann'", "Did you mean can", "threading"]),
+        ("can", {"num_envs": 3, "num_workers": 2}, ValueError, ["num_envs=3", "num_workers=2"]),
+        ("can", {"chunk_size": 0}, ValueError, ["chunk_size", "0"]),
+        ("can", {"horizon": -1}, ValueError, ["horizon", "-1"]),
+        ("can", {"observation_keys": ["objekt"]}, ValueError, ["objekt", "robot0_eef_pos"]),
+        ("threading", {"reward_shaping": True}, ValueError, ["sparse reward only"]),
+        ("StackThree_D1", {}, ImportError, ["StackThree_D1", "mimicgen", "pip install"]),
+    ],
+)
+def test_mistakes_are_explained(task, options, error, messages):
+    with pytest.raises(error) as raised:
+        make_env(f"robomimic/{task}", **options)
+    for message in messages:
+        assert message in str(raised.value)
+
+
+def run(*command, succeeds=True):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, env=environment, timeout=900, cwd=ROOT
+    )
+    assert (result.returncode == 0) == succeeds, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def demonstrations(tmp_path_factory):
+    path = tmp_path_factory.mktemp("demos") / "can.hdf5"
+    output = run("examples/collect_demos.py", "can", "--episodes", 3, "--output", path, "--workers", 2)
+    assert "3 of 3 episodes succeeded" in output
+    return path
+
+
+SMALL = ["policy.hidden_sizes=[32,32]", "eval.num_envs=2", "eval.rounds=1", "env.options.horizon=24"]
+
+
+@pytest.fixture(scope="module")
+def pretrained(demonstrations, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    output = run(
+        "sota-implementations/pretrain.py",
+        f"pretrain.dataset={demonstrations}",
+        "pretrain.iterations=60",
+        "pretrain.log_interval=20",
+        "pretrain.checkpoint_interval=20",
+        f"hydra.run.dir={folder}",
+        *SMALL,
+    )
+    return folder, output
+
+
+@needs_robosuite
+def test_pretraining_learns_evaluates_and_resumes(pretrained):
+    folder, output = pretrained
+    columns = read_metrics(folder / "metrics.csv")
+    assert columns["iteration"] == [20, 40, 60]
+    assert columns["train/loss"][-1] < columns["train/loss"][0]
+    for way in ("euler", "reversible"):
+        for noise in ("zero", "random"):
+            assert re.search(rf"{way} eval/{noise}_noise/success: \d\.\d+", output)
+    run("sota-implementations/pretrain.py", f"resume={folder}", "pretrain.iterations=80")
+    resumed = read_metrics(folder / "metrics.csv")
+    assert resumed["iteration"] == [20, 40, 60, 80]
+    assert resumed["train/loss"][:3] == columns["train/loss"]
+
+
+@needs_robosuite
+def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_up(pretrained, tmp_path):
+    folder, _ = pretrained
+    (checkpoint,) = sorted((folder / "checkpoints").glob("*60*"))
+    finetune = [
+        "sota-implementations/genpo.py",
+        "env=robomimic/can",
+        f"policy.init={checkpoint}",
+        "env.num_envs=4",
+        "collector.frames_per_batch=16",
+        "collector.total_frames=64",
+        "optim.critic_warmup=32",
+        "loss.mini_batch_size=8",
+        "loss.epochs=2",
+        "eval.interval=64",
+    ]
+    output = run(*finetune, *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
+    columns = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert len(columns["frames"]) == 4, output
+    assert max(columns["train/inversion_error"]) < 1e-2
+    warm, trained = columns["train/kl"][:2], columns["train/kl"][2:]
+    assert max(abs(value) for value in warm) < 1e-5 < min(abs(value) for value in trained)
+    for noise in ("zero", "random"):
+        assert 0 <= columns[f"eval/{noise}_noise/success"][-1] <= 1
+
+    output = run(*finetune, "policy.hidden_sizes=[16,16]", succeeds=False)
+    assert "policy.hidden_sizes=[32, 32]" in output and "Traceback" not in output
+
+
+@needs_robosuite
+def test_a_gaussian_is_pretrained_by_maximum_likelihood_and_finetuned(demonstrations, tmp_path):
+    folder = tmp_path / "pretrained"
+    small = [*SMALL, "policy=gaussian"]
+    run(
+        "sota-implementations/pretrain.py",
+        f"pretrain.dataset={demonstrations}",
+        "pretrain.iterations=40",
+        "pretrain.log_interval=20",
+        f"hydra.run.dir={folder}",
+        *small,
+    )
+    columns = read_metrics(folder / "metrics.csv")
+    assert columns["train/loss"][1] < columns["train/loss"][0]
+    (checkpoint,) = (folder / "checkpoints").glob("*40*")
+    finetune = ["env=robomimic/can", f"policy.init={checkpoint}", "env.num_envs=4", "collector.frames_per_batch=16"]
+    finetune += ["collector.total_frames=16", "loss.mini_batch_size=8", f"hydra.run.dir={tmp_path / 'run'}"]
+    run("sota-implementations/genpo.py", *finetune, *small)
+
+
+@needs_robosuite
+def test_mistakes_of_pretraining_are_explained(demonstrations, tmp_path):
+    for overrides, message in (
+        ([], "pretrain.dataset=<file.hdf5> is missing"),
+        (["pretrain.dataset=nowhere.hdf5"], "There is no file nowhere.hdf5"),
+        ([f"pretrain.dataset={demonstrations}", "env=robomimic/threading"], "'obs/robot1_eef_pos'"),
+        ([f"pretrain.dataset={demonstrations}", "pretrain.filter_key=trian"], "no filter key 'trian'"),
+    ):
+        command = [f"hydra.run.dir={tmp_path / str(len(message))}", *overrides]
+        output = run("sota-implementations/pretrain.py", *command, succeeds=False)
+        assert message in output and "Traceback" not in output
+
+
+@pytest.mark.skipif(HAS_ROBOSUITE, reason="needs robosuite to be absent")
+def test_without_robosuite_the_command_that_installs_it_is_named():
+    with pytest.raises(ImportError, match="pip install --no-deps robosuite"):
+        make_env("robomimic/can")
+
+
+def test_a_package_that_defines_a_task_is_asked_for_by_name():
+    from torchrl_genpo.envs.robomimic import RobomimicTask
+
+    if importlib.util.find_spec("mimicgen") is None:
+        with pytest.raises(ImportError, match=r"StackThree_D1 comes with mimicgen: git clone .* pip install"):
+            RobomimicTask("StackThree_D1", package="mimicgen").env_args()
+
+
+@needs_robosuite
+def test_a_video_shows_the_arm(tmp_path):
+    from torchrl_genpo.envs import make_view
+
+    env = make_env("robomimic/can", render=True, seed=0)
+    try:
+        view, td = make_view(env), env.reset()
+        first = torch.as_tensor(view.frame(td).copy()).float()
+    except Exception as error:  # each OpenGL platform has exceptions of its own
+        pytest.skip(f"needs OpenGL (apt install libegl1 libgl1): {error}")
+    _, td = env.step_and_maybe_reset(td.set("action", torch.ones(env.action_spec.shape)))
+    second = torch.as_tensor(view.frame(td).copy()).float()
+    assert first.shape == (384, 512, 3) and view.fps == 5
+    assert first.std() > 20 and (first - second).abs().amax(-1).gt(30).sum() > 100
