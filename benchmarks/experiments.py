@@ -33,6 +33,8 @@ METRICS = (
     "train/lr",
     "eval/zero_noise/return",
     "eval/random_noise/return",
+    "eval/zero_noise/success",
+    "eval/random_noise/success",
 )
 POINTS = 60  # of each curve that are kept
 LOCK = threading.Lock()
@@ -96,8 +98,10 @@ def summary(metrics_path: Path) -> dict[str, Any]:
         if i % max(1, updates // POINTS) == 0
         or metrics["eval/zero_noise/return"][i] == metrics["eval/zero_noise/return"][i]
     ]
+    columns = {key: metrics[key] for key in METRICS if any(value == value for value in metrics.get(key, []))}
     curves = {
-        key: [None if (value := metrics[key][i]) != value else float(f"{value:.5g}") for i in chosen] for key in METRICS
+        key: [None if (value := column[i]) != value else float(f"{value:.5g}") for i in chosen]
+        for key, column in columns.items()
     }
     return {"seconds": metrics["time/seconds"][-1], "curves": curves}
 

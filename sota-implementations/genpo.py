@@ -341,6 +341,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
     def save() -> Path:
         return folder.save(checkpoint, progress.frames, config)
 
+    if cfg.policy.get("init") and not resume and ranks.is_first:
+        folder.log({"frames": 0} | evaluate_during_training(cfg, env, eval_env, actor, collector, 0))
     stop = StopRequest()
     bar = tqdm(
         total=cfg.collector.total_frames,

@@ -9,6 +9,7 @@ python sota-implementations/genpo.py env=robomimic/can policy.init=<the checkpoi
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from torchrl_genpo import FlowMatchingLoss
 from torchrl_genpo.data import make_chunk_buffer, observation_range, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.modules import ReversibleFlowActor
-from torchrl_genpo.runs import RunFolder
+from torchrl_genpo.runs import RunFolder, read_checkpoint_config
 from torchrl_genpo.training import (
     DivergedError,
     EulerActor,
@@ -143,12 +144,28 @@ def pretrain(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     module.load_state_dict(average.module.state_dict())
     if cfg.eval.rounds:
         ways = {"reversible": actor} | ({"euler": EulerActor(actor)} if is_flow else {})
-        for way, policy in ways.items():
-            for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
+        results = {way: evaluate(env, policy, EVAL_SEED, cfg.eval.rounds) for way, policy in ways.items()}
+        for way, values in results.items():
+            for key, value in values.items():
                 print(f"{way if is_flow else cfg.policy.name} {key}: {value:.3f}")
+        (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     env.close()
     print(f"Run folder: {folder.path}")
     print(f"Fine-tune it: python sota-implementations/genpo.py env={cfg.env.name} policy.init={path}")
+
+
+def run_evaluation(cfg: DictConfig) -> None:
+    """Evaluates a checkpoint by the solver and start of this command, or by Euler's rule, and prints the results."""
+    path = Path(cfg.evaluate)
+    saved = OmegaConf.create(read_checkpoint_config(path))
+    cfg.policy = saved.policy
+    env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
+    actor = build_actor(cfg, env)
+    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+    load_checkpoint(Checkpoint(format="archive", **parts), path, cfg.device)
+    policy = EulerActor(actor) if cfg.euler else actor
+    for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
+        print(f"{key}: {value:.3f}")
 
 
 @hydra.main(config_path="config", config_name="pretrain", version_base="1.3")
@@ -156,6 +173,9 @@ def main(cfg: DictConfig) -> None:
     hydra_config = hydra.core.hydra_config.HydraConfig.get()
     torch.set_num_threads(cfg.num_threads)
     try:
+        if cfg.evaluate is not None:
+            run_evaluation(cfg)
+            return
         resume = cfg.resume is not None
         path = Path(cfg.resume if resume else hydra_config.runtime.output_dir)
         if resume:

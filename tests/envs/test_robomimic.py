@@ -211,9 +211,10 @@ def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_u
     ]
     output = run(*finetune, *SMALL, f"hydra.run.dir={tmp_path / 'run'}")
     columns = read_metrics(tmp_path / "run" / "metrics.csv")
-    assert len(columns["frames"]) == 4, output
-    assert max(columns["train/inversion_error"]) < 1e-2
-    warm, trained = columns["train/kl"][:2], columns["train/kl"][2:]
+    assert columns["frames"] == [0, 16, 32, 48, 64], output
+    assert columns["eval/random_noise/success"][0] == columns["eval/random_noise/success"][0], "the start is evaluated"
+    assert max(columns["train/inversion_error"][1:]) < 1e-2
+    warm, trained = columns["train/kl"][1:3], columns["train/kl"][3:]
     assert max(abs(value) for value in warm) < 1e-5 < min(abs(value) for value in trained)
     for noise in ("zero", "random"):
         assert 0 <= columns[f"eval/{noise}_noise/success"][-1] <= 1
