@@ -75,7 +75,8 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
     options = "\n".join(f"- {label}: `{' '.join(options)}`" for label, options in POLICIES.values())
     lines += [
         "",
-        "Seconds are wall-clock of one run on one core, evaluation included, with other work beside it.",
+        "Seconds are wall-clock of one run on one core, evaluation included, with other work beside it (and, in a few, "
+        "while it was paused).",
         "",
         "Each run is `python sota-implementations/genpo.py env=<task> seed=<seed> collector.total_frames="
         f"{frames}` with",
