@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import atexit
 import ctypes.util
-import hashlib
 import logging
 import math
 import os
 import random
-import signal
 import sys
 import time
 import warnings
@@ -38,7 +36,6 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.objectives import KLAdaptiveLR
 from torchrl.objectives.value import GAE
-from torchrl.record.loggers import get_logger
 from tqdm import tqdm
 
 from torchrl_genpo.distributed import Ranks, SharedNormalization
@@ -51,7 +48,16 @@ from torchrl_genpo.envs import (
     stagger_episodes,
 )
 from torchrl_genpo.flow import AdaptiveSigma
-from torchrl_genpo.runs import RunFolder, check_rendering, draw_learning_curve, read_checkpoint_config, record_video
+from torchrl_genpo.models import make_actor, make_critic, make_loss, make_solver, observation_keys, pretrained_module
+from torchrl_genpo.runs import (
+    RunFolder,
+    StopRequest,
+    check_rendering,
+    draw_learning_curve,
+    make_logger,
+    read_checkpoint_config,
+    record_video,
+)
 from torchrl_genpo.training import (
     DivergedError,
     Progress,
@@ -61,14 +67,8 @@ from torchrl_genpo.training import (
     episode_log,
     evaluate,
     load_checkpoint,
-    make_actor,
     make_checkpoint,
-    make_critic,
-    make_loss,
-    make_solver,
     make_update,
-    observation_keys,
-    pretrained_module,
 )
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
@@ -219,38 +219,6 @@ def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictC
     return saved
 
 
-def make_logger(cfg: DictConfig, folder: Path, config: dict[str, Any]):
-    """The logger beside ``metrics.csv``, or ``None``; a resumed run continues its own."""
-    if cfg.logger.backend == "csv":
-        return None
-    run_id = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]
-    return get_logger(
-        cfg.logger.backend,
-        logger_name=str(folder),
-        experiment_name=folder.name,
-        wandb_kwargs={
-            "project": cfg.logger.project,
-            "mode": cfg.logger.mode,
-            "config": config,
-            "id": run_id,
-            "resume": "allow",
-        },
-    )
-
-
-class StopRequest:
-    """Turns the first Ctrl-C into a request to stop after the current update; the second interrupts."""
-
-    def __init__(self) -> None:
-        self.received = False
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-
-    def _handle(self, number, frame) -> None:
-        self.received = True
-        signal.signal(signal.SIGINT, self._previous)
-        print("\nStopping after this update; press Ctrl-C again to stop at once.", file=sys.stderr)
-
-
 def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> None:
     """Trains; the first of several ranks alone evaluates and writes."""
     config = OmegaConf.to_container(cfg, resolve=True)
@@ -336,7 +304,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
         if ranks.is_first:
             folder.truncate_metrics(progress.frames)
     normalization = SharedNormalization(env, ranks)
-    logger = make_logger(cfg, folder.path, config) if ranks.is_first else None
+    logger = make_logger(folder=folder.path, config=config, **cfg.logger) if ranks.is_first else None
 
     def save() -> Path:
         return folder.save(checkpoint, progress.frames, config)

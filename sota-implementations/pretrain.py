@@ -27,19 +27,10 @@ from tqdm import tqdm
 from torchrl_genpo import FlowMatchingLoss
 from torchrl_genpo.data import make_chunk_buffer, observation_range, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
-from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.models import make_actor, make_solver, pretrained_module
+from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 from torchrl_genpo.runs import RunFolder, read_checkpoint_config
-from torchrl_genpo.training import (
-    DivergedError,
-    EulerActor,
-    Progress,
-    check_finite,
-    evaluate,
-    load_checkpoint,
-    make_actor,
-    make_solver,
-    pretrained_module,
-)
+from torchrl_genpo.training import DivergedError, Progress, check_finite, evaluate, load_checkpoint
 
 COLUMNS = ["iteration", "train/loss"]
 

@@ -7,16 +7,8 @@ import torch
 from tensordict import TensorDict
 
 from torchrl_genpo.envs import freeze_normalization, make_env
-from torchrl_genpo.training import (
-    DivergedError,
-    check_finite,
-    compare_ratios,
-    evaluate,
-    make_actor,
-    make_critic,
-    make_loss,
-    make_update,
-)
+from torchrl_genpo.models import make_actor, make_critic, make_loss
+from torchrl_genpo.training import DivergedError, check_finite, compare_ratios, evaluate, make_update
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import os
+import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,17 @@ import torch
 from tensordict.nn import TensorDictModule
 from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from torchrl.record.loggers import get_logger
 
 from torchrl_genpo.envs import make_view, one_simulation
 
 __all__ = [
     "METRICS",
     "RunFolder",
+    "StopRequest",
     "check_rendering",
     "draw_learning_curve",
+    "make_logger",
     "read_checkpoint_config",
     "read_metrics",
     "record_video",
@@ -139,6 +145,46 @@ class RunFolder:
     def latest(self) -> Path | None:
         """The newest checkpoint that can be read, if any."""
         return self._rotation.latest()
+
+
+class StopRequest:
+    """Turns the first Ctrl-C into a request to stop after the current update; the second interrupts."""
+
+    def __init__(self) -> None:
+        self.received = False
+        self._previous = signal.signal(signal.SIGINT, self._handle)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        self.received = True
+        signal.signal(signal.SIGINT, self._previous)
+        sys.stderr.write("\nStopping after this update; press Ctrl-C again to stop at once.\n")
+
+
+def make_logger(backend: str, folder: Path, config: dict[str, Any], project: str | None, mode: str | None) -> Any:
+    """The logger beside ``metrics.csv``, or ``None`` for ``csv``; a resumed run continues its own.
+
+    Args:
+        backend (str): ``csv``, ``tensorboard`` or ``wandb``.
+        folder (Path): of the run.
+        config (dict): of the run.
+        project (str, optional): wandb's.
+        mode (str, optional): wandb's, ``offline`` or ``online``.
+    """
+    if backend == "csv":
+        return None
+    run_id = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]
+    return get_logger(
+        backend,
+        logger_name=str(folder),
+        experiment_name=folder.name,
+        wandb_kwargs={
+            "project": project,
+            "mode": mode,
+            "config": config,
+            "id": run_id,
+            "resume": "allow",
+        },
+    )
 
 
 def read_checkpoint_config(path: Path) -> dict[str, Any]:

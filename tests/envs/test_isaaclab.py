@@ -28,8 +28,9 @@ from torchrl_genpo.envs import (
 )
 from torchrl_genpo.envs.isaaclab import INSTALL
 from torchrl_genpo.envs.isaaclab_standins import write_standins
+from torchrl_genpo.models import make_actor, make_critic, make_loss
 from torchrl_genpo.runs import read_metrics
-from torchrl_genpo.training import augment, episode_log, make_actor, make_critic, make_loss, make_update
+from torchrl_genpo.training import augment, episode_log, make_update
 
 HAS_ISAACLAB = importlib.util.find_spec("isaaclab") is not None
 needs_isaaclab = pytest.mark.skipif(not HAS_ISAACLAB, reason=f"needs Isaac Lab: {INSTALL}")

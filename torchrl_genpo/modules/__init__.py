@@ -3,5 +3,6 @@
 """TensorDict modules."""
 
 from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.euler import EulerActor
 
-__all__ = ["ReversibleFlowActor"]
+__all__ = ["EulerActor", "ReversibleFlowActor"]

@@ -1,0 +1,144 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Builds policies, critics and losses by the names of a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from torch import nn
+from torchrl.envs import EnvBase, ExplorationType
+from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.flow import ConsistentStart, IndependentStart, Mish, ReversibleSolver, Start, VelocityMLP
+from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.objectives import GenPOLoss
+
+__all__ = [
+    "make_actor",
+    "make_critic",
+    "make_loss",
+    "make_solver",
+    "make_start",
+    "observation_keys",
+    "pretrained_module",
+]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
+"""Activations by their name in a configuration."""
+
+
+def _choose(kind: str, name: str, choices: Iterable[str]) -> str:
+    if name not in choices:
+        raise ValueError(f"Unknown {kind} {name!r}; choose from {', '.join(sorted(choices))}.")
+    return name
+
+
+def make_solver(name: str, **kwargs: Any) -> ReversibleSolver:
+    """Builds the solver called ``two_step`` or ``three_step``; see :class:`~torchrl_genpo.ReversibleSolver`."""
+    return getattr(ReversibleSolver, _choose("solver", name, ("two_step", "three_step")))(**kwargs)
+
+
+def make_start(name: str, velocity: VelocityMLP, solver: ReversibleSolver, scale: str = "unit", **kwargs: Any) -> Start:
+    """Builds the start called ``independent`` or ``consistent`` to fit a velocity and a solver.
+
+    Keyword arguments are those of :class:`~torchrl_genpo.IndependentStart` and
+    :class:`~torchrl_genpo.ConsistentStart`, sizes excepted.
+    """
+    _choose("start", name, ("consistent", "independent"))
+    if scale != "unit" or kwargs.get("learn_tau") == "per_dimension":
+        kwargs["action_dim"] = velocity.action_dim
+    if scale == "state_dependent":
+        kwargs["context_dim"] = velocity.context_dim
+    if name == "consistent":
+        return ConsistentStart(scale=scale, **kwargs)  # type: ignore[arg-type]
+    return IndependentStart(scale, num_memories=solver.num_memories, **kwargs)  # type: ignore[arg-type]
+
+
+def _mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int], activation: str, gain: float) -> MLP:
+    """An MLP with orthogonal weights, zero biases and the given gain of the last layer."""
+    activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
+    mlp = MLP(
+        in_features=in_features,
+        out_features=out_features,
+        num_cells=list(hidden_sizes),
+        activation_class=activation_class,
+    )
+    linears = [m for m in mlp if isinstance(m, nn.Linear)]
+    for layer in linears:
+        nn.init.orthogonal_(layer.weight, gain if layer is linears[-1] else 2**0.5)
+        nn.init.zeros_(layer.bias)
+    return mlp
+
+
+def make_actor(
+    env: EnvBase,
+    name: str = "reversible_flow",
+    *,
+    hidden_sizes: Sequence[int] = (64, 64),
+    activation: str = "mish",
+    time_embedding_dim: int = 32,
+    solver: ReversibleSolver | None = None,
+    start: Mapping[str, Any] | None = None,
+) -> TensorDictModule:
+    """Builds the policy of an environment.
+
+    Args:
+        env (EnvBase): gives the sizes of observation and action, and the device.
+        name (str): ``reversible_flow``, or ``gaussian`` for TorchRL's stock normal policy with a
+            state-independent scale and the same trunk.
+
+    Keyword Args:
+        hidden_sizes (sequence of int): the trunk.
+        activation (str): a name from :data:`ACTIVATIONS`.
+        time_embedding_dim (int): flow only, see :class:`~torchrl_genpo.VelocityMLP`.
+        solver (ReversibleSolver, optional): flow only.
+        start (mapping, optional): flow only, arguments of :func:`make_start`. Defaults to an
+            independent start with a learned scale.
+    """
+    _choose("policy", name, ("reversible_flow", "gaussian"))
+    obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
+    if name == "gaussian":
+        # small last layer: the first policy is the same everywhere, as the flow's is
+        loc = _mlp(obs_dim, action_dim, hidden_sizes, activation, gain=0.01)
+        net = nn.Sequential(loc, AddStateIndependentNormalScale(action_dim))
+        return ProbabilisticActor(
+            TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
+            in_keys=["loc", "scale"],
+            distribution_class=IndependentNormal,
+            return_log_prob=True,
+            default_interaction_type=ExplorationType.RANDOM,
+        ).to(env.device)
+    activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
+    velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
+    solver = ReversibleSolver() if solver is None else solver
+    start = {"name": "independent", "scale": "learned"} if start is None else start
+    return ReversibleFlowActor(velocity, solver=solver, start=make_start(velocity=velocity, solver=solver, **start)).to(
+        env.device
+    )
+
+
+def observation_keys(env: EnvBase) -> list[str]:
+    """What actor and critic read: ``observation`` and, where the environment has one, ``critic_observation``."""
+    return [key for key in ("observation", "critic_observation") if key in env.observation_spec.keys()]
+
+
+def make_critic(env: EnvBase, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> ValueOperator:
+    """Builds the value network of an environment; it reads ``critic_observation`` where there is one."""
+    key = observation_keys(env)[-1]
+    mlp = _mlp(env.observation_spec[key].shape[-1], 1, hidden_sizes, activation, gain=1.0)
+    return ValueOperator(mlp, in_keys=[key]).to(env.device)
+
+
+def make_loss(actor: TensorDictModule, critic: TensorDictModule, **kwargs: Any) -> ClipPPOLoss:
+    """The objective of a policy: :class:`~torchrl_genpo.GenPOLoss` for a flow, else stock PPO."""
+    loss_class = GenPOLoss if isinstance(actor, ReversibleFlowActor) else ClipPPOLoss
+    return loss_class(actor, critic, **kwargs)
+
+
+def pretrained_module(actor: TensorDictModule) -> nn.Module:
+    """The part of a policy that pre-training shapes: the velocity of a flow, whatever its start; else all of it."""
+    return actor.velocity if isinstance(actor, ReversibleFlowActor) else actor
