@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -147,6 +147,33 @@ def median_curves(panel: Any, records: Sequence[dict[str, Any]], label: str, col
     values = np.stack([np.interp(grid, *curve) for curve in curves])
     panel.plot(grid / unit, np.median(values, 0), label=label, color=color)
     panel.fill_between(grid / unit, values.min(0), values.max(0), color=color, alpha=0.12, lw=0)
+
+
+def draw(
+    records: Sequence[dict[str, Any]],
+    policies: Mapping[str, tuple[str, Sequence[str]]],
+    path: Path,
+    *,
+    unit: float,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    """A panel of training curves for every task; ``policies`` holds their labels first."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    tasks = list(dict.fromkeys(record["task"] for record in records))
+    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
+    for panel, task in zip(axes[0], tasks, strict=True):
+        for color, (policy, (label, _)) in enumerate(policies.items()):
+            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
+            median_curves(panel, chosen, label, f"C{color}", unit)
+        panel.set(title=task, xlabel=xlabel, ylabel=ylabel)
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False)
+    figure.savefig(path, dpi=130)
 
 
 def origins(records: Sequence[dict[str, Any]], command: str) -> list[str]:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, median_curves, origins, read_results
+from experiments import Run, draw, execute_all, last, origins, read_results
 from provenance import RESULTS, ROOT
 
 POLICIES = {
@@ -123,24 +123,6 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
     print("\n".join(lines))
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = list(dict.fromkeys(record["task"] for record in records))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
-    for panel, task in zip(axes[0], tasks, strict=True):
-        for color, (policy, (label, _)) in enumerate(POLICIES.items()):
-            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
-            median_curves(panel, chosen, label, f"C{color}", unit=1e6)
-        panel.set(title=task, xlabel="million frames", ylabel="training return")
-        panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=["ant", "humanoid"], choices=TASKS)
@@ -170,7 +152,7 @@ def main() -> None:
     records = sorted(results.values(), key=lambda record: record["seed"])
     shares = {(run.task, run.policy): policy_seconds(run) for run in results if run.folder.exists() and run.seed == 1}
     write_table(records, shares, RESULTS / f"{name}.md")
-    draw(records, RESULTS / f"{name}.png")
+    draw(records, POLICIES, RESULTS / f"{name}.png", unit=1e6, xlabel="million frames", ylabel="training return")
 
 
 if __name__ == "__main__":

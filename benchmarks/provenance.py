@@ -16,15 +16,14 @@ PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
 
 
 def commit() -> str:
-    """The short hash of the checked-out commit, marked if files were changed since."""
+    """The short hash of the checked-out commit, marked if files were changed since; results do not count."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--exclude=*"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        is_dirty = git("diff", "HEAD", "--name-only", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if is_dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -20,9 +20,8 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from experiments import Run, execute_all, last, median_curves, origins, read_results
+from experiments import Run, draw, execute_all, last, origins, read_results
 from provenance import RESULTS, ROOT, commit, machine, origin, versions
 
 TASKS = ("can", "box_cleanup", "threading")
@@ -170,25 +169,8 @@ def report(path: Path) -> None:
     lines += origins(records, "python benchmarks/robomimic.py finetune")
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    draw(records, path.with_suffix(".png"))
-
-
-def draw(records: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    tasks = [task for task in TASKS if any(record["task"] == f"robomimic/{task}" for record in records)]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
-    for panel, task in zip(axes[0], tasks, strict=True):
-        for color, (policy, (label, _)) in enumerate(POLICIES.items()):
-            chosen = [r for r in records if (r["task"], r["policy"]) == (f"robomimic/{task}", policy)]
-            median_curves(panel, chosen, label, f"C{color}", unit=1e3)
-        panel.set(title=task, xlabel="thousand chunks", ylabel="training return (success)")
-        panel.grid(alpha=0.3)
-        panel.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    picture = path.with_suffix(".png")
+    draw(records, POLICIES, picture, unit=1e3, xlabel="thousand chunks", ylabel="training return (success)")
 
 
 def main() -> None:

@@ -108,16 +108,20 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
-def build_models(cfg: DictConfig, env):
+def build_actor(cfg: DictConfig, env):
     solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
     flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": as_dict(cfg.start)}
-    actor = make_actor(
+    return make_actor(
         env,
         cfg.policy.name,
         hidden_sizes=cfg.policy.hidden_sizes,
         activation=cfg.policy.activation,
         **(flow if cfg.policy.name == "reversible_flow" else {}),
     )
+
+
+def build_models(cfg: DictConfig, env):
+    actor = build_actor(cfg, env)
     critic = make_critic(env, cfg.critic.hidden_sizes, cfg.critic.activation)
     loss = make_loss(
         actor,

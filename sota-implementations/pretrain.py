@@ -17,7 +17,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
-from genpo import EVAL_SEED, as_dict, build_env  # registers the resolvers of the configuration, too
+from genpo import EVAL_SEED, as_dict, build_actor, build_env  # registers the resolvers of the configuration, too
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.checkpoint import Checkpoint, GlobalRNGState
@@ -27,23 +27,12 @@ from tqdm import tqdm
 from torchrl_genpo import FlowMatchingLoss
 from torchrl_genpo.data import make_chunk_buffer, observation_range, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
-from torchrl_genpo.models import make_actor, make_solver, pretrained_module
+from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 from torchrl_genpo.runs import RunFolder, read_checkpoint_config
 from torchrl_genpo.training import DivergedError, Progress, check_finite, evaluate, load_checkpoint
 
 COLUMNS = ["iteration", "train/loss"]
-
-
-def build_actor(cfg: DictConfig, env):
-    flow = {}
-    if cfg.policy.name == "reversible_flow":
-        solver = {key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"}
-        flow = {"solver": make_solver(**solver), "start": as_dict(cfg.start)}
-        flow["time_embedding_dim"] = cfg.policy.time_embedding_dim
-    return make_actor(
-        env, cfg.policy.name, hidden_sizes=cfg.policy.hidden_sizes, activation=cfg.policy.activation, **flow
-    )
 
 
 def read_data(cfg: DictConfig):
