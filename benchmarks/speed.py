@@ -19,13 +19,12 @@ from collections.abc import Callable
 import torch
 from provenance import RESULTS, origin
 from tensordict import TensorDict
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
 from torch import nn
-from torchrl.envs import ExplorationType
-from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
+from torchrl.modules import MLP, ProbabilisticActor
 
 from torchrl_genpo import ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import Mish
+from torchrl_genpo.models import gaussian_actor
 
 SIZES = {  # observation, action, trunk, aim eager, aim compiled
     "Humanoid": (87, 21, (400, 200, 100), 5.2, 4.5),
@@ -35,18 +34,11 @@ SAMPLES = 8192
 NUM_STEPS = 5
 
 
-def gaussian_actor(
+def gaussian_policy(
     obs_dim: int, action_dim: int, hidden_sizes: tuple[int, ...], activation: type[nn.Module] = nn.Mish
 ) -> ProbabilisticActor:
     trunk = MLP(in_features=obs_dim, out_features=action_dim, num_cells=list(hidden_sizes), activation_class=activation)
-    net = nn.Sequential(trunk, AddStateIndependentNormalScale(action_dim))
-    return ProbabilisticActor(
-        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=IndependentNormal,
-        return_log_prob=True,
-        default_interaction_type=ExplorationType.RANDOM,
-    )
+    return gaussian_actor(trunk, action_dim)
 
 
 def flow_actor(obs_dim: int, action_dim: int, hidden_sizes: tuple[int, ...]) -> ReversibleFlowActor:
@@ -107,7 +99,7 @@ def measure_sizes(repetitions: int) -> list[str]:
     for name, (obs_dim, action_dim, hidden_sizes, eager_aim, compiled_aim) in SIZES.items():
         torch.manual_seed(0)
         actors = {
-            "gaussian": gaussian_actor(obs_dim, action_dim, hidden_sizes),
+            "gaussian": gaussian_policy(obs_dim, action_dim, hidden_sizes),
             "flow": flow_actor(obs_dim, action_dim, hidden_sizes),
         }
         with torch.no_grad():
@@ -119,7 +111,7 @@ def measure_sizes(repetitions: int) -> list[str]:
         if evaluations != NUM_STEPS:
             sys.exit(f"Collection took {evaluations} velocity evaluations instead of {NUM_STEPS}.")
         # the flow's Mish is cheaper once compiled: a Gaussian that has it too is the like-for-like comparison
-        same = {"gaussian": gaussian_actor(obs_dim, action_dim, hidden_sizes, Mish), "flow": actors["flow"]}
+        same = {"gaussian": gaussian_policy(obs_dim, action_dim, hidden_sizes, Mish), "flow": actors["flow"]}
         measurements = {
             ("log-prob + backward, eager", f"{eager_aim}"): {
                 key: log_prob_and_backward(actor, data[key], compiled=False) for key, actor in actors.items()

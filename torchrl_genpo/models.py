@@ -18,6 +18,7 @@ from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import GenPOLoss
 
 __all__ = [
+    "gaussian_actor",
     "make_actor",
     "make_critic",
     "make_loss",
@@ -74,6 +75,23 @@ def _mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int], activ
     return mlp
 
 
+def gaussian_actor(loc: nn.Module, action_dim: int) -> ProbabilisticActor:
+    """TorchRL's stock normal policy with a state-independent scale.
+
+    Args:
+        loc (nn.Module): from observations ``[..., n]`` to means ``[..., action_dim]``.
+        action_dim (int): size of the action.
+    """
+    net = nn.Sequential(loc, AddStateIndependentNormalScale(action_dim))
+    return ProbabilisticActor(
+        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+        default_interaction_type=ExplorationType.RANDOM,
+    )
+
+
 def make_actor(
     env: EnvBase,
     name: str = "reversible_flow",
@@ -104,14 +122,7 @@ def make_actor(
     if name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
         loc = _mlp(obs_dim, action_dim, hidden_sizes, activation, gain=0.01)
-        net = nn.Sequential(loc, AddStateIndependentNormalScale(action_dim))
-        return ProbabilisticActor(
-            TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
-            in_keys=["loc", "scale"],
-            distribution_class=IndependentNormal,
-            return_log_prob=True,
-            default_interaction_type=ExplorationType.RANDOM,
-        ).to(env.device)
+        return gaussian_actor(loc, action_dim).to(env.device)
     activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
     velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
     solver = ReversibleSolver() if solver is None else solver

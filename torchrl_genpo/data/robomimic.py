@@ -216,6 +216,15 @@ def observation_range(demonstrations: Sequence[TensorDictBase]) -> tuple[Tensor,
     """Location and scale ``[n]`` with which ``(observation - loc) / scale`` of the data lies in ``[-1, 1]``.
 
     Parts that never change are only shifted.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo.data import observation_range
+        >>> steps = TensorDict(observation=torch.rand(5, 3), action=torch.rand(5, 2), batch_size=[5])
+        >>> loc, scale = observation_range([steps])
+        >>> bool((((steps["observation"] - loc) / scale).abs() < 1.001).all())
+        True
     """
     observation = torch.cat([demonstration["observation"] for demonstration in demonstrations])
     low, high = observation.amin(0), observation.amax(0)
@@ -243,6 +252,14 @@ def make_chunk_buffer(
 
     Keyword Args:
         folder (str or Path, optional): where to keep the memory-mapped files. Defaults to a temporary one.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo.data import make_chunk_buffer
+        >>> steps = TensorDict(observation=torch.rand(5, 3), action=torch.rand(5, 2), batch_size=[5])
+        >>> make_chunk_buffer([steps], chunk_size=3, batch_size=8).sample()["action"].shape
+        torch.Size([8, 6])
     """
     chunks = ActionChunkTransform(chunk_size, chunk_key="chunk")
     steps = []

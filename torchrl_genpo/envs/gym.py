@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
-from torchrl_genpo.envs.transforms import normalization_transforms, simulator
+from torchrl_genpo.envs.common import did_you_mean, simulator
+from torchrl_genpo.envs.transforms import normalization_transforms
 
 __all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
 
@@ -75,11 +75,9 @@ def make_gym_env(
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
     env_id = GYM_TASKS.get(name, name)
     if env_id not in gymnasium.registry:
-        close = difflib.get_close_matches(name, [*GYM_TASKS, *gymnasium.registry], n=3)
         raise ValueError(
-            f"Unknown environment {name!r}."
-            + (f" Did you mean {', '.join(close)}?" if close else "")
-            + f" Names: {', '.join(sorted(GYM_TASKS))}; or any Gymnasium id."
+            f"Unknown environment {name!r}.{did_you_mean(name, [*GYM_TASKS, *gymnasium.registry])} "
+            f"Names: {', '.join(sorted(GYM_TASKS))}; or any Gymnasium id."
         )
 
     def make() -> gymnasium.Env:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import atexit
-import difflib
 import importlib.util
 import os
 import re
@@ -31,7 +30,8 @@ from torchrl.envs import (
 from torchrl.envs import RewardScaling as AffineReward
 from torchrl.envs.gym_like import BaseInfoDictReader
 
-from torchrl_genpo.envs.transforms import normalization_transforms, simulator
+from torchrl_genpo.envs.common import did_you_mean, simulator
+from torchrl_genpo.envs.transforms import normalization_transforms
 
 __all__ = ["ISAACLAB_TASKS", "IsaacLabSymmetry", "IsaacLabView", "make_isaaclab_env", "stagger_episodes"]
 
@@ -380,11 +380,9 @@ def _find_task(task: str, registry: Mapping[str, Any]) -> str:
         if candidate in registry:
             return candidate
     known = [task_id for task_id in registry if task_id.startswith("Isaac")]
-    close = difflib.get_close_matches(task, [*ISAACLAB_TASKS, *known], n=3)
     raise ValueError(
-        f"Unknown Isaac Lab task {task!r}."
-        + (f" Did you mean {', '.join(close)}?" if close else "")
-        + f" Names: {', '.join(ISAACLAB_TASKS)}. Ids: {', '.join(sorted(known))}."
+        f"Unknown Isaac Lab task {task!r}.{did_you_mean(task, [*ISAACLAB_TASKS, *known])} "
+        f"Names: {', '.join(ISAACLAB_TASKS)}. Ids: {', '.join(sorted(known))}."
     )
 
 

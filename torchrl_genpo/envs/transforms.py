@@ -7,20 +7,17 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torchrl.data import Composite, Unbounded
-from torchrl.envs import ClipTransform, EnvBase, Transform, TransformedEnv, VecNormV2
-from torchrl.envs.batched_envs import BatchedEnvBase
+from torchrl.envs import ClipTransform, EnvBase, Transform, VecNormV2
 
 __all__ = [
     "RewardScaling",
     "freeze_normalization",
     "frozen_normalization",
     "normalization_transforms",
-    "simulator",
 ]
 
 # VecNormV2 calls batched environments experimental; with reduce_batch_dims it is tested in tests/envs
@@ -104,13 +101,6 @@ def normalization_transforms(observation_keys: Sequence[NestedKey], reward_gamma
         transforms.append(VecNormV2(in_keys=keys, decay=1.0, reduce_batch_dims=True))
         transforms.append(ClipTransform(in_keys=keys, low=-10, high=10))
     return transforms
-
-
-def simulator(env: EnvBase) -> Any:
-    """What TorchRL's wrapper below all transforms wraps; ``None`` where that is in other processes."""
-    while isinstance(env, TransformedEnv):
-        env = env.base_env
-    return None if isinstance(env, BatchedEnvBase) else env._env
 
 
 def freeze_normalization(env: EnvBase) -> EnvBase:

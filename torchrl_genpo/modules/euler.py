@@ -21,6 +21,15 @@ class EulerActor(TensorDictModuleBase):
     Args:
         actor (ReversibleFlowActor): the policy; shares its velocity and keys.
         num_steps (int, optional): velocity evaluations an action. Defaults to the solver's.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+        >>> from torchrl_genpo.modules import EulerActor
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> EulerActor(actor)(TensorDict(observation=torch.randn(8, 4), batch_size=[8]))["action"].shape
+        torch.Size([8, 2])
     """
 
     def __init__(self, actor: ReversibleFlowActor, num_steps: int | None = None) -> None:

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import logging
@@ -28,6 +27,7 @@ from torchrl.envs import (
 )
 
 from torchrl_genpo.data.robomimic import INSTALL, read_env_args
+from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.envs.transforms import normalization_transforms
 
 __all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]
@@ -61,17 +61,16 @@ class RobomimicTask:
     stand_in: str | None = None
 
     def env_args(self) -> dict[str, Any]:
-        """How to make it, in the form of robomimic's files; imports the package that defines it."""
+        """How to make it, in the form of robomimic's files.
+
+        Raises:
+            ImportError: if the package that defines it is missing and there is no stand-in.
+        """
         env_name = self.env_name
-        if self.package is not None:
-            if importlib.util.find_spec(self.package) is not None:
-                importlib.import_module(self.package)
-            elif self.stand_in is not None:
-                env_name = self.stand_in
-            else:
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            if self.stand_in is None:
                 raise ImportError(f"{env_name} comes with {self.package}: {PACKAGES[self.package]}.")
-        if env_name.startswith("Primitive"):
-            importlib.import_module("torchrl_genpo.envs.robomimic.tasks")
+            env_name = self.stand_in
         return {
             "env_name": env_name,
             "env_version": "1.5.2",
@@ -325,11 +324,9 @@ def make_robomimic_env(
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     known = ROBOMIMIC_TASKS.get(task)
     if known is None and not task[:1].isupper():
-        close = difflib.get_close_matches(task, ROBOMIMIC_TASKS, n=3)
         raise ValueError(
-            f"Unknown task {task!r}."
-            + (f" Did you mean {', '.join(close)}?" if close else "")
-            + f" Names: {', '.join(ROBOMIMIC_TASKS)}; or robosuite's name of an environment."
+            f"Unknown task {task!r}.{did_you_mean(task, ROBOMIMIC_TASKS)} "
+            f"Names: {', '.join(ROBOMIMIC_TASKS)}; or robosuite's name of an environment."
         )
     if importlib.util.find_spec("robosuite") is None:
         raise ImportError(f"env=robomimic/{task} needs robosuite: {INSTALL}.")
