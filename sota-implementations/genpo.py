@@ -77,6 +77,7 @@ warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisi
 EVAL_SEED = 10_000  # apart from the training seeds
 RANK_SEEDS = 1_000_003  # between the seeds of two ranks
 SCHEDULES = ("constant", "kl_adaptive", "linear")
+GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
 RESUMABLE = {
     "collector.total_frames",
     "env.options.asset_root",
@@ -111,6 +112,8 @@ def as_dict(cfg: DictConfig) -> dict[str, Any]:
 def build_actor(cfg: DictConfig, env):
     solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
     flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": as_dict(cfg.start)}
+    if cfg.policy.get("transformer"):
+        flow["transformer"] = as_dict(cfg.policy.transformer)
     return make_actor(
         env,
         cfg.policy.name,
@@ -147,11 +150,21 @@ def make_adaptive_sigma(cfg: DictConfig, actor) -> AdaptiveSigma | None:
     return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
 
 
+def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
+    """Options that are newer than a saved configuration get their default values; what is saved stays."""
+    for key, value in defaults.items():
+        if key not in saved:
+            saved[key] = value
+        elif isinstance(value, DictConfig) and key not in GROUPS:
+            saved[key] = OmegaConf.merge(value, saved[key])
+    return saved
+
+
 def load_pretrained(cfg: DictConfig, env, actor) -> None:
-    """Loads what pre-training shaped, and the range of its observations."""
+    """Loads what pre-training shaped, and the ranges of its observations and actions."""
     path = Path(cfg.policy.init)
     saved = read_checkpoint_config(path)
-    for key in ("policy.hidden_sizes", "policy.activation", "env.name", "env.options.chunk_size"):
+    for key in ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.name", "env.options.chunk_size"):
         mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
         if mine != theirs:
             raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")
@@ -180,7 +193,7 @@ def evaluate_during_training(cfg: DictConfig, env, eval_env, actor, collector, f
 
 def run_evaluation(path: Path, overrides: DictConfig) -> None:
     """Evaluates a checkpoint with its own configuration and prints the returns."""
-    cfg = OmegaConf.create(read_checkpoint_config(path))
+    cfg = fill_in(OmegaConf.create(read_checkpoint_config(path)), overrides)
     cfg.device = overrides.device
     env = build_env(cfg, overrides.eval.num_envs, EVAL_SEED)
     actor, _, loss = build_models(cfg, env)
@@ -210,7 +223,7 @@ def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictC
     config_path = folder / "config.yaml"
     if not config_path.exists():
         raise FileNotFoundError(f"resume={folder}: there is no run ({config_path} is missing).")
-    saved = OmegaConf.load(config_path)
+    saved = fill_in(OmegaConf.load(config_path), cfg)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:
@@ -368,6 +381,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
             # a step on every mini-batch would swing the rate between its limits within the update
             last_epoch = torch.stack(outputs[-(len(outputs) // cfg.loss.epochs) :])
             schedule.step(ranks.mean(last_epoch["kl_approx"].mean()))
+            if cfg.optim.critic_lr is not None:
+                optimizer.param_groups[1]["lr"] = rates["critic"]  # the critic's own rate says nothing about the KL
         collector.update_policy_weights_()
 
         done = data["next", "done"]

@@ -21,11 +21,11 @@ from genpo import EVAL_SEED, as_dict, build_actor, build_env  # registers the re
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.checkpoint import Checkpoint, GlobalRNGState
-from torchrl.envs import ObservationNorm
+from torchrl.envs import ActionScaling, EnvBase, ObservationNorm, Transform
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
-from torchrl_genpo.data import make_chunk_buffer, observation_range, read_demonstrations
+from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
@@ -52,25 +52,29 @@ def read_data(cfg: DictConfig):
     )
 
 
+def find_transform(env: EnvBase, kind: type[Transform]) -> Transform:
+    (found,) = (transform for transform in env.transform if isinstance(transform, kind))
+    return found
+
+
 def pretrain(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     config = as_dict(cfg)
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(cfg.seed)
     demonstrations = read_data(cfg)
     env = build_env(cfg, max(cfg.eval.num_envs, cfg.env.options.num_workers), EVAL_SEED)
-    (norm,) = (transform for transform in env.transform if isinstance(transform, ObservationNorm))
-    loc, scale = observation_range(demonstrations)
-    if (
-        loc.shape != norm.loc.shape
-        or demonstrations[0]["action"].shape[-1] * cfg.env.options.chunk_size != (env.action_spec.shape[-1])
-    ):
+    norm, scaling = (find_transform(env, kind) for kind in (ObservationNorm, ActionScaling))
+    ranges = [data_range(demonstrations, key) for key in ("observation", "action")]
+    sizes = norm.loc.shape[-1], scaling.loc.shape[-1] // cfg.env.options.chunk_size
+    if tuple(loc.shape[-1] for loc, _ in ranges) != sizes:
         raise ValueError(
-            f"{cfg.pretrain.dataset} has observations of size {len(loc)} and actions of size "
-            f"{demonstrations[0]['action'].shape[-1]}; {cfg.env.name} has {norm.loc.shape[-1]} and "
-            f"{env.action_spec.shape[-1] // cfg.env.options.chunk_size}."
+            f"{cfg.pretrain.dataset} has observations of size {len(ranges[0][0])} and actions of size "
+            f"{len(ranges[1][0])}; {cfg.env.name} has {sizes[0]} and {sizes[1]}."
         )
-    norm.loc.copy_(loc)
-    norm.scale.copy_(scale)
+    for transform, (loc, scale) in zip((norm, scaling), ranges, strict=True):
+        chunks = transform.loc.shape[-1] // loc.shape[-1]
+        transform.loc.copy_(loc.repeat(chunks))
+        transform.scale.copy_(scale.repeat(chunks))
 
     actor = build_actor(cfg, env)
     is_flow = isinstance(actor, ReversibleFlowActor)
@@ -84,7 +88,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     progress = Progress()
     checkpoint = Checkpoint(
         format="archive",
-        pretrained=average.module,  # what genpo.py loads, with the range of the observations
+        pretrained=average.module,  # what genpo.py loads, with the ranges of observations and actions
         normalization=env.transform,
         trained=module,
         average=average,
@@ -104,6 +108,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
     while progress.frames < cfg.pretrain.iterations:
         batch = buffer.sample().to(cfg.device)
         batch["observation"] = (batch["observation"] - norm.loc) / norm.scale
+        batch["action"] = scaling.normalize(batch["action"])
         value = loss(batch)["loss_flow_matching"] if is_flow else -actor.log_prob(batch).mean()
         check_finite({"loss": value}, f"iteration {progress.frames} (nothing was updated)")
         optimizer.zero_grad(set_to_none=True)

@@ -2,7 +2,14 @@
 # LICENSE file in the root directory of this source tree.
 """Flow policies with exact likelihood ratios for TorchRL: GenPO++ (arXiv 2606.06967)."""
 
-from torchrl_genpo.flow import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver, VelocityMLP
+from torchrl_genpo.flow import (
+    ConsistentStart,
+    IndependentStart,
+    ReversibleFlow,
+    ReversibleSolver,
+    VelocityMLP,
+    VelocityTransformer,
+)
 from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import FlowMatchingLoss, GenPOLoss
 
@@ -15,5 +22,6 @@ __all__ = [
     "ReversibleFlowActor",
     "ReversibleSolver",
     "VelocityMLP",
+    "VelocityTransformer",
 ]
 __version__ = "0.1.0"

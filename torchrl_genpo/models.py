@@ -13,7 +13,15 @@ from torchrl.envs import EnvBase, ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo.flow import ConsistentStart, IndependentStart, Mish, ReversibleSolver, Start, VelocityMLP
+from torchrl_genpo.flow import (
+    ConsistentStart,
+    IndependentStart,
+    Mish,
+    ReversibleSolver,
+    Start,
+    VelocityMLP,
+    VelocityTransformer,
+)
 from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import GenPOLoss
 
@@ -43,7 +51,13 @@ def make_solver(name: str, **kwargs: Any) -> ReversibleSolver:
     return getattr(ReversibleSolver, _choose("solver", name, ("two_step", "three_step")))(**kwargs)
 
 
-def make_start(name: str, velocity: VelocityMLP, solver: ReversibleSolver, scale: str = "unit", **kwargs: Any) -> Start:
+def make_start(
+    name: str,
+    velocity: VelocityMLP | VelocityTransformer,
+    solver: ReversibleSolver,
+    scale: str = "unit",
+    **kwargs: Any,
+) -> Start:
     """Builds the start called ``independent`` or ``consistent`` to fit a velocity and a solver.
 
     Keyword arguments are those of :class:`~torchrl_genpo.IndependentStart` and
@@ -99,6 +113,7 @@ def make_actor(
     hidden_sizes: Sequence[int] = (64, 64),
     activation: str = "mish",
     time_embedding_dim: int = 32,
+    transformer: Mapping[str, Any] | None = None,
     solver: ReversibleSolver | None = None,
     start: Mapping[str, Any] | None = None,
 ) -> TensorDictModule:
@@ -113,6 +128,8 @@ def make_actor(
         hidden_sizes (sequence of int): the trunk.
         activation (str): a name from :data:`ACTIVATIONS`.
         time_embedding_dim (int): flow only, see :class:`~torchrl_genpo.VelocityMLP`.
+        transformer (mapping, optional): flow only, arguments of :class:`~torchrl_genpo.VelocityTransformer`, which
+            then takes the place of the MLP (trunk and activation are not used).
         solver (ReversibleSolver, optional): flow only.
         start (mapping, optional): flow only, arguments of :func:`make_start`. Defaults to an
             independent start with a learned scale.
@@ -123,8 +140,12 @@ def make_actor(
         # small last layer: the first policy is the same everywhere, as the flow's is
         loc = _mlp(obs_dim, action_dim, hidden_sizes, activation, gain=0.01)
         return gaussian_actor(loc, action_dim).to(env.device)
-    activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
-    velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
+    velocity: VelocityMLP | VelocityTransformer
+    if transformer is not None:
+        velocity = VelocityTransformer(obs_dim, action_dim, time_embedding_dim=time_embedding_dim, **transformer)
+    else:
+        activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
+        velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
     solver = ReversibleSolver() if solver is None else solver
     start = {"name": "independent", "scale": "learned"} if start is None else start
     return ReversibleFlowActor(velocity, solver=solver, start=make_start(velocity=velocity, solver=solver, **start)).to(

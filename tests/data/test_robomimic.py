@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from torchrl_genpo.data import (
+    data_range,
     make_chunk_buffer,
-    observation_range,
     read_demonstrations,
     read_env_args,
     write_demonstrations,
@@ -90,7 +90,7 @@ def test_the_range_maps_the_data_onto_minus_one_to_one(file):
         other["obs"]["object"][:, 2] = 7.0  # never changes
     write_demonstrations(path, written, ENV_ARGS)
     demonstrations = read_demonstrations(path, KEYS)
-    loc, scale = observation_range(demonstrations)
+    loc, scale = data_range(demonstrations, "observation")
     scaled = (torch.cat([steps["observation"] for steps in demonstrations]) - loc) / scale
     changing = torch.arange(17) != 3 + 2
     torch.testing.assert_close(scaled.amin(0)[changing], -torch.ones(16))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,19 @@ def test_help_names_every_group_and_option():
     output = run("--help")
     for word in ("half_cheetah", "gaussian", "wandb", "resume=", "evaluate=", "clip_epsilon"):
         assert word in output
+
+
+def test_a_run_that_knows_less_options_than_today_resumes_with_their_defaults(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    config = folder / "config.yaml"
+    lines = config.read_text().splitlines()
+    older = [line for line in lines if line.strip().partition(":")[0] not in ("critic_lr", "critic_warmup")]
+    assert len(older) == len(lines) - 2
+    config.write_text("\n".join(older) + "\n")
+    run(f"resume={folder}", "collector.total_frames=1280")
+    assert metrics(folder)["frames"].tolist()[-1] == 1280
+    assert "critic_warmup: 0" in config.read_text()
 
 
 def test_resume_refuses_another_configuration(finished):

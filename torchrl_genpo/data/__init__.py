@@ -3,16 +3,16 @@
 """Demonstrations, one file a format."""
 
 from torchrl_genpo.data.robomimic import (
+    data_range,
     make_chunk_buffer,
-    observation_range,
     read_demonstrations,
     read_env_args,
     write_demonstrations,
 )
 
 __all__ = [
+    "data_range",
     "make_chunk_buffer",
-    "observation_range",
     "read_demonstrations",
     "read_env_args",
     "write_demonstrations",

@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.data import LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import ActionChunkTransform
 
 __all__ = [
+    "data_range",
     "make_chunk_buffer",
-    "observation_range",
     "read_demonstrations",
     "read_env_args",
     "write_demonstrations",
@@ -212,22 +212,26 @@ def write_demonstrations(
         temporary.unlink(missing_ok=True)
 
 
-def observation_range(demonstrations: Sequence[TensorDictBase]) -> tuple[Tensor, Tensor]:
-    """Location and scale ``[n]`` with which ``(observation - loc) / scale`` of the data lies in ``[-1, 1]``.
+def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tuple[Tensor, Tensor]:
+    """Location and scale ``[n]`` with which ``(value - loc) / scale`` of the data lies in ``[-1, 1]``.
 
-    Parts that never change are only shifted.
+    Numbers that never change are only shifted.
+
+    Args:
+        demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
+        key (NestedKey): ``"observation"`` or ``"action"``.
 
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
-        >>> from torchrl_genpo.data import observation_range
+        >>> from torchrl_genpo.data import data_range
         >>> steps = TensorDict(observation=torch.rand(5, 3), action=torch.rand(5, 2), batch_size=[5])
-        >>> loc, scale = observation_range([steps])
+        >>> loc, scale = data_range([steps], "observation")
         >>> bool((((steps["observation"] - loc) / scale).abs() < 1.001).all())
         True
     """
-    observation = torch.cat([demonstration["observation"] for demonstration in demonstrations])
-    low, high = observation.amin(0), observation.amax(0)
+    values = torch.cat([demonstration[key] for demonstration in demonstrations])
+    low, high = values.amin(0), values.amax(0)
     scale = (high - low) / 2
     return (low + high) / 2, torch.where(scale > 1e-6, scale, torch.ones_like(scale))
 

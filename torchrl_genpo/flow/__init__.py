@@ -7,6 +7,7 @@ from torchrl_genpo.flow.distribution import Pair, ReversibleFlow
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
 from torchrl_genpo.flow.solver import ReversibleSolver, VelocityField
 from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
+from torchrl_genpo.flow.transformer import VelocityTransformer
 from torchrl_genpo.flow.velocity import ConditionedVelocity, Mish, SinusoidalTimeEmbedding, Velocity, VelocityMLP
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "Velocity",
     "VelocityField",
     "VelocityMLP",
+    "VelocityTransformer",
     "marginal_log_prob",
     "propose_memory",
 ]

@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import torch
 from torchrl.envs import (
+    ActionScaling,
     Compose,
     EnvBase,
     GymWrapper,
@@ -291,9 +292,10 @@ def make_robomimic_env(
 ) -> EnvBase:
     """Builds a batch of robosuite tasks as one TorchRL environment.
 
-    Keys: ``observation`` (shifted and scaled by an ``ObservationNorm`` that a checkpoint of pre-training sets),
-    ``success`` ``[..., 1]``, ``reward`` and ``episode_reward`` ``[..., 1]``, ``step_count`` (in chunks). An action
-    is ``[..., chunk_size * d]``, see :class:`RobosuiteEnv`.
+    Keys: ``observation``, ``success`` ``[..., 1]``, ``reward`` and ``episode_reward`` ``[..., 1]``, ``step_count`` (in
+    chunks). An action is ``[..., chunk_size * d]``, see :class:`RobosuiteEnv`. Observations and actions are shifted and
+    scaled by an ``ObservationNorm`` and an ``ActionScaling`` that change nothing until pre-training, or its
+    checkpoint, sets them to the range of its data.
 
     Args:
         task (str): a name from :data:`ROBOMIMIC_TASKS`, or robosuite's name of an environment.
@@ -348,10 +350,10 @@ def make_robomimic_env(
         base = ParallelEnv(num_workers, partial(_make_batch, make, num_envs // num_workers), device=device)
     else:
         base = _make_batch(make, num_envs, device)
-    spec = base.observation_spec["observation"]
-    shape = spec.shape[-1:]
-    norm = ObservationNorm(torch.zeros(shape), torch.ones(shape), in_keys=["observation"], standard_normal=True)
-    transforms = [RewardSum(), StepCounter(), norm]
+    sizes = base.observation_spec["observation"].shape[-1:], base.action_spec.shape[-1:]
+    zeros, ones = ([make(size, device=device) for size in sizes] for make in (torch.zeros, torch.ones))
+    norm = ObservationNorm(zeros[0], ones[0], in_keys=["observation"], standard_normal=True)
+    transforms = [RewardSum(), StepCounter(), norm, ActionScaling(loc=zeros[1], scale=ones[1])]
     transforms += normalization_transforms(
         ["observation"] if normalize_observation else [], gamma if scale_reward else None
     )
