@@ -54,10 +54,11 @@ def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):
     assert first != evaluate(env, actor, seed=8)
 
 
-def test_evaluation_counts_one_episode_of_each_environment(parts):
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_evaluation_counts_the_first_episodes_of_each_environment(parts, rounds):
     env, actor, _ = parts
     freeze_normalization(env)
-    result = evaluate(env, actor, seed=7)
+    result = evaluate(env, actor, seed=7, rounds=rounds)
     from torchrl.envs import ExplorationType, set_exploration_type
 
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
@@ -65,9 +66,10 @@ def test_evaluation_counts_one_episode_of_each_environment(parts):
         steps = env.rollout(1000, actor, break_when_any_done=False)
     returns = []
     for i in range(3):
-        end = steps["next", "done"][i, :, 0].int().argmax()
-        returns.append(steps["next", "episode_reward"][i, end, 0].item())
-    assert result["eval/zero_noise/return"] == pytest.approx(sum(returns) / 3)
+        ends = steps["next", "done"][i, :, 0].nonzero()[:rounds, 0]
+        returns += steps["next", "episode_reward"][i, ends, 0].tolist()
+    assert len(returns) == 3 * rounds
+    assert result["eval/zero_noise/return"] == pytest.approx(sum(returns) / len(returns))
 
 
 @pytest.mark.parametrize("compile_mode", [None, "default"])

@@ -126,25 +126,27 @@ def evaluate(
         with torch.random.fork_rng(), set_exploration_type(exploration):
             torch.manual_seed(seed)
             env.set_seed(seed)
-            episodes: Any = torch.stack([_last_steps(env, actor, max_steps) for _ in range(rounds)])
-        results[f"eval/{name}_noise/return"] = episodes["episode_reward"].mean().item()
-        if "success" in episodes.keys():
-            results[f"eval/{name}_noise/success"] = episodes["success"].mean().item()
+            ends = _mean_end(env, actor, rounds, max_steps)
+        for key, value in ends.items():
+            results[f"eval/{name}_noise/{'return' if key == 'episode_reward' else key}"] = value.item()
     return results
 
 
-def _last_steps(env: EnvBase, actor: TensorDictModule, max_steps: int) -> TensorDictBase:
-    """The end of one episode of each environment."""
+def _mean_end(env: EnvBase, actor: TensorDictModule, rounds: int, max_steps: int) -> dict[str, torch.Tensor]:
+    """The mean end of ``rounds`` episodes of each environment, which do not wait for each other between them."""
     td = env.reset()
-    finished = torch.zeros_like(td["done"])
-    ends = td.select("episode_reward", "success", strict=False)
-    for _ in range(max_steps):
+    counts = torch.zeros_like(td["done"], dtype=torch.long)
+    totals = {key: torch.zeros_like(td[key]) for key in ("episode_reward", "success") if key in td.keys()}
+    for step_index in range(rounds * max_steps):
         step, td = env.step_and_maybe_reset(actor(td))
-        ends = step["next"].select(*ends.keys()).where(~finished, ends)
-        finished |= step["next", "done"]
-        if finished.all():
+        is_last = step_index == rounds * max_steps - 1
+        counted = (step["next", "done"] | is_last) & (counts < rounds)
+        for key, total in totals.items():
+            total += step["next", key] * counted
+        counts += counted
+        if (counts == rounds).all():
             break
-    return ends
+    return {key: (total / counts).mean() for key, total in totals.items()}
 
 
 @torch.no_grad()
