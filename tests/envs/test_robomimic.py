@@ -66,6 +66,11 @@ def test_workers_form_a_batch_of_their_own():
     assert data["next", "truncated"].squeeze(-1).tolist() == [[[False, True, False]] * 2] * 2
     first = data["observation"][..., 0, :].flatten(0, 1)
     assert len({tuple(row) for row in first.tolist()}) == 4, "every environment must have its own course"
+    some = torch.tensor([[[False], [True]], [[False], [False]]])  # nothing of the second worker
+    before = data["next"][..., -1].exclude("reward")
+    after = env.reset(before.clone().set("_reset", some))
+    assert after["step_count"].tolist() == [[[1], [0]], [[1], [1]]]
+    assert torch.equal((after["observation"] != before["observation"]).any(-1, keepdim=True), some)
     env.close()
 
 

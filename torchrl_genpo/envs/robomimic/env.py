@@ -347,13 +347,16 @@ def make_robomimic_env(
     )
     base: EnvBase
     if num_workers > 1 and not render:
-        base = ParallelEnv(num_workers, partial(_make_batch, make, num_envs // num_workers), device=device)
+        # by pipes: with shared buffers this process would spin while it waits, on a core that a simulator could use
+        base = ParallelEnv(
+            num_workers, partial(_make_batch, make, num_envs // num_workers), device=device, use_buffers=False
+        )
     else:
         base = _make_batch(make, num_envs, device)
     sizes = base.observation_spec["observation"].shape[-1:], base.action_spec.shape[-1:]
     zeros, ones = ([make(size, device=device) for size in sizes] for make in (torch.zeros, torch.ones))
     norm = ObservationNorm(zeros[0], ones[0], in_keys=["observation"], standard_normal=True)
-    transforms = [RewardSum(), StepCounter(), norm, ActionScaling(loc=zeros[1], scale=ones[1])]
+    transforms = [norm, ActionScaling(loc=zeros[1], scale=ones[1])]
     transforms += normalization_transforms(
         ["observation"] if normalize_observation else [], gamma if scale_reward else None
     )
@@ -368,4 +371,5 @@ def _make_batch(make: Any, num_envs: int, device: torch.device | str = "cpu") ->
         return gymnasium.wrappers.ClipAction(make())
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
-    return GymWrapper(gymnasium.vector.SyncVectorEnv([clipped] * num_envs, autoreset_mode=disabled), device=device)
+    simulators = gymnasium.vector.SyncVectorEnv([clipped] * num_envs, autoreset_mode=disabled)
+    return TransformedEnv(GymWrapper(simulators, device=device), Compose(RewardSum(), StepCounter()))
