@@ -236,7 +236,8 @@ def make_simulator(env_args: Mapping[str, Any], **overrides: Any) -> Any:
     """
     if importlib.util.find_spec("robosuite") is None:
         raise ImportError(f"env=robomimic/... needs robosuite: {INSTALL}.")
-    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    # it would print ten lines about optional settings and packages whenever it is imported
+    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import robosuite
 
     name = env_args["env_name"]
@@ -360,7 +361,7 @@ def make_robomimic_env(
     transforms += normalization_transforms(
         ["observation"] if normalize_observation else [], gamma if scale_reward else None
     )
-    env = TransformedEnv(base, Compose(*transforms))
+    env = TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
     if seed is not None:
         env.set_seed(seed)
     return env
