@@ -1,0 +1,471 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The XHand over a nut on a bolt, as a MuJoCo model of primitives.
+
+Kinematics and masses are the maker's (``xhand.json``, whose notice is ``LICENSE-RobotEra``); the shapes of the links are
+capsules of about their size. Task and gains follow DexScrew (arXiv 2512.02011).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchrl_genpo.envs.common import did_you_mean
+from torchrl_genpo.envs.xhand.nuts import NUTS
+
+if TYPE_CHECKING:
+    import mujoco
+
+__all__ = [
+    "ACTIVE_JOINTS",
+    "FINGERS",
+    "JOINTS",
+    "Scene",
+    "clearance",
+    "find_start_pose",
+    "joint_limits",
+    "make_mjcf",
+    "make_model",
+    "make_spec",
+]
+
+JOINTS = (
+    "thumb_bend",
+    "thumb_rota1",
+    "thumb_rota2",
+    "index_bend",
+    "index_1",
+    "index_2",
+    "mid_1",
+    "mid_2",
+    "ring_1",
+    "ring_2",
+    "pinky_1",
+    "pinky_2",
+)
+"""The twelve joints in the order of the maker's SDK; also the first twelve joints and the actuators of the model."""
+
+ACTIVE_JOINTS = JOINTS[:8]
+"""Of thumb, index and middle finger, which turn the nut."""
+
+FINGERS = {"thumb": "thumb_rota2", "index": "index_2", "mid": "mid_2", "ring": "ring_2", "pinky": "pinky_2"}
+"""The fingers and the joint of their last links."""
+
+START_POSE = {
+    "thumb_bend": 1.3,
+    "thumb_rota1": 0.47,
+    "thumb_rota2": 0.45,
+    "index_bend": 0.03,
+    "index_1": 0.94,
+    "index_2": 0.4,
+    "mid_1": 1.0,
+    "mid_2": 0.4,
+}
+"""Joint angles before the grasp, those of :func:`find_start_pose`, rad; every other joint is straight.
+
+DexScrew's own, with which index and middle finger would penetrate each other, and all a nut of 38 mm, by up to 6.6 mm:
+opened until they do not.
+"""
+
+# Bits of MuJoCo's collision filter: fingers meet nut, bolt and floor, and fingertips each other
+NUT_BIT, LINK_BIT, TIP_BIT = 1, 2, 4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything that a model is made of. Lengths in m, angles in rad, torques in N m.
+
+    Attributes:
+        side (str): ``right``, or ``left`` for its mirror image.
+        nut (str): a name from :data:`~torchrl_genpo.envs.xhand.NUTS`.
+        index_bend_sign (int): ``-1`` for a hand whose ``index_bend`` turns the other way than the maker's URDF says,
+            as DexScrew's left hand does.
+        turning (int): direction of the nut's joint seen from above, ``1`` for counter-clockwise, which loosens; the
+            mirror image for the left hand unless given.
+        nut_position (tuple): of the nut's axis, in the plane, from the origin of the (right) palm.
+        hand_height (float): of the palm's origin above the floor.
+        tilt (float): of the palm out of the horizontal.
+        nut_height (float): of the centre of the nut above the floor.
+        bolt_radius (float): of the bolt.
+        nut_scale (float): factor of the nut's width.
+        nut_mass (float): kg.
+        nut_center (tuple): of the nut's mass, from its axis.
+        nut_friction (float): dry friction of the thread.
+        nut_damping (float): viscous friction of the thread, N m s.
+        nut_armature (float): added inertia of the thread, kg m^2; what keeps light nuts stable at 5 ms.
+        thread_pitch (float, optional): rise of the nut a turn; without one it stays at its height.
+        friction (float): sliding friction of every contact.
+        stiffness (float): of the joints' position control, N m / rad.
+        damping (float): of the joints' position control, N m s / rad.
+        joint_damping (float): of the gears. Without it the joints would ring at 55 rad/s, a tenth of critically damped.
+        joint_friction (float): dry friction of the gears.
+        joint_armature (float): inertia of the motors at the joints, kg m^2.
+        timestep (float): s.
+        cone (str): of friction, ``pyramidal`` or ``elliptic``.
+    """
+
+    side: str = "right"
+    nut: str = "hexagon"
+    index_bend_sign: int = 1
+    turning: int | None = None
+    nut_position: tuple[float, float] = (0.02125, 0.06375)
+    hand_height: float = 0.21
+    tilt: float = math.radians(25)
+    nut_height: float = 0.063
+    bolt_radius: float = 0.01
+    nut_scale: float = 1.0
+    nut_mass: float = 0.05
+    nut_center: tuple[float, float] = (0.0, 0.0)
+    nut_friction: float = 0.02
+    nut_damping: float = 3e-3
+    nut_armature: float = 2e-4
+    thread_pitch: float | None = None
+    friction: float = 1.5
+    stiffness: float = 3.0
+    damping: float = 0.01
+    joint_damping: float = 0.05
+    joint_friction: float = 0.01
+    joint_armature: float = 0.001
+    timestep: float = 0.005
+    cone: str = "pyramidal"
+    mirror: int = field(init=False, repr=False, default=1)
+
+    def __post_init__(self) -> None:
+        if self.side not in ("left", "right"):
+            raise ValueError(f"side must be 'left' or 'right', got {self.side!r}.")
+        if self.nut not in NUTS:
+            raise ValueError(f"Unknown nut {self.nut!r}.{did_you_mean(self.nut, NUTS)} Nuts: {', '.join(NUTS)}.")
+        if self.index_bend_sign not in (-1, 1):
+            raise ValueError(f"index_bend_sign must be 1 or -1, got {self.index_bend_sign}.")
+        if self.cone not in ("elliptic", "pyramidal"):
+            raise ValueError(f"cone must be 'pyramidal' or 'elliptic', got {self.cone!r}.")
+        object.__setattr__(self, "mirror", 1 if self.side == "right" else -1)
+
+    def start_pose(self) -> np.ndarray:
+        """Joint angles ``[12]`` before the grasp; they clear every nut in every position."""
+        pose = START_POSE | {"index_bend": START_POSE["index_bend"] * self.index_bend_sign}
+        return np.array([pose.get(name, 0.0) for name in JOINTS])
+
+
+@functools.cache
+def _facts(side: str) -> dict[str, Any]:
+    return json.loads(files("torchrl_genpo.envs.xhand").joinpath("xhand.json").read_text())[side]
+
+
+def joint_limits(side: str = "right") -> np.ndarray:
+    """Lower and upper limits of the joints, ``[2, 12]``, rad.
+
+    Examples:
+        >>> joint_limits()[:, 0].tolist()
+        [0.0, 1.83]
+    """
+    return np.array([_facts(side)["joints"][name]["limits"] for name in JOINTS]).T
+
+
+def make_spec(scene: Scene | None = None) -> mujoco.MjSpec:
+    """The model as a specification, to be edited or compiled."""
+    import mujoco
+
+    scene = Scene() if scene is None else scene
+    spec = mujoco.MjSpec()
+    spec.modelname = f"xhand_{scene.side}_{scene.nut}"
+    spec.compiler.degree = False
+    option = spec.option
+    option.timestep, option.integrator = scene.timestep, mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    option.iterations, option.ls_iterations = 20, 10
+    if scene.cone == "elliptic":
+        option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10
+    geom = spec.default.geom
+    geom.condim, geom.friction = 4, [scene.friction, 0.02, 0.001]
+    geom.solref, geom.solimp = [0.01, 1], [0.9, 0.98, 0.001, 0.5, 2]
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = 960, 720
+    axis = np.array([scene.nut_position[0], -scene.mirror * scene.nut_position[1], 0.0])  # of the nut
+    _add_surroundings(spec, axis)
+    _add_hand(spec, scene)
+    _add_nut(spec, scene, axis)
+    return spec
+
+
+def make_mjcf(scene: Scene | None = None) -> str:
+    """The model as MJCF, MuJoCo's file format.
+
+    Examples:
+        >>> '<body name="nut"' in make_mjcf(Scene(side="left", nut="round"))
+        True
+    """
+    spec = make_spec(scene)
+    spec.compile()
+    return spec.to_xml()
+
+
+def make_model(scene: Scene | None = None) -> mujoco.MjModel:
+    """The compiled model: joints and actuators in the order of :data:`JOINTS`, then the nut's joint ``nut``.
+
+    Sensors, all ``[3]`` in world coordinates: ``<finger>_position`` and ``<finger>_velocity`` of the tips of thumb,
+    index and middle finger, ``<finger>_force`` of the finger on the nut, ``nut_position``; and ``<joint>_torque``
+    ``[1]`` of the actuators.
+
+    Examples:
+        >>> model = make_model(Scene(nut="square"))
+        >>> model.nu, model.joint("nut").qposadr[0]
+        (12, np.int32(12))
+    """
+    return make_spec(scene).compile()
+
+
+def _add_surroundings(spec: mujoco.MjSpec, axis: np.ndarray) -> None:
+    import mujoco
+
+    world = spec.worldbody
+    world.add_light(pos=[0.3, -0.3, 1.0], dir=[-0.3, 0.3, -1.0])
+    spec.add_texture(
+        name="sky",
+        type=mujoco.mjtTexture.mjTEXTURE_SKYBOX,
+        builtin=mujoco.mjtBuiltin.mjBUILTIN_FLAT,
+        rgb1=[1.0, 1.0, 1.0],
+        width=8,
+        height=8,
+    )
+    world.add_geom(
+        name="floor",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=[0.5, 0.5, 0.1],
+        rgba=[0.9, 0.9, 0.9, 1.0],
+        contype=NUT_BIT,
+        conaffinity=LINK_BIT,
+    )
+    for name, offset in (("side", (-0.26, -0.05, 0.1)), ("front", (0.19, 0.2 * np.sign(axis[1]), 0.14))):
+        eye = axis + offset
+        forward = axis + [0.0, 0.0, 0.09] - eye
+        right = np.cross(forward, [0.0, 0.0, 1.0])
+        frame = np.stack([right, np.cross(right, forward), -forward])
+        rotation = (frame / np.linalg.norm(frame, axis=1, keepdims=True)).T
+        quat = np.empty(4)
+        mujoco.mju_mat2Quat(quat, rotation.ravel())
+        world.add_camera(name=name, pos=eye, quat=quat)
+
+
+def _add_hand(spec: mujoco.MjSpec, scene: Scene) -> None:
+    import mujoco
+
+    facts = _facts(scene.side)
+    angle = -scene.mirror * (math.pi / 2 - scene.tilt)
+    palm = spec.worldbody.add_body(
+        name="palm",
+        pos=[0.0, 0.0, scene.hand_height],
+        quat=[math.cos(angle / 2), math.sin(angle / 2), 0.0, 0.0],
+        gravcomp=1.0,
+        **_inertia(facts["palm"]),
+    )
+    palm.add_geom(
+        name="palm",
+        type=mujoco.mjtGeom.mjGEOM_BOX,
+        size=[0.045, 0.016, 0.05],
+        pos=[-0.003, 0.0, -0.055],
+        contype=0,
+        conaffinity=0,
+        rgba=[0.85, 0.85, 0.87, 1.0],
+    )
+    bodies = {"palm": palm}
+    for name, joint in facts["joints"].items():
+        body = bodies[name] = bodies[joint["parent"]].add_body(
+            name=name, pos=joint["position"], quat=_quat(joint["rpy"]), gravcomp=1.0, **_inertia(joint["link"])
+        )
+        sign = scene.index_bend_sign if name == "index_bend" else 1
+        limits = joint["limits"]
+        body.add_joint(
+            name=name,
+            axis=[sign * value for value in joint["axis"]],
+            range=limits,
+            damping=scene.joint_damping,
+            frictionloss=scene.joint_friction,
+            armature=scene.joint_armature,
+        )
+        for index, (start, end, radius) in enumerate(_capsules(name, scene.mirror)):
+            is_tip = name in FINGERS.values()
+            body.add_geom(
+                name=f"{name}_{index}",
+                type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+                fromto=[*start, *end],
+                size=[radius, 0.0, 0.0],
+                contype=LINK_BIT | TIP_BIT if is_tip else LINK_BIT,
+                conaffinity=NUT_BIT | TIP_BIT if is_tip else NUT_BIT,
+                rgba=[0.1, 0.1, 0.12, 1.0] if is_tip else [0.3, 0.3, 0.33, 1.0],
+            )
+        actuator = spec.add_actuator(
+            name=name, target=name, trntype=mujoco.mjtTrn.mjTRN_JOINT, forcerange=[-joint["effort"], joint["effort"]]
+        )
+        actuator.set_to_position(kp=scene.stiffness, kv=scene.damping)
+        actuator.ctrlrange = limits
+        actuator.forcelimited = actuator.ctrllimited = True
+        spec.add_sensor(
+            name=f"{name}_torque",
+            type=mujoco.mjtSensor.mjSENS_ACTUATORFRC,
+            objtype=mujoco.mjtObj.mjOBJ_ACTUATOR,
+            objname=name,
+        )
+    for finger, last in FINGERS.items():
+        bodies[last].add_site(name=finger, pos=facts["joints"][last]["tip"], group=4)
+    for finger in ("thumb", "index", "mid"):
+        for quantity, sensor in (("position", "FRAMEPOS"), ("velocity", "FRAMELINVEL")):
+            spec.add_sensor(
+                name=f"{finger}_{quantity}",
+                type=getattr(mujoco.mjtSensor, f"mjSENS_{sensor}"),
+                objtype=mujoco.mjtObj.mjOBJ_SITE,
+                objname=finger,
+            )
+
+
+def _capsules(name: str, mirror: int) -> Sequence[tuple[tuple, tuple, float]]:
+    """Ends and radius of the capsules of a link, in its frame."""
+    if name == "thumb_rota1":
+        return [((0.004, 0.0, 0.0), (0.05, 0.0, 0.0), 0.011)]
+    if name == "thumb_rota2":  # wide and flat
+        return [((0.002, 0.0075 * y, -0.001), (0.0415, 0.0055 * y, -0.001), 0.0083) for y in (-1, 1)]
+    if name.endswith("_1"):
+        return [((0.0, 0.0, -0.004), (0.0, 0.0, -0.052), 0.009)]
+    if name.endswith("_2"):
+        return [((0.0, 0.001 * mirror, -0.002), (0.0, 0.001 * mirror, -0.034), 0.0083)]
+    return []
+
+
+def _add_nut(spec: mujoco.MjSpec, scene: Scene, axis: np.ndarray) -> None:
+    import mujoco
+
+    nut = NUTS[scene.nut]
+    bolt = spec.worldbody.add_body(name="bolt", pos=axis)
+    top = scene.nut_height + 0.02
+    for name, radius, height in (("base", 0.03, 0.005), ("bolt", scene.bolt_radius, top)):
+        bolt.add_geom(
+            name=name,
+            type=mujoco.mjtGeom.mjGEOM_CYLINDER,
+            fromto=[0.0, 0.0, 0.0, 0.0, 0.0, height],
+            size=[radius, 0.0, 0.0],
+            contype=NUT_BIT,
+            conaffinity=LINK_BIT,
+            rgba=[0.6, 0.6, 0.62, 1.0],
+        )
+    turning = scene.mirror if scene.turning is None else scene.turning
+    width = nut.width * scene.nut_scale
+    across, along = (scene.nut_mass * value for value in (width**2 / 16 + nut.height**2 / 12, width**2 / 8))
+    body = bolt.add_body(
+        name="nut",
+        pos=[0.0, 0.0, scene.nut_height],
+        mass=scene.nut_mass,
+        ipos=[*scene.nut_center, 0.0],
+        inertia=[across, across, along],
+        explicitinertial=True,
+    )
+    body.add_joint(
+        name="nut",
+        axis=[0.0, 0.0, float(turning)],
+        damping=scene.nut_damping,
+        frictionloss=scene.nut_friction,
+        armature=scene.nut_armature,
+    )
+    for part in nut.parts(scene.nut_scale):
+        body.add_geom(**part, contype=NUT_BIT, conaffinity=LINK_BIT, density=0.0, rgba=[*nut.rgb, 1.0])
+    if scene.thread_pitch is not None:
+        body.add_joint(name="rise", type=mujoco.mjtJoint.mjJNT_SLIDE, axis=[0.0, 0.0, 1.0], armature=scene.nut_mass)
+        spec.add_equality(
+            name="thread",
+            type=mujoco.mjtEq.mjEQ_JOINT,
+            objtype=mujoco.mjtObj.mjOBJ_JOINT,
+            name1="rise",
+            name2="nut",
+            data=[0.0, scene.thread_pitch / (2 * math.pi), *[0.0] * 9],
+            solref=[0.01, 1.0],
+        )
+    spec.add_sensor(
+        name="nut_position",
+        type=mujoco.mjtSensor.mjSENS_FRAMEPOS,
+        objtype=mujoco.mjtObj.mjOBJ_BODY,
+        objname="nut",
+    )
+    for finger in ("thumb", "index", "mid"):
+        spec.add_sensor(
+            name=f"{finger}_force",
+            type=mujoco.mjtSensor.mjSENS_CONTACT,
+            objtype=mujoco.mjtObj.mjOBJ_BODY,
+            objname=FINGERS[finger],
+            reftype=mujoco.mjtObj.mjOBJ_BODY,
+            refname="nut",
+            intprm=[1 << int(mujoco.mjtConDataField.mjCONDATA_FORCE), 3, 1],  # 3: the net force of all contacts
+        )
+
+
+def _quat(rpy: Sequence[float]) -> list[float]:
+    """Quaternion of a URDF's roll, pitch and yaw."""
+    import mujoco
+
+    quat = np.empty(4)
+    mujoco.mju_euler2Quat(quat, rpy, "XYZ")  # capitals: about the fixed axes
+    return quat.tolist()
+
+
+def _inertia(link: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "mass": link["mass"],
+        "ipos": link["center"],
+        "fullinertia": link["inertia"],
+        "explicitinertial": True,
+    }
+
+
+def clearance(model: mujoco.MjModel, pose: np.ndarray, links: Sequence[str] = JOINTS, num_angles: int = 24) -> float:
+    """Smallest distance of the hand to nut and bolt over all angles of the nut, negative if one penetrates; m.
+
+    Args:
+        model (MjModel): of :func:`make_model`.
+        pose (np.ndarray): joint angles ``[12]``.
+        links (sequence of str): those that count, named after the joints that move them. Defaults to all.
+        num_angles (int, optional): of the nut, over a turn.
+    """
+    import mujoco
+
+    data, segment = mujoco.MjData(model), np.empty(6)
+    data.qpos[:12] = pose
+    moving = [g for g in range(model.ngeom) if model.body(model.geom_bodyid[g]).name in links]
+    fixed = [g for g in range(model.ngeom) if model.body(model.geom_bodyid[g]).name in ("nut", "bolt")]
+    smallest = 1.0
+    for angle in np.linspace(0.0, 2 * math.pi, num_angles, endpoint=False):
+        data.joint("nut").qpos[0] = angle
+        mujoco.mj_kinematics(model, data)
+        pairs = ((a, b) for a in moving for b in fixed)
+        smallest = min(smallest, *(mujoco.mj_geomDistance(model, data, a, b, smallest, segment) for a, b in pairs))
+    return smallest
+
+
+def find_start_pose(nuts: Sequence[str] = tuple(NUTS), margin: float = 0.002) -> dict[str, float]:
+    """Bends thumb, index and middle finger at their bases as far as they clear every nut by ``margin``.
+
+    Returns:
+        :data:`START_POSE`, which it starts from; the other joints stay.
+    """
+    models = [make_model(Scene(nut=nut)) for nut in nuts]
+    limits = joint_limits()
+    names = list(JOINTS)
+    pose = Scene().start_pose()
+    for name, links in (
+        ("index_1", ("index_1", "index_2")),
+        ("mid_1", ("mid_1", "mid_2")),
+        ("thumb_rota1", ("thumb_rota1", "thumb_rota2")),
+    ):
+        index = names.index(name)
+        angles = np.arange(max(0.0, limits[0, index]), limits[1, index], 0.01)
+        clear = []
+        for angle in angles:
+            pose[index] = angle
+            clear.append(min(clearance(model, pose, links) for model in models) >= margin)
+            if clear[0] and not clear[-1]:
+                break
+        pose[index] = round(float(angles[np.flatnonzero(clear)[-1]]), 2)
+    return {name: float(pose[names.index(name)]) for name in START_POSE}
