@@ -2,8 +2,8 @@
 # LICENSE file in the root directory of this source tree.
 """The XHand over a nut on a bolt, as a MuJoCo model of primitives.
 
-Kinematics and masses are the maker's (``xhand.json``, whose notice is ``LICENSE-RobotEra``); the shapes of the links are
-capsules of about their size. Task and gains follow DexScrew (arXiv 2512.02011).
+Kinematics and masses are the maker's (``xhand.json``, whose notice is ``LICENSE-RobotEra``); the shapes of the links
+are capsules of about their size. Task and gains follow DexScrew (arXiv 2512.02011).
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def _add_surroundings(spec: mujoco.MjSpec, axis: np.ndarray) -> None:
     )
     for name, offset in (("side", (-0.26, -0.05, 0.1)), ("front", (0.19, 0.2 * np.sign(axis[1]), 0.14))):
         eye = axis + offset
-        forward = axis + [0.0, 0.0, 0.09] - eye
+        forward = np.array([*axis[:2], 0.09]) - eye
         right = np.cross(forward, [0.0, 0.0, 1.0])
         frame = np.stack([right, np.cross(right, forward), -forward])
         rotation = (frame / np.linalg.norm(frame, axis=1, keepdims=True)).T
@@ -383,6 +383,8 @@ def _add_nut(spec: mujoco.MjSpec, scene: Scene, axis: np.ndarray) -> None:
             name2="nut",
             data=[0.0, scene.thread_pitch / (2 * math.pi), *[0.0] * 9],
             solref=[0.01, 1.0],
+            # stiff: MuJoCo softens it by the nut's tiny inertia, as if a radian were as much as a metre
+            solimp=[0.99999, 0.99999, 0.001, 0.5, 2.0],
         )
     spec.add_sensor(
         name="nut_position",
