@@ -69,6 +69,7 @@ from torchrl_genpo.training import (
     load_checkpoint,
     make_checkpoint,
     make_update,
+    statistics_columns,
 )
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
@@ -314,8 +315,7 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
         collector=collector if ranks.is_first else None,
         progress=progress,
     )
-    log_spec = env.observation_spec.get("log", None)
-    folder.columns += [] if log_spec is None else [f"task/{name}" for name in log_spec.keys()]
+    folder.columns += statistics_columns(env)
     if resume:
         load_checkpoint(checkpoint, folder.latest(), cfg.device)
         if ranks.is_first:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.envs import GymState
+from torchrl_genpo.envs import simulator_state
 from torchrl_genpo.flow import marginal_log_prob
 from torchrl_genpo.modules import ReversibleFlowActor
 
@@ -34,7 +34,12 @@ __all__ = [
     "load_checkpoint",
     "make_checkpoint",
     "make_update",
+    "statistics_columns",
 ]
+
+
+ENDS = ("episode_reward", "success")  # of an episode, that are evaluated
+STATISTICS = ("log", "metrics")  # where an environment tells of an episode; the second is evaluated too
 
 
 class DivergedError(RuntimeError):
@@ -118,8 +123,9 @@ def evaluate(
         max_steps (int, optional): an unfinished episode counts with its return so far.
 
     Returns:
-        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and ``.../success`` where the environment
-        tells it: the part of the episodes that ended with the task solved.
+        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them ``.../success``,
+        the part of the episodes that ended with the task solved, and ``.../<name>`` for each of its ``metrics``, over
+        the episodes where it is not NaN.
     """
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
@@ -136,17 +142,25 @@ def _mean_end(env: EnvBase, actor: TensorDictModule, rounds: int, max_steps: int
     """The mean end of ``rounds`` episodes of each environment, which do not wait for each other between them."""
     td = env.reset()
     counts = torch.zeros_like(td["done"], dtype=torch.long)
-    totals = {key: torch.zeros_like(td[key]) for key in ("episode_reward", "success") if key in td.keys()}
+    totals: dict[str, Any] = defaultdict(float)
+    weights: dict[str, Any] = defaultdict(float)
     for step_index in range(rounds * max_steps):
         step, td = env.step_and_maybe_reset(actor(td))
         is_last = step_index == rounds * max_steps - 1
         counted = (step["next", "done"] | is_last) & (counts < rounds)
-        for key, total in totals.items():
-            total += step["next", key] * counted
         counts += counted
+        for key, value in _ends(step["next"]).items():
+            known = counted & ~value.isnan()
+            totals[key] += value.where(known, 0.0)
+            weights[key] += known.float()
         if (counts == rounds).all():
             break
-    return {key: (total / counts).mean() for key, total in totals.items()}
+    return {key: total.sum() / weights[key].sum() for key, total in totals.items()}
+
+
+def _ends(step: TensorDictBase) -> dict[str, torch.Tensor]:
+    """What the last step of an episode tells of it."""
+    return {key: step[key] for key in ENDS if key in step.keys()} | dict(step.get("metrics", {}).items())
 
 
 @torch.no_grad()
@@ -177,13 +191,24 @@ def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilo
 
 
 def episode_log(data: TensorDictBase) -> dict[str, float]:
-    """Means of the task's own statistics (``("next", "log")``) over the episodes that ended in the data."""
-    log = data["next"].get("log", None)
-    if log is None or not data["next", "done"].any():
+    """Means of the task's own statistics over the episodes that ended in the data, NaN left out.
+
+    These are ``("next", "log")`` and, where there is one, ``("next", "metrics")``.
+    """
+    ended = data["next", "done"].squeeze(-1)
+    if not ended.any():
         return {}
-    means = log[data["next", "done"].squeeze(-1)].mean(0)
-    values = torch.cat(list(means.values())).tolist()
-    return {f"task/{name}": value for name, value in zip(means.keys(), values, strict=True)}
+    logs = {name: log for group in STATISTICS for name, log in data["next"].get(group, {}).items()}
+    means = {name: log[ended].nanmean(0) for name, log in logs.items()}
+    values = torch.cat(list(means.values())).tolist() if means else []
+    return {f"task/{name}": value for name, value in zip(means, values, strict=True) if value == value}
+
+
+def statistics_columns(env: EnvBase) -> list[str]:
+    """The columns of ``metrics.csv`` that an environment's own statistics need, see :func:`episode_log`."""
+    names = {group: list(env.observation_spec.get(group, {}).keys()) for group in STATISTICS}
+    evaluated = [f"eval/{noise}_noise/{name}" for noise in ("zero", "random") for name in names["metrics"]]
+    return [f"task/{name}" for group in STATISTICS for name in names[group]] + evaluated
 
 
 @torch.no_grad()
@@ -267,15 +292,15 @@ def make_checkpoint(
 ) -> Checkpoint:
     """Binds the parts of a run to a TorchRL checkpoint: one archive, written aside and renamed.
 
-    With all parts a run continues exactly (with fresh episodes where :class:`~torchrl_genpo.envs.GymState`
-    cannot save the simulator); with ``loss`` and ``env`` alone it is what evaluation
-    needs (weights and normalisation).
+    With all parts a run continues exactly (with fresh episodes where
+    :func:`~torchrl_genpo.envs.simulator_state` cannot save the simulator); with ``loss`` and ``env`` alone it is
+    what evaluation needs (weights and normalisation).
     """
     parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
     if collector is not None:  # the one that continues, not an evaluation
         parts["rng"] = GlobalRNGState()
-        simulator = GymState(env)
-        if simulator.exact:
+        simulator = simulator_state(env)
+        if simulator is not None:
             parts |= {"carrier": _Carrier(collector), "simulator": simulator}
     optional = {
         "optimizer": optimizer,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torchrl.envs import EnvBase
 
+from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.gym import GYM_TASKS, GymState, GymView, make_gym_env
 from torchrl_genpo.envs.isaaclab import (
     ISAACLAB_TASKS,
@@ -20,11 +21,13 @@ from torchrl_genpo.envs.isaaclab import (
 )
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
 from torchrl_genpo.envs.transforms import RewardScaling, freeze_normalization, frozen_normalization
+from torchrl_genpo.envs.xhand import XHAND_TASKS, NutBoltEnv, NutBoltView, make_xhand_env
 
 __all__ = [
     "GYM_TASKS",
     "ISAACLAB_TASKS",
     "ROBOMIMIC_TASKS",
+    "XHAND_TASKS",
     "GymState",
     "IsaacLabSymmetry",
     "RewardScaling",
@@ -35,11 +38,13 @@ __all__ = [
     "make_isaaclab_env",
     "make_robomimic_env",
     "make_view",
+    "make_xhand_env",
     "one_simulation",
+    "simulator_state",
     "stagger_episodes",
 ]
 
-ISAACLAB, ROBOMIMIC = "isaaclab/", "robomimic/"
+ISAACLAB, ROBOMIMIC, XHAND = "isaaclab/", "robomimic/", "xhand/"
 
 
 def make_env(
@@ -49,7 +54,8 @@ def make_env(
 
     Args:
         name (str): ``isaaclab/<task>`` for :func:`make_isaaclab_env`, ``robomimic/<task>`` for
-            :func:`make_robomimic_env`, anything else for :func:`make_gym_env`.
+            :func:`make_robomimic_env`, ``xhand/nut_bolt`` for :func:`make_xhand_env`, anything else for
+            :func:`make_gym_env`.
         num_envs (int, optional): batch size. Defaults to ``1``.
         device (torch.device or str, optional): where the data lives. Defaults to ``"cpu"``.
         seed (int, optional): of the environments.
@@ -65,7 +71,8 @@ def make_env(
         torch.Size([2, 3, 4])
     """
     make: Any = make_gym_env
-    for prefix, function in ((ISAACLAB, make_isaaclab_env), (ROBOMIMIC, make_robomimic_env)):
+    families = ((ISAACLAB, make_isaaclab_env), (ROBOMIMIC, make_robomimic_env), (XHAND, make_xhand_env))
+    for prefix, function in families:
         if name.startswith(prefix):
             make, name = function, name.removeprefix(prefix)
     known = [key for key, value in inspect.signature(make).parameters.items() if value.kind is value.KEYWORD_ONLY]
@@ -80,6 +87,17 @@ def one_simulation(name: str) -> bool:
     return name.startswith(ISAACLAB)
 
 
-def make_view(env: EnvBase) -> GymView | IsaacLabView:
+def make_view(env: EnvBase) -> GymView | IsaacLabView | NutBoltView:
     """What films an environment that was made with ``render=True``: ``view.frame(td)`` and ``view.fps``."""
+    if isinstance(simulator(env), NutBoltEnv):
+        return NutBoltView(env)
     return IsaacLabView(env) if "pixels" in env.observation_spec.keys() else GymView(env)
+
+
+def simulator_state(env: EnvBase) -> GymState | NutBoltEnv | None:
+    """What saves and restores a simulation to the last bit by ``state_dict``; ``None`` where nothing can."""
+    base = simulator(env)
+    if isinstance(base, NutBoltEnv):
+        return base
+    state = GymState(env)
+    return state if state.exact else None

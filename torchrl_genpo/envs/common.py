@@ -26,7 +26,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def simulator(env: EnvBase) -> Any:
-    """What TorchRL's wrapper below all transforms wraps; ``None`` where that is in other processes."""
+    """What TorchRL's wrapper below all transforms wraps, or an environment without a wrapper itself.
+
+    ``None`` where that is in other processes.
+    """
     while isinstance(env, TransformedEnv):
         env = env.base_env
-    return None if isinstance(env, BatchedEnvBase) else env._env
+    return None if isinstance(env, BatchedEnvBase) else getattr(env, "_env", env)

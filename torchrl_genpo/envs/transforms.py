@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -21,7 +22,7 @@ __all__ = [
 ]
 
 # VecNormV2 calls batched environments experimental; with reduce_batch_dims it is tested in tests/envs
-warnings.filterwarnings("ignore", message="Support of VecNormV2 for containers with non-empty batch-size")
+warnings.filterwarnings("ignore", message="Support of .* for containers with non-empty batch-size")
 
 
 class RewardScaling(Transform):
@@ -86,6 +87,13 @@ class RewardScaling(Transform):
         return observation_spec
 
 
+class _Normalization(VecNormV2):
+    """``VecNormV2`` for numbers that hardly vary, whose mean of squares rounds to less than their squared mean."""
+
+    def _norm(self, data: Any, loc: Any, var: Any, count: Any) -> Any:
+        return super()._norm(data, loc, var.maximum(loc.pow(2)), count)  # var: the mean of squares
+
+
 def normalization_transforms(observation_keys: Sequence[NestedKey], reward_gamma: float | None) -> list[Transform]:
     """Normalises observations, clipped to 10 standard deviations, and scales the reward.
 
@@ -98,7 +106,7 @@ def normalization_transforms(observation_keys: Sequence[NestedKey], reward_gamma
         transforms.append(RewardScaling(reward_gamma))
     if observation_keys:
         keys = list(observation_keys)
-        transforms.append(VecNormV2(in_keys=keys, decay=1.0, reduce_batch_dims=True))
+        transforms.append(_Normalization(in_keys=keys, decay=1.0, reduce_batch_dims=True))
         transforms.append(ClipTransform(in_keys=keys, low=-10, high=10))
     return transforms
 

@@ -2,6 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """The XHand and the nut that it loosens."""
 
+from torchrl_genpo.envs.xhand.env import NutBoltEnv, RewardWeights
 from torchrl_genpo.envs.xhand.model import (
     ACTIVE_JOINTS,
     JOINTS,
@@ -11,18 +12,32 @@ from torchrl_genpo.envs.xhand.model import (
     make_model,
     make_spec,
 )
+from torchrl_genpo.envs.xhand.nut_bolt import ACTION_SCALE, XHAND_TASKS, NutBoltView, make_xhand_env
 from torchrl_genpo.envs.xhand.nuts import HELD_OUT_NUTS, NUTS, TRAINING_NUTS, Nut
+from torchrl_genpo.envs.xhand.randomization import Randomization
+from torchrl_genpo.envs.xhand.transforms import ActionDelay, DeltaTarget, History, Noise
 
 __all__ = [
+    "ACTION_SCALE",
     "ACTIVE_JOINTS",
     "HELD_OUT_NUTS",
     "JOINTS",
     "NUTS",
     "TRAINING_NUTS",
+    "XHAND_TASKS",
+    "ActionDelay",
+    "DeltaTarget",
+    "History",
+    "Noise",
     "Nut",
+    "NutBoltEnv",
+    "NutBoltView",
+    "Randomization",
+    "RewardWeights",
     "Scene",
     "joint_limits",
     "make_mjcf",
     "make_model",
     "make_spec",
+    "make_xhand_env",
 ]

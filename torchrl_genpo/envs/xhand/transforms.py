@@ -1,0 +1,282 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""From a policy's action to the position targets of a hand, and from its sensors to an observation.
+
+All that these transforms remember travels in the tensordict, so that partial resets, checkpoints and batches of any
+size need nothing special. They draw from ``env.generator`` where the environment has one, else from PyTorch's global
+state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from torch import Tensor
+from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.envs import Transform
+
+__all__ = ["ActionDelay", "DeltaTarget", "History", "Noise"]
+
+
+class DeltaTarget(Transform):
+    """Actions move position targets: ``target += scale * clip(action, -1, 1)``, clipped to the joints' limits.
+
+    The environment takes absolute targets of all joints; the policy acts on those that are active. The target is an
+    observation too, and starts where the joints start.
+
+    Args:
+        low (Tensor): lowest targets ``[n]``.
+        high (Tensor): highest targets ``[n]``.
+
+    Keyword Args:
+        scale (float): largest change in one step.
+        active (sequence of int, optional): the joints that move. Defaults to all.
+        masked (bool, optional): the action has all ``n`` numbers, of which the others are ignored, instead of the
+            active ones alone. An ignored number still adds its noise to a flow's likelihood ratio. Defaults to
+            ``False``.
+        position_key (NestedKey, optional): of the joint positions, read at a reset.
+        target_key (NestedKey, optional): of the targets, written.
+
+    Examples:
+        >>> from torchrl.envs import TransformedEnv
+        >>> from torchrl_genpo.envs.xhand import NutBoltEnv, joint_limits
+        >>> low, high = torch.as_tensor(joint_limits(), dtype=torch.float32)
+        >>> env = TransformedEnv(NutBoltEnv(2), DeltaTarget(low, high, scale=0.04, active=range(8)))
+        >>> td = env.step(env.reset().set("action", torch.ones(2, 8)))
+        >>> (td["next", "joint_target"] - td["joint_target"])[0, 7:9]
+        tensor([0.0400, 0.0000])
+    """
+
+    invertible = True
+
+    def __init__(
+        self,
+        low: Tensor,
+        high: Tensor,
+        *,
+        scale: float,
+        active: Sequence[int] | None = None,
+        masked: bool = False,
+        position_key: NestedKey = "joint_position",
+        target_key: NestedKey = "joint_target",
+    ) -> None:
+        super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
+        if not scale > 0:
+            raise ValueError(f"scale must be positive, got {scale}.")
+        active = torch.arange(len(low)) if active is None else torch.as_tensor(list(active))
+        self.register_buffer("low", low, persistent=False)
+        self.register_buffer("high", high, persistent=False)
+        self.register_buffer("active", active, persistent=False)
+        self.scale, self.masked = scale, masked
+        self.position_key, self.target_key = position_key, target_key
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        action = tensordict.get("action").clamp(-1.0, 1.0)
+        if self.masked:
+            action = action[..., self.active]
+        target = tensordict.get(self.target_key)
+        target = target.index_add(-1, self.active, self.scale * action).clamp(self.low, self.high)
+        tensordict.set(self.target_key, target)
+        return tensordict.set("action", target)
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        return next_tensordict.set(self.target_key, tensordict.get(self.target_key))
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        position = tensordict_reset.get(self.position_key)
+        return tensordict_reset.set(self.target_key, position.clamp(self.low, self.high))
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Adds the target."""
+        spec = observation_spec[self.position_key]
+        low, high = (bound.expand(spec.shape) for bound in (self.low, self.high))
+        observation_spec[self.target_key] = Bounded(low, high, shape=spec.shape, dtype=spec.dtype, device=spec.device)
+        return observation_spec
+
+    def transform_action_spec(self, action_spec: TensorSpec) -> TensorSpec:
+        """Replaces absolute targets by changes in ``[-1, 1]``."""
+        spec = action_spec["action"] if isinstance(action_spec, Composite) else action_spec
+        size = spec.shape[-1] if self.masked else len(self.active)
+        changes = Bounded(-1.0, 1.0, shape=(*spec.shape[:-1], size), dtype=spec.dtype, device=spec.device)
+        if not isinstance(action_spec, Composite):
+            return changes
+        action_spec["action"] = changes
+        return action_spec
+
+
+class ActionDelay(Transform):
+    """Actions arrive up to ``max_delay`` steps late, by a number of steps that is drawn at every reset.
+
+    Placed before the transform that makes the actions (transforms see an action last to first). Until the first
+    action arrives, the environment gets what ``initial_key`` was at the reset.
+
+    Args:
+        max_delay (int): in steps; delays from 0 to it are equally likely.
+
+    Keyword Args:
+        initial_key (NestedKey, optional): defaults to ``"joint_position"``.
+        delay_key (NestedKey, optional): of the delay ``[..., 1]``, written for a critic.
+        queue_key (NestedKey, optional): of the actions on their way, ``[..., max_delay, n]``.
+    """
+
+    invertible = True
+
+    def __init__(
+        self,
+        max_delay: int,
+        *,
+        initial_key: NestedKey = "joint_position",
+        delay_key: NestedKey = "action_delay",
+        queue_key: NestedKey = "action_queue",
+    ) -> None:
+        super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
+        if max_delay < 1:
+            raise ValueError(f"max_delay must be at least 1 step, got {max_delay}; leave the transform out for none.")
+        self.max_delay = max_delay
+        self.initial_key, self.delay_key, self.queue_key = initial_key, delay_key, queue_key
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        queue = torch.cat([tensordict.get("action").unsqueeze(-2), tensordict.get(self.queue_key)], -2)
+        index = tensordict.get(self.delay_key).long().unsqueeze(-1)
+        tensordict.set(self.queue_key, queue[..., :-1, :])
+        return tensordict.set("action", queue.take_along_dim(index, -2).squeeze(-2))
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for key in (self.queue_key, self.delay_key):
+            next_tensordict.set(key, tensordict.get(key))
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        initial = tensordict_reset.get(self.initial_key)
+        drawn = torch.randint(self.max_delay + 1, (*initial.shape[:-1], 1), generator=_generator(self))
+        tensordict_reset.set(self.delay_key, drawn.to(initial))
+        queue = initial.unsqueeze(-2).repeat_interleave(self.max_delay, -2)
+        return tensordict_reset.set(self.queue_key, queue)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Adds delay and queue."""
+        spec = observation_spec[self.initial_key]
+        *batch, size = spec.shape
+        observation_spec[self.delay_key] = Bounded(
+            0, self.max_delay, shape=(*batch, 1), dtype=spec.dtype, device=spec.device
+        )
+        observation_spec[self.queue_key] = Unbounded(
+            (*batch, self.max_delay, size), dtype=spec.dtype, device=spec.device
+        )
+        return observation_spec
+
+
+class Noise(Transform):
+    """Adds to an observation, or to the action, an offset drawn at every reset and white noise drawn at every step.
+
+    Args:
+        bias (float): standard deviation of the offset.
+        white (float): standard deviation of the noise.
+
+    Keyword Args:
+        in_key (NestedKey): the observation, or ``"action"``.
+        out_key (NestedKey, optional): of the noisy observation. Defaults to ``in_key``.
+        bias_key (NestedKey, optional): of the offset, written for a critic. Defaults to ``<in_key>_bias``.
+        shape_key (NestedKey, optional): of an action: an observation of its shape. Defaults to ``"joint_position"``.
+    """
+
+    invertible = True
+
+    def __init__(
+        self,
+        bias: float,
+        white: float,
+        *,
+        in_key: str,
+        out_key: str | None = None,
+        bias_key: str | None = None,
+        shape_key: NestedKey = "joint_position",
+    ) -> None:
+        self.is_of_action = in_key == "action"
+        keys = [in_key], [out_key or in_key]
+        if self.is_of_action:
+            super().__init__(in_keys_inv=keys[0], out_keys_inv=keys[1])
+        else:
+            super().__init__(in_keys=keys[0], out_keys=keys[1])
+        if bias < 0 or white < 0:
+            raise ValueError(f"Standard deviations must not be negative, got bias={bias}, white={white}.")
+        self.bias, self.white = bias, white
+        self.bias_key = bias_key or f"{in_key}_bias"
+        self._shape_key = shape_key if self.is_of_action else in_key
+
+    def _draw(self, like: Tensor, deviation: float) -> Tensor:
+        return deviation * torch.randn(like.shape, dtype=like.dtype, generator=_generator(self)).to(like.device)
+
+    def _noisy(self, value: Tensor, bias: Tensor) -> Tensor:
+        return value + bias + self._draw(value, self.white)
+
+    def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if self.is_of_action:
+            tensordict.set("action", self._noisy(tensordict.get("action"), tensordict.get(self.bias_key)))
+        return tensordict
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        bias = tensordict.get(self.bias_key)
+        if not self.is_of_action:
+            next_tensordict.set(self.out_keys[0], self._noisy(next_tensordict.get(self.in_keys[0]), bias))
+        return next_tensordict.set(self.bias_key, bias)
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        value = tensordict_reset.get(self._shape_key)
+        bias = self._draw(value, self.bias)
+        if not self.is_of_action:
+            tensordict_reset.set(self.out_keys[0], self._noisy(value, bias))
+        return tensordict_reset.set(self.bias_key, bias)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Adds the noisy observation and the offset."""
+        spec = observation_spec[self._shape_key]
+        keys = [self.bias_key] if self.is_of_action else [self.bias_key, self.out_keys[0]]
+        for key in keys:
+            observation_spec[key] = Unbounded(spec.shape, dtype=spec.dtype, device=spec.device)
+        return observation_spec
+
+
+class History(Transform):
+    """The last observations in one vector, the oldest first; at a reset the first one repeated.
+
+    As TorchRL's ``CatFrames``, whose buffer makes a checkpoint fit one batch size only.
+
+    Args:
+        length (int): number of observations.
+
+    Keyword Args:
+        in_key (NestedKey): of an observation ``[..., n]``.
+        out_key (NestedKey): of the vector ``[..., length * n]``, which later transforms must not change.
+    """
+
+    def __init__(self, length: int, *, in_key: NestedKey, out_key: NestedKey) -> None:
+        super().__init__(in_keys=[in_key], out_keys=[out_key])
+        if length < 1:
+            raise ValueError(f"length must be at least 1 observation, got {length}.")
+        if in_key == out_key:
+            raise ValueError(f"in_key and out_key must differ, both are {in_key!r}.")
+        self.length = length
+
+    def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
+        newest = next_tensordict.get(self.in_keys[0])
+        kept = tensordict.get(self.out_keys[0])[..., newest.shape[-1] :]
+        return next_tensordict.set(self.out_keys[0], torch.cat([kept, newest], -1))
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        first = tensordict_reset.get(self.in_keys[0])
+        return tensordict_reset.set(self.out_keys[0], torch.cat([first] * self.length, -1))
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Adds the vector."""
+        spec = observation_spec[self.in_keys[0]]
+        shape = (*spec.shape[:-1], spec.shape[-1] * self.length)
+        observation_spec[self.out_keys[0]] = Unbounded(shape, dtype=spec.dtype, device=spec.device)
+        return observation_spec
+
+
+def _generator(transform: Transform) -> torch.Generator | None:
+    """The environment's generator, if it has one."""
+    return getattr(transform.parent, "generator", None)
