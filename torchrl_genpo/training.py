@@ -123,9 +123,9 @@ def evaluate(
         max_steps (int, optional): an unfinished episode counts with its return so far.
 
     Returns:
-        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them ``.../success``,
-        the part of the episodes that ended with the task solved, and ``.../<name>`` for each of its ``metrics``, over
-        the episodes where it is not NaN.
+        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them
+        ``.../success``, the part of the episodes that ended with the task solved, and ``.../<name>`` for each of its
+        ``metrics``, over the episodes where it is not NaN.
     """
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):

@@ -17,9 +17,10 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.envs.xhand.model import JOINTS, Scene, joint_limits, make_model
+from torchrl_genpo.envs.xhand.model import make_model
 from torchrl_genpo.envs.xhand.nuts import NUTS, TRAINING_NUTS
 from torchrl_genpo.envs.xhand.randomization import Randomization
+from torchrl_genpo.envs.xhand.scene import JOINTS, Scene, joint_limits
 
 __all__ = ["NutBoltEnv", "RewardWeights"]
 
@@ -89,8 +90,8 @@ class NutBoltEnv(EnvBase):
 
     Examples:
         >>> env = NutBoltEnv(3, seed=0)
-        >>> env.rollout(5)["joint_position"].shape
-        torch.Size([3, 5, 12])
+        >>> env.reset()["joint_position"].shape
+        torch.Size([3, 12])
     """
 
     batch_locked = True
@@ -367,10 +368,11 @@ class NutBoltEnv(EnvBase):
         state = self._rows
         position, velocity = (state["physics"][:, start : start + NUT] for start in (self._position, self._velocity))
         angle, nut = state["physics"][:, self._position + NUT], self._sensor("nut_position")
+        rise = nut[:, 2] - self.scene.nut_height
         vectors = [self._sensor(f"{f}_position") - nut for f in ("thumb", "index", "mid")]
         vectors += [self._sensor(f"{f}_{what}") for what in ("velocity", "force") for f in ("thumb", "index", "mid")]
         privileged = [
-            np.stack([np.sin(angle), np.cos(angle), state["speed"], nut[:, 2] - self.scene.nut_height, state["push"]], 1),
+            np.stack([np.sin(angle), np.cos(angle), state["speed"], rise, state["push"]], 1),
             *(*vectors, position, velocity, state["sensors"][:, self._torques]),
             np.stack([np.nan_to_num(state["angles"].var(1), nan=1.0).clip(max=1.0), state["untouched"]], 1),
             *(self._kinds, state["drawn"]),

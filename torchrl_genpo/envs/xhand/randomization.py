@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from torchrl_genpo.envs.common import did_you_mean
-from torchrl_genpo.envs.xhand.model import Scene
+from torchrl_genpo.envs.xhand.scene import Scene
 
 __all__ = ["Randomization"]
 
 Range = tuple[float, float]
+OFFSETS = ("nut_center", "nut_position", "start_pose")  # added to what the scene has; other ranges replace it
+APART = ("start_pose", "nut_angle")  # not of the scene but of a state
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,11 @@ class Randomization:
                 raise ValueError(
                     f"There is no randomisation {name!r}.{did_you_mean(name, known)} There are {', '.join(known)}."
                 )
-        return cls(**{k: tuple(map(float, v)) if isinstance(known[k], tuple) else v for k, v in values.items()})
+        settings: dict[str, Any] = {
+            name: tuple(map(float, value)) if isinstance(known[name], tuple) else value
+            for name, value in values.items()
+        }
+        return cls(**settings)
 
     @classmethod
     def none(cls, scene: Scene | None = None) -> Randomization:
@@ -98,29 +104,25 @@ class Randomization:
         fixed: dict[str, Any] = {}
         for field in fields(cls):
             value = getattr(scene, field.name, 0.0)
-            is_absolute = hasattr(scene, field.name) and field.name not in cls.OFFSETS
+            is_absolute = hasattr(scene, field.name) and field.name not in OFFSETS
             fixed[field.name] = ((value, value) if is_absolute else (0.0, 0.0)) if _is_range(field) else 0
         return cls(**fixed)
-
-    OFFSETS = ("nut_center", "nut_position", "start_pose")
 
     @property
     def names(self) -> list[str]:
         """What :meth:`draw` draws of the scene, column by column."""
-        names = [field.name for field in fields(self) if _is_range(field) and field.name not in self._APART]
-        return [column for name in names for column in ([f"{name}_x", f"{name}_y"] if name in self.OFFSETS else [name])]
-
-    _APART = ("start_pose", "nut_angle")
+        names = [field.name for field in fields(self) if _is_range(field) and field.name not in APART]
+        return [column for name in names for column in ([f"{name}_x", f"{name}_y"] if name in OFFSETS else [name])]
 
     def draw(self, number: int, generator: torch.Generator) -> Tensor:
         """Draws ``[number, len(names)]`` values of the scene."""
         ranges = torch.tensor([getattr(self, name.removesuffix("_x").removesuffix("_y")) for name in self.names])
-        return _uniform((number, len(ranges)), *ranges.T, generator)
+        return _uniform((number, len(ranges)), ranges, generator)
 
     def draw_start(self, number: int, joints: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draws offsets of the joints ``[number, joints]`` and angles of the nut ``[number]``."""
-        poses = _uniform((number, joints), *torch.tensor(self.start_pose), generator)
-        return poses, _uniform((number,), *torch.tensor(self.nut_angle), generator)
+        poses = _uniform((number, joints), torch.tensor(self.start_pose), generator)
+        return poses, _uniform((number,), torch.tensor(self.nut_angle), generator)
 
     def apply(self, scene: Scene, drawn: Tensor) -> Scene:
         """The scene with one row of what was drawn."""
@@ -135,5 +137,6 @@ def _is_range(field: Any) -> bool:
     return isinstance(field.default, tuple)
 
 
-def _uniform(shape: tuple[int, ...], low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+def _uniform(shape: tuple[int, ...], ranges: Tensor, generator: torch.Generator) -> Tensor:
+    low, high = ranges.unbind(-1)
     return low + (high - low) * torch.rand(shape, generator=generator)

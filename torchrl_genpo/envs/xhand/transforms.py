@@ -65,10 +65,10 @@ class DeltaTarget(Transform):
         super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
         if not scale > 0:
             raise ValueError(f"scale must be positive, got {scale}.")
-        active = torch.arange(len(low)) if active is None else torch.as_tensor(list(active))
+        indices = torch.arange(len(low)) if active is None else torch.as_tensor(list(active))
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
-        self.register_buffer("active", active, persistent=False)
+        self.register_buffer("active", indices, persistent=False)
         self.scale, self.masked = scale, masked
         self.position_key, self.target_key = position_key, target_key
 
