@@ -43,7 +43,7 @@ class Nut:
             for size in ((half, 0.76 * half), (0.76 * half, half)):
                 yield _box(*size, rise)
             for turn in (1, 3):
-                yield _box(0.93 * math.sqrt(2) * half, 0.1 * half, rise, turn * math.pi / 4)
+                yield _box(0.93 * math.sqrt(2) * half, 0.09 * half, rise, turn * math.pi / 4)
         elif self.shape == "round":
             yield _cylinder(half, rise)
         elif self.shape == "triangle":
