@@ -31,11 +31,9 @@ METRICS = (
     "train/return",
     "train/kl",
     "train/lr",
-    "eval/zero_noise/return",
-    "eval/random_noise/return",
-    "eval/zero_noise/success",
-    "eval/random_noise/success",
-)
+    "eval/",
+    "task/turns/",
+)  # names or beginnings of columns
 POINTS = 60  # of each curve that are kept
 LOCK = threading.Lock()
 
@@ -89,7 +87,10 @@ class Run:
 
 
 def summary(metrics_path: Path) -> dict[str, Any]:
-    """A curve of ``POINTS`` updates and every evaluation; seconds of the whole run."""
+    """A curve of ``POINTS`` updates and every evaluation; seconds of the whole run.
+
+    What a task says of the few episodes that ended in an update (``task/``) is averaged since the point before.
+    """
     metrics = read_metrics(metrics_path)
     updates = len(metrics["frames"])
     chosen = [
@@ -98,7 +99,16 @@ def summary(metrics_path: Path) -> dict[str, Any]:
         if i % max(1, updates // POINTS) == 0
         or metrics["eval/zero_noise/return"][i] == metrics["eval/zero_noise/return"][i]
     ]
-    columns = {key: metrics[key] for key in METRICS if any(value == value for value in metrics.get(key, []))}
+    columns = {
+        key: values
+        for key, values in metrics.items()
+        if key.startswith(METRICS) and any(value == value for value in values)
+    }
+    for key in (key for key in columns if key.startswith("task/")):
+        parts = [columns[key][before + 1 : i + 1] for before, i in zip([-1, *chosen], chosen, strict=False)]
+        known = [[value for value in part if value == value] for part in parts]
+        means = [sum(part) / len(part) if part else float("nan") for part in known]
+        columns[key] = [means[chosen.index(i)] if i in chosen else float("nan") for i in range(updates)]
     curves = {
         key: [None if (value := column[i]) != value else float(f"{value:.5g}") for i in chosen]
         for key, column in columns.items()

@@ -1,0 +1,280 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""XHand: how fast the nut-bolt task steps, how well policies learn to loosen nuts, and what they stand.
+
+    python benchmarks/xhand.py throughput               # speed, and a million random steps
+    python benchmarks/xhand.py train --seeds 1 2 3      # flow against Gaussian PPO, a quarter of an hour each
+    python benchmarks/xhand.py robustness               # every trained policy in other physics and on other nuts
+    python benchmarks/xhand.py report
+
+What has been measured is a line of ``xhand.jsonl`` or ``xhand_robustness.jsonl`` in ``benchmarks/results`` and is not
+measured again; the reports lie beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import Run, execute_all, last, origins, read_results
+from provenance import RESULTS, ROOT, commit, machine, origin, versions
+
+TASK = "xhand/nut_bolt"
+POLICIES = {
+    "gaussian": ("Gaussian", ["policy=gaussian"]),
+    "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
+    "paper": ("flow, paper's start", ["start=paper"]),
+}
+NUTS = ("hexagon", "square", "round")
+SETTINGS: dict[str, dict[str, Any]] = {  # changes to env.options
+    "as trained": {},
+    "time step 2.5 ms": {"scene": {"timestep": 0.0025}},
+    "elliptic cone, time step 1 ms": {"scene": {"timestep": 0.001, "cone": "elliptic"}},
+    "contact friction 0.5": {"randomization": {"friction": [0.5, 0.5]}},
+    "nut friction 0.1 N m": {"randomization": {"nut_friction": [0.1, 0.1]}},
+    "shapes never seen": {"nuts": ["triangle", "cross"]},
+}
+EPISODES = 32  # of each nut
+RANDOM_STEPS = 1_000_000
+
+
+def measure_throughput(path: Path) -> None:
+    """Steps a second by the number of environments, and whether random actions break anything."""
+    import torch
+
+    from torchrl_genpo.envs import make_env
+    from torchrl_genpo.envs.common import simulator
+
+    torch.set_num_threads(1)
+    lines = [
+        "# XHand nut-bolt: throughput",
+        "",
+        "Control steps of 50 ms (10 steps of physics) with random actions, resets, observations, randomisation and "
+        "normalisation included; three nuts mixed.",
+        "",
+        "| environments | threads | steps/s | steps a CPU-second |",
+        "|---:|---:|---:|---:|",
+    ]
+    for num_envs, threads in ((16, 1), (128, 1), (128, 2), (512, 2)):
+        env = make_env(TASK, num_envs, seed=0, num_threads=threads)
+        walk(env, 5)
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        steps = walk(env, max(20, 12_800 // num_envs)) * num_envs
+        wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+        lines.append(f"| {num_envs} | {threads} | {steps / wall:.0f} | {steps / cpu:.0f} |")
+        print(lines[-1], flush=True)
+    env = make_env(TASK, 128, seed=0, normalize_observation=False, scale_reward=False)
+    column = simulator(env).privileged_names.index("nut_speed")
+    seen = {"fastest": 0.0, "diverged": 0, "not finite": 0, "episodes": 0}
+
+    def look(step: Any) -> None:
+        following = step["next"]
+        seen["fastest"] = max(seen["fastest"], following["privileged"][:, column].abs().max().item())
+        seen["diverged"] += int(following["log", "end/diverged"].sum())
+        seen["not finite"] += int((~following["critic_observation"].isfinite()).sum())
+        seen["episodes"] += int(following["done"].sum())
+
+    steps = walk(env, math.ceil(RANDOM_STEPS / 128), look) * 128
+    lines += [
+        "",
+        f"{steps} random steps in {seen['episodes']} episodes: {seen['not finite']} numbers that are not finite, "
+        f"{seen['diverged']} simulations that diverged, fastest nut {seen['fastest']:.1f} rad/s.",
+        *origin("python benchmarks/xhand.py throughput"),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def walk(env: Any, steps: int, look: Any = None) -> int:
+    import torch
+
+    td = env.reset()
+    for _ in range(steps):
+        step, td = env.step_and_maybe_reset(td.set("action", 2 * torch.randn(env.action_spec.shape)))
+        if look is not None:
+            look(step)
+    return steps
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime
+
+
+def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with changes, mappings in them merged too."""
+    result = dict(options)
+    for key, value in changes.items():
+        result[key] = {**(result.get(key) or {}), **value} if isinstance(value, Mapping) else value
+    return result
+
+
+def evaluate_run(run: Run, changes: Mapping[str, Any]) -> dict[str, float]:
+    """Evaluation of a finished run's last checkpoint with other options of the environment."""
+    import torch
+    from omegaconf import OmegaConf
+    from torchrl.checkpoint import CheckpointRotation
+
+    sys.path.append(str(ROOT / "sota-implementations"))
+    import genpo
+
+    from torchrl_genpo.envs import freeze_normalization
+    from torchrl_genpo.training import evaluate, load_checkpoint, make_checkpoint
+
+    cfg: Any = OmegaConf.load(run.folder / "config.yaml")
+    torch.set_num_threads(cfg.num_threads)
+    options = OmegaConf.to_container(cfg.env.options)
+    assert isinstance(options, dict)
+    cfg.env.options = merged({str(key): value for key, value in options.items()}, changes)
+    env = genpo.build_env(cfg, EPISODES * len(cfg.env.options.nuts), genpo.EVAL_SEED)
+    actor, _, loss = genpo.build_models(cfg, env)
+    checkpoint = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
+    load_checkpoint(make_checkpoint(loss=loss, env=env), checkpoint, cfg.device)
+    freeze_normalization(env)
+    return evaluate(env, actor, genpo.EVAL_SEED)
+
+
+def measure_robustness(path: Path) -> None:
+    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for run in read_results("xhand"):
+        for setting, changes in SETTINGS.items():
+            key = {"policy": run.policy, "seed": run.seed, "overrides": list(run.overrides), "setting": setting}
+            if any(key.items() <= line.items() for line in known) or not run.folder.exists():
+                continue
+            values = {name: round(value, 4) for name, value in evaluate_run(run, changes).items()}
+            line = key | {"episodes": EPISODES, "values": values}
+            line |= {"commit": commit(), "versions": versions(), "machine": machine()}
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(f"{run.policy}, seed {run.seed}, {setting}: done", flush=True)
+
+
+def turns(record: dict[str, Any]) -> list[tuple[float, float]]:
+    """Frames and net turns of the training's episodes, mean of the nuts."""
+    columns = [record["curves"][f"task/turns/{nut}"] for nut in NUTS]
+    points = zip(record["curves"]["frames"], *columns, strict=True)
+    return [(frames, statistics.mean(values)) for frames, *values in points if None not in values]
+
+
+def frames_to(record: dict[str, Any], level: float) -> float:
+    """Frames after which the training's turns, a mean of five points, reach a level; infinite if never."""
+    curve = turns(record)
+    for index in range(4, len(curve)):
+        if statistics.mean(value for _, value in curve[index - 4 : index + 1]) >= level:
+            return curve[index][0]
+    return math.inf
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    """Median, and each in brackets."""
+    return f"{statistics.median(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})"
+
+
+def report_training(path: Path) -> None:
+    records = sorted(read_results("xhand").values(), key=lambda record: record["seed"])
+    if not records:
+        return
+    lines = [
+        "# XHand: loosening nuts from proprioception, flow against Gaussian PPO",
+        "",
+        "Net turns in an episode of 20 s (up to its end, if that comes earlier), three nuts mixed in training; median "
+        "of the seeds (each in brackets). Frames to the Gaussian: until the training's turns, mean of the nuts, reach "
+        "those that the median Gaussian ends with.",
+        "",
+        f"| policy | noise | {' | '.join(NUTS)} | stalled | frames | frames to the Gaussian | minutes |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    ends = [statistics.mean(v for _, v in turns(r)[-5:]) for r in records if r["policy"] == "gaussian"]
+    level = statistics.median(ends) if ends else math.inf
+    for policy, (label, _) in POLICIES.items():
+        chosen = [record for record in records if record["policy"] == policy]
+        for noise in ("zero", "random") if chosen else ():
+            cells = [spread([last(r, f"eval/{noise}_noise/turns/{nut}") for r in chosen]) for nut in NUTS]
+            stalled = [statistics.mean(last(r, f"eval/{noise}_noise/stalled/{nut}") for nut in NUTS) for r in chosen]
+            cells += [spread(stalled, 2), f"{last(chosen[0], 'frames') / 1e6:.1f}M"]
+            cells.append(spread([frames_to(record, level) / 1e6 for record in chosen], 2) + "M")
+            cells.append(f"{statistics.median(record['seconds'] for record in chosen) / 60:.0f}")
+            lines.append(f"| {label} | {noise} | {' | '.join(cells)} |")
+    lines += origins(records, "python benchmarks/xhand.py train")
+    path.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    draw_turns(records, path.with_suffix(".png"))
+
+
+def draw_turns(records: list[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panel = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for color, (policy, (label, _)) in enumerate(POLICIES.items()):
+        for index, record in enumerate(record for record in records if record["policy"] == policy):
+            frames, values = zip(*turns(record), strict=True)
+            name = label if index == 0 else None
+            panel.plot([f / 1e6 for f in frames], values, color=f"C{color}", label=name, alpha=0.8)
+    panel.set(title="XHand nut-bolt, three nuts mixed", xlabel="million control steps", ylabel="net turns in 20 s")
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def report_robustness(source: Path) -> None:
+    if not source.exists():
+        return
+    found = [json.loads(line) for line in source.read_text().splitlines()]
+    lines = [
+        "# XHand: trained policies in other physics and on other nuts",
+        "",
+        f"Zero noise, {EPISODES} episodes of each nut, median of the seeds (each in brackets). Everything else stays "
+        "randomised as in training. Progress is that of three turns; time to three turns counts 20 s where they were "
+        "not reached.",
+        "",
+        "| setting | policy | nut | net turns in 20 s | progress | seconds to 3 turns | stalled |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for setting, changes in SETTINGS.items():
+        for policy, (label, _) in POLICIES.items():
+            chosen = [line["values"] for line in found if (line["setting"], line["policy"]) == (setting, policy)]
+            for nut in changes.get("nuts", NUTS) if chosen else ():
+                columns = (("turns", 1), ("progress", 2), ("completion_seconds", 1), ("stalled", 2))
+                cells = [
+                    spread([v[f"eval/zero_noise/{name}/{nut}"] for v in chosen], digits) for name, digits in columns
+                ]
+                lines.append(f"| {setting} | {label} | {nut} | {' | '.join(cells)} |")
+    lines += origins(found, "python benchmarks/xhand.py robustness")
+    source.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("throughput", "train", "robustness", "report"))
+    parser.add_argument("--policies", nargs="+", default=["gaussian", "learned_scale"], choices=POLICIES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time; each simulates on all processors")
+    options = parser.parse_args()
+
+    RESULTS.mkdir(exist_ok=True)
+    robustness = RESULTS / "xhand_robustness.jsonl"
+    if options.stage == "throughput":
+        measure_throughput(RESULTS / "xhand_throughput.md")
+    if options.stage == "train":
+        runs = [Run("xhand", TASK, policy, seed, None) for seed in options.seeds for policy in options.policies]
+        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+    if options.stage == "robustness":
+        measure_robustness(robustness)
+    report_training(RESULTS / "xhand.md")
+    report_robustness(robustness)
+
+
+if __name__ == "__main__":
+    main()
