@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
+from torchrl_genpo.envs.xhand import NUTS
+
 ROOT = Path(__file__).parents[1]
+CHECK_RENDERING = "from torchrl_genpo.runs import check_rendering; check_rendering('xhand/nut_bolt')"
 
 
 def run(tmp_path, *command):
@@ -44,6 +49,21 @@ def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     ((before, after),) = re.findall(r"(\d+) % before, (\d+) % after", output)
     assert int(before) < 50 and int(after) > 75, output
     assert (tmp_path / "pretrain_then_finetune.png").stat().st_size > 10_000
+
+
+def test_the_picture_of_the_hand_shows_five_nuts_in_their_colours(tmp_path):
+    try:
+        run(tmp_path, "-c", "import os; os.environ['MUJOCO_GL'] = 'egl'; " + CHECK_RENDERING)
+    except AssertionError as error:
+        pytest.skip(f"needs OpenGL: {error}")
+    run(tmp_path, ROOT / "examples" / "xhand_nuts.py")
+    picture = plt.imread(tmp_path / "xhand_nuts.png")[..., :3]
+    panels = [panel.reshape(-1, 3) for panel in np.array_split(picture, 5, axis=1)]
+    for nut, panel in zip(NUTS.values(), panels, strict=True):
+        # coloured pixels, as those of a nut in shade and light are multiples of its colour
+        colored = panel[np.ptp(panel, axis=1) > 0.3]
+        cosine = colored @ nut.rgb / np.linalg.norm(colored, axis=1) / np.linalg.norm(nut.rgb)
+        assert len(colored) > 200 and np.median(cosine) > 0.95, nut
 
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
