@@ -449,8 +449,8 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
 # sizes of a batch by the number of environments
 OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors))
 OmegaConf.register_new_resolver("quotient", lambda number, divisor: number // divisor)
-# a flow that is given an entropy bonus by its environment's Gaussian setting would be refused
-OmegaConf.register_new_resolver("for_gaussian", lambda policy, value: value if policy == "gaussian" else 0.0)
+# what one policy needs and the other does not take: a flow that is given an entropy bonus would be refused
+OmegaConf.register_new_resolver("for_gaussian", lambda policy, value, flow=0.0: value if policy == "gaussian" else flow)
 # `resume` continues in its own folder: no new one is made for it
 OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default)
 
