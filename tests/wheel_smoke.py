@@ -7,6 +7,7 @@ from tensordict import TensorDict
 from torchrl.modules import MLP, ValueOperator
 
 import torchrl_genpo
+from torchrl_genpo.envs.xhand import make_model
 
 assert "site-packages" in torchrl_genpo.__file__, torchrl_genpo.__file__
 assert (Path(torchrl_genpo.__file__).parent / "py.typed").exists()
@@ -18,4 +19,5 @@ data["advantage"], data["value_target"] = torch.randn(2, 8, 1)
 out = loss(data)
 assert out["inversion_error"] < 1e-4
 (out["loss_objective"] + out["loss_critic"]).backward()
+assert make_model().nu == 12  # from numbers that come as a file
 print(f"torchrl_genpo {torchrl_genpo.__version__}: the wheel works")  # noqa: T201

@@ -156,6 +156,21 @@ def test_standing_still_and_letting_go_terminate():
     assert steps["terminated"][0, first] and steps["log", "end/reach"][0, first] == 1
 
 
+def test_a_simulation_that_diverges_ends_its_episode_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # MuJoCo writes a log
+    env = NutBoltEnv(2, seed=0, randomization=Randomization.none())
+    td = env.reset()
+    env._rows["physics"][0, env._velocity] = 1e12
+    step = env.step(td.set("action", td["joint_position"].clone()))["next"]
+    assert step["terminated"].flatten().tolist() == [True, False]
+    assert step["log", "end/diverged"].flatten().tolist() == [1, 0]
+    assert step["reward"][0] == 0 and step["reward"][1] > 0
+    for key in ("joint_position", "privileged"):
+        assert step[key].isfinite().all(), key
+    step["_reset"] = step["done"]
+    assert env.reset(step)["privileged"].abs().max() < 100
+
+
 def test_metrics_and_reward_terms_add_up():
     torch.manual_seed(0)
     env = make_env("xhand/nut_bolt", num_envs=3, seed=0, **RAW)
@@ -277,6 +292,7 @@ def test_evaluation_reports_each_nut():
         ({"name": "xhand/nut_bol"}, ["nut_bol", "Did you mean nut_bolt"]),
         ({"nuts": ["hexagn"]}, ["hexagn", "Did you mean hexagon"]),
         ({"nuts": []}, ["at least one of hexagon"]),
+        ({"scene": {"timestep": 0.003}}, ["timestep must divide the control period of 0.05 s, got 0.003 s"]),
         ({"num_envs": 0}, ["num_envs must be at least 1, got 0"]),
         ({"randomization": {"frction": [1, 2]}}, ["frction", "Did you mean friction"]),
         ({"randomization": {"friction": [2, 1]}}, ["friction must be a lowest and a highest value"]),

@@ -118,14 +118,18 @@ class NutBoltEnv(EnvBase):
             raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
         if not nuts:
             raise ValueError(f"nuts must name at least one of {', '.join(NUTS)}.")
+        scene = Scene() if scene is None else scene
+        substeps = CONTROL_PERIOD / scene.timestep
+        if not math.isclose(substeps, round(substeps)):
+            raise ValueError(f"timestep must divide the control period of {CONTROL_PERIOD} s, got {scene.timestep} s.")
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.nuts = tuple(nuts)
-        self.scene = Scene() if scene is None else scene
+        self.scene = scene
         self.randomization = Randomization() if randomization is None else randomization
         self.rewards = RewardWeights() if rewards is None else rewards
         self.max_steps, self.reach_distance = max_steps, reach_distance
         self.window, self.min_angle_variance = window, min_angle_variance
-        self.num_substeps = round(CONTROL_PERIOD / self.scene.timestep)
+        self.num_substeps = round(substeps)
         self.generator = torch.Generator()
         self._scenes = [replace(self.scene, nut=self.nuts[row % len(self.nuts)]) for row in range(num_envs)]
         self._kinds = np.array([[scene.nut == nut for nut in NUTS] for scene in self._scenes])
@@ -273,6 +277,7 @@ class NutBoltEnv(EnvBase):
         diverged = ~np.isfinite(after).all(1) | (after[:, 0] < before[:, 0] + CONTROL_PERIOD / 2)
         after[diverged] = before[diverged]
         state["physics"] = after
+        # MuJoCo reads its sensors at the beginning of a step: these are one physics step old
         state["sensors"] = np.where(diverged[:, None], state["sensors"], sensors[:, -1])
         state["steps"] += 1
         angle = after[:, self._position + NUT]
@@ -299,6 +304,11 @@ class NutBoltEnv(EnvBase):
         happens = torch.rand(rows, generator=self.generator) < draw.push_probability
         force = draw.push_force * torch.randn(rows, generator=self.generator) * happens
         return force.double().numpy() * self._rows["drawn"][:, draw.names.index("nut_mass")] * self._rims
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Ends the simulation's threads."""
+        self._pool.close()
+        super().close(raise_if_closed=raise_if_closed)
 
     def data(self, row: int) -> Any:
         """The present state of one hand as ``MjData``, for drawing."""
