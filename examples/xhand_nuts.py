@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--output", default="xhand_nuts.png")
     options = parser.parse_args()
 
-    figure, axes = plt.subplots(1, len(NUTS), figsize=(3 * len(NUTS), 3.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(NUTS), figsize=(3 * len(NUTS), 3.6), layout="constrained")
     for axis, (name, nut) in zip(axes, NUTS.items(), strict=True):
         scene = Scene(side=options.side)
         env = NutBoltEnv(1, nuts=[name], scene=scene, randomization=Randomization.none(scene))

@@ -202,7 +202,7 @@ def run_evaluation(path: Path, overrides: DictConfig) -> None:
     load_checkpoint(make_checkpoint(loss=loss, env=env, adaptive_sigma=adaptive_sigma), path, cfg.device)
     freeze_normalization(env)
     for name, value in evaluate(env, actor, EVAL_SEED, overrides.eval.rounds).items():
-        digits = 3 if name.endswith("success") else 1
+        digits = 1 if name.endswith("return") else 3
         print(f"{name}: {value:.{digits}f} ({overrides.eval.num_envs * overrides.eval.rounds} episodes)")
     if overrides.video:
         save_video(cfg, env, actor, path.with_suffix(".mp4"))

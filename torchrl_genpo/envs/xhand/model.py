@@ -109,7 +109,7 @@ def _add_surroundings(spec: mujoco.MjSpec, axis: np.ndarray) -> None:
         contype=NUT_BIT,
         conaffinity=LINK_BIT,
     )
-    for name, offset in (("side", (-0.26, -0.05, 0.1)), ("front", (0.19, 0.2 * np.sign(axis[1]), 0.14))):
+    for name, offset in (("side", (-0.22, -0.04, 0.08)), ("front", (0.16, 0.17 * np.sign(axis[1]), 0.11))):
         eye = axis + offset
         forward = np.array([*axis[:2], 0.09]) - eye
         right = np.cross(forward, [0.0, 0.0, 1.0])
