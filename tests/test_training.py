@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.models import make_actor, make_critic, make_loss
-from torchrl_genpo.training import DivergedError, check_finite, compare_ratios, evaluate, make_update
+from torchrl_genpo.training import DivergedError, check_finite, compare_ratios, episode_log, evaluate, make_update
 
 
 @pytest.fixture
@@ -111,3 +111,19 @@ def test_data_that_is_not_finite_is_named():
 def test_unknown_names_are_answered_with_the_known_ones(parts, arguments):
     with pytest.raises(ValueError, match=r"Unknown .*; choose from"):
         make_actor(parts[0], **arguments)
+
+
+def test_statistics_are_means_over_ended_episodes_where_they_apply():
+    nan = float("nan")
+    following = {
+        "done": torch.tensor([[True], [True], [False], [True]]),
+        "log": TensorDict({"fell": torch.tensor([[1.0], [0.0], [1.0], [0.0]])}, batch_size=4),
+        "metrics": TensorDict(
+            {"a": torch.tensor([[3.0], [nan], [8.0], [5.0]]), "b": torch.tensor([[nan], [nan], [2.0], [nan]])},
+            batch_size=4,
+        ),
+    }
+    data = TensorDict({"next": TensorDict(following, batch_size=4)}, batch_size=4)
+    assert episode_log(data) == pytest.approx({"task/fell": 1 / 3, "task/a": 4.0})
+    data["next", "done"] = torch.zeros(4, 1, dtype=torch.bool)
+    assert episode_log(data) == {}
