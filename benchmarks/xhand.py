@@ -40,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {  # changes to env.options
     "elliptic cone, time step 1 ms": {"scene": {"timestep": 0.001, "cone": "elliptic"}},
     "contact friction 0.5": {"randomization": {"friction": [0.5, 0.5]}},
     "nut friction 0.1 N m": {"randomization": {"nut_friction": [0.1, 0.1]}},
+    "nut friction 0.01 to 0.04 N m": {"randomization": {"nut_friction": [0.01, 0.04]}},
+    "no randomisation": {"randomize": False},
     "shapes never seen": {"nuts": ["triangle", "cross"]},
 }
 EPISODES = 32  # of each nut

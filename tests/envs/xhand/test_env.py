@@ -235,7 +235,9 @@ def test_a_fixed_scene_differs_by_the_nut_only():
     td = env.reset()
     assert (td["observation"] == td["observation"][0]).all()
     assert [model.dof_frictionloss[12] for model in simulator(env).models] == pytest.approx([0.03] * 4)
-    assert "action_delay" not in td.keys()
+    assert (td["action_delay"] == 0).all()
+    randomized = make_env("xhand/nut_bolt", num_envs=1, seed=0)
+    assert td["critic_observation"].shape[-1] == randomized.observation_spec["critic_observation"].shape[-1]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,14 @@ def test_each_row_gets_its_actions_as_late_as_was_drawn():
         assert positions[:, row].tolist() == [START] * delay + list(range(1, 9 - delay))
 
 
+def test_no_delay_changes_nothing():
+    env = TransformedEnv(Echo(2), ActionDelay(0))
+    check_env_specs(env)
+    actions = torch.randn(3, 2, 3)
+    steps = walk(env, actions)
+    assert torch.equal(steps["joint_position"], actions) and (steps["action_delay"] == 0).all()
+
+
 def test_a_reset_draws_the_delay_anew_and_forgets_what_is_on_its_way():
     env = TransformedEnv(Echo(40), ActionDelay(2))
     td = env.reset()
@@ -152,7 +160,7 @@ def test_the_policy_sees_its_targets_before_delay_and_noise():
     ("make", "message"),
     [
         (lambda: DeltaTarget(LOW, HIGH, scale=0.0), "scale must be positive, got 0.0"),
-        (lambda: ActionDelay(0), "max_delay must be at least 1 step, got 0"),
+        (lambda: ActionDelay(-1), "max_delay must not be negative, got -1"),
         (lambda: Noise(-1.0, 0.0, in_key="action"), "must not be negative, got bias=-1.0"),
         (lambda: History(0, in_key="a", out_key="b"), "at least 1 observation, got 0"),
         (lambda: History(2, in_key="a", out_key="a"), "must differ, both are 'a'"),

@@ -107,18 +107,17 @@ def make_xhand_env(
     )
     low, high = torch.as_tensor(joint_limits(base_scene.side), dtype=torch.float32)
     active = [JOINTS.index(name) for name in ACTIVE_JOINTS]
-    drawn = ["joint_position_bias", "action_bias"]
-    transforms: list[Any] = [Noise(draws.target_bias, draws.target_noise, in_key="action")]
-    if draws.action_delay:
-        transforms.append(ActionDelay(draws.action_delay))
-        drawn.append("action_delay")
-    transforms += [
+    transforms: list[Any] = [
+        Noise(draws.target_bias, draws.target_noise, in_key="action"),
+        ActionDelay(draws.action_delay),
         DeltaTarget(low, high, scale=ACTION_SCALE, active=active, masked=all_joints),
         Noise(draws.joint_bias, draws.joint_noise, in_key="joint_position", out_key="measured_position"),
         _concatenate(["measured_position", "joint_target"], "frame"),
         History(history, in_key="frame", out_key="frames"),
         _concatenate(["frames"], "observation"),
-        _concatenate(["frames", "privileged", *drawn], "critic_observation"),
+        _concatenate(
+            ["frames", "privileged", "joint_position_bias", "action_bias", "action_delay"], "critic_observation"
+        ),
         RewardSum(),
         StepCounter(),
         *normalization_transforms(

@@ -132,8 +132,8 @@ class ActionDelay(Transform):
         queue_key: NestedKey = "action_queue",
     ) -> None:
         super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
-        if max_delay < 1:
-            raise ValueError(f"max_delay must be at least 1 step, got {max_delay}; leave the transform out for none.")
+        if max_delay < 0:
+            raise ValueError(f"max_delay must not be negative, got {max_delay}.")
         self.max_delay = max_delay
         self.initial_key, self.delay_key, self.queue_key = initial_key, delay_key, queue_key
 
