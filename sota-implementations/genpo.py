@@ -9,7 +9,6 @@ python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint
 
 from __future__ import annotations
 
-import atexit
 import ctypes.util
 import logging
 import math
@@ -19,7 +18,6 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 # MuJoCo chooses its renderer when it is imported, as TorchRL does below; without a display EGL can draw
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
@@ -38,17 +36,16 @@ from torchrl.objectives import KLAdaptiveLR
 from torchrl.objectives.value import GAE
 from tqdm import tqdm
 
+from torchrl_genpo.configuration import build_env, build_models, fill_in, load_policy, make_adaptive_sigma
 from torchrl_genpo.distributed import Ranks, SharedNormalization
 from torchrl_genpo.envs import (
     IsaacLabSymmetry,
     freeze_normalization,
     frozen_normalization,
-    make_env,
     one_simulation,
     stagger_episodes,
 )
-from torchrl_genpo.flow import AdaptiveSigma
-from torchrl_genpo.models import make_actor, make_critic, make_loss, make_solver, observation_keys, pretrained_module
+from torchrl_genpo.models import observation_keys, pretrained_module
 from torchrl_genpo.runs import (
     RunFolder,
     StopRequest,
@@ -78,7 +75,6 @@ warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisi
 EVAL_SEED = 10_000  # apart from the training seeds
 RANK_SEEDS = 1_000_003  # between the seeds of two ranks
 SCHEDULES = ("constant", "kl_adaptive", "linear")
-GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
 RESUMABLE = {
     "collector.total_frames",
     "env.options.asset_root",
@@ -88,77 +84,6 @@ RESUMABLE = {
     "eval",
     "checkpoint",
 }  # may change on resume
-
-
-def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any):
-    env = make_env(
-        cfg.env.name,
-        num_envs,
-        cfg.device,
-        seed,
-        normalize_observation=cfg.env.normalize_observation,
-        scale_reward=cfg.env.scale_reward,
-        gamma=cfg.loss.gamma,
-        **(as_dict(cfg.env.options) if cfg.env.get("options") else {}),
-        **kwargs,
-    )
-    atexit.register(lambda: env.is_closed or env.close())  # Python would wait for its worker processes for ever
-    return env
-
-
-def as_dict(cfg: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(cfg, resolve=True)
-
-
-def build_actor(cfg: DictConfig, env):
-    solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
-    flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": as_dict(cfg.start)}
-    if cfg.policy.get("transformer"):
-        flow["transformer"] = as_dict(cfg.policy.transformer)
-    return make_actor(
-        env,
-        cfg.policy.name,
-        hidden_sizes=cfg.policy.hidden_sizes,
-        activation=cfg.policy.activation,
-        **(flow if cfg.policy.name == "reversible_flow" else {}),
-    )
-
-
-def build_models(cfg: DictConfig, env):
-    actor = build_actor(cfg, env)
-    critic = make_critic(env, cfg.critic.hidden_sizes, cfg.critic.activation)
-    loss = make_loss(
-        actor,
-        critic,
-        clip_epsilon=cfg.loss.clip_epsilon,
-        entropy_bonus=cfg.loss.entropy_coeff > 0,
-        entropy_coeff=cfg.loss.entropy_coeff,
-        critic_coeff=cfg.loss.critic_coeff,
-        loss_critic_type="l2",
-        clip_value=cfg.loss.clip_value,
-        normalize_advantage=cfg.loss.normalize_advantage,
-        **({"ratio": cfg.loss.ratio} if cfg.policy.name == "reversible_flow" else {}),
-    )
-    return actor, critic, loss
-
-
-def make_adaptive_sigma(cfg: DictConfig, actor) -> AdaptiveSigma | None:
-    adapt = cfg.solver.get("adapt")
-    if cfg.policy.name != "reversible_flow" or adapt is None or adapt.quantity is None:
-        return None
-    if adapt.quantity not in ("kl", "inversion_error"):
-        raise ValueError(f"Unknown solver.adapt.quantity {adapt.quantity!r}; choose from kl, inversion_error.")
-    return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
-
-
-def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
-    """Options that are newer than a saved configuration get their default values; what is saved stays."""
-    for key, value in defaults.items():
-        if key not in saved:
-            saved[key] = value
-        elif isinstance(value, DictConfig) and key not in GROUPS:
-            saved[key] = OmegaConf.merge(value, saved[key])
-    return saved
 
 
 def load_pretrained(cfg: DictConfig, env, actor) -> None:
@@ -194,13 +119,7 @@ def evaluate_during_training(cfg: DictConfig, env, eval_env, actor, collector, f
 
 def run_evaluation(path: Path, overrides: DictConfig) -> None:
     """Evaluates a checkpoint with its own configuration and prints the returns."""
-    cfg = fill_in(OmegaConf.create(read_checkpoint_config(path)), overrides)
-    cfg.device = overrides.device
-    env = build_env(cfg, overrides.eval.num_envs, EVAL_SEED)
-    actor, _, loss = build_models(cfg, env)
-    adaptive_sigma = make_adaptive_sigma(cfg, actor)
-    load_checkpoint(make_checkpoint(loss=loss, env=env, adaptive_sigma=adaptive_sigma), path, cfg.device)
-    freeze_normalization(env)
+    actor, env, cfg = load_policy(path, overrides.eval.num_envs, EVAL_SEED, overrides.device, defaults=overrides)
     for name, value in evaluate(env, actor, EVAL_SEED, overrides.eval.rounds).items():
         digits = 1 if name.endswith("return") else 3
         print(f"{name}: {value:.{digits}f} ({overrides.eval.num_envs * overrides.eval.rounds} episodes)")

@@ -17,7 +17,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
-from genpo import EVAL_SEED, as_dict, build_actor, build_env  # registers the resolvers of the configuration, too
+from genpo import EVAL_SEED  # registers the resolvers of the configuration, too
 from omegaconf import DictConfig, OmegaConf
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.checkpoint import Checkpoint, GlobalRNGState
@@ -25,6 +25,7 @@ from torchrl.envs import ActionScaling, EnvBase, ObservationNorm, Transform
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
+from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.models import pretrained_module

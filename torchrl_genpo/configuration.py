@@ -1,0 +1,145 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""From the configuration of a run (``sota-implementations/config``) to its environment and networks."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from tensordict.nn import TensorDictModule
+from torchrl.checkpoint import Checkpoint
+from torchrl.envs import EnvBase
+from torchrl.modules import ValueOperator
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.envs import freeze_normalization, make_env
+from torchrl_genpo.flow import AdaptiveSigma
+from torchrl_genpo.models import make_actor, make_critic, make_loss, make_solver, pretrained_module
+from torchrl_genpo.runs import read_checkpoint_config
+from torchrl_genpo.training import load_checkpoint, make_checkpoint
+
+__all__ = ["as_dict", "build_actor", "build_env", "build_models", "fill_in", "load_policy", "make_adaptive_sigma"]
+
+GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
+
+
+def as_dict(cfg: DictConfig) -> dict[str, Any]:
+    """A node of a configuration as plain dictionaries, its references resolved."""
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any) -> EnvBase:
+    """The environment of a run; closed when Python ends."""
+    env = make_env(
+        cfg.env.name,
+        num_envs,
+        cfg.device,
+        seed,
+        normalize_observation=cfg.env.normalize_observation,
+        scale_reward=cfg.env.scale_reward,
+        gamma=cfg.loss.gamma,
+        **(as_dict(cfg.env.options) if cfg.env.get("options") else {}),
+        **kwargs,
+    )
+    atexit.register(lambda: env.is_closed or env.close())  # Python would wait for its worker processes for ever
+    return env
+
+
+def build_actor(cfg: DictConfig, env: EnvBase) -> TensorDictModule:
+    """The policy of a run, untrained."""
+    solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
+    flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": as_dict(cfg.start)}
+    if cfg.policy.get("transformer"):
+        flow["transformer"] = as_dict(cfg.policy.transformer)
+    return make_actor(
+        env,
+        cfg.policy.name,
+        hidden_sizes=cfg.policy.hidden_sizes,
+        activation=cfg.policy.activation,
+        **(flow if cfg.policy.name == "reversible_flow" else {}),
+    )
+
+
+def build_models(cfg: DictConfig, env: EnvBase) -> tuple[TensorDictModule, ValueOperator, ClipPPOLoss]:
+    """Policy, value network and objective of a run, untrained."""
+    actor = build_actor(cfg, env)
+    critic = make_critic(env, cfg.critic.hidden_sizes, cfg.critic.activation)
+    loss = make_loss(
+        actor,
+        critic,
+        clip_epsilon=cfg.loss.clip_epsilon,
+        entropy_bonus=cfg.loss.entropy_coeff > 0,
+        entropy_coeff=cfg.loss.entropy_coeff,
+        critic_coeff=cfg.loss.critic_coeff,
+        loss_critic_type="l2",
+        clip_value=cfg.loss.clip_value,
+        normalize_advantage=cfg.loss.normalize_advantage,
+        **({"ratio": cfg.loss.ratio} if cfg.policy.name == "reversible_flow" else {}),
+    )
+    return actor, critic, loss
+
+
+def make_adaptive_sigma(cfg: DictConfig, actor: TensorDictModule) -> AdaptiveSigma | None:
+    """The schedule of sigma, where the run has one."""
+    adapt = cfg.solver.get("adapt")
+    if cfg.policy.name != "reversible_flow" or adapt is None or adapt.quantity is None:
+        return None
+    if adapt.quantity not in ("kl", "inversion_error"):
+        raise ValueError(f"Unknown solver.adapt.quantity {adapt.quantity!r}; choose from kl, inversion_error.")
+    return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
+
+
+def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
+    """Gives options that are newer than a saved configuration their default values; what is saved stays."""
+    for key, value in defaults.items():
+        if key not in saved:
+            saved[key] = value
+        elif isinstance(value, DictConfig) and key not in GROUPS:
+            saved[key] = OmegaConf.merge(value, saved[key])
+    return saved
+
+
+def load_policy(
+    path: Path,
+    num_envs: int,
+    seed: int,
+    device: str = "cpu",
+    overrides: Mapping[str, Any] | None = None,
+    defaults: DictConfig | None = None,
+) -> tuple[TensorDictModule, EnvBase, DictConfig]:
+    """Rebuilds what a checkpoint of either entry script was saved from, with its normalisation frozen.
+
+    Args:
+        path (Path): of ``genpo.py`` or ``pretrain.py``.
+        num_envs (int): size of the environment.
+        seed (int): of the environment.
+        device (str, optional): defaults to ``"cpu"``.
+        overrides (mapping, optional): values of the configuration by dotted name.
+        defaults (DictConfig, optional): of options that are newer than the checkpoint.
+
+    Returns:
+        The policy, its environment and the configuration.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, damaged or of another configuration.
+    """
+    cfg = OmegaConf.create(read_checkpoint_config(path))
+    if defaults is not None:
+        fill_in(cfg, defaults)
+    for key, value in {"device": device, **(overrides or {})}.items():
+        OmegaConf.update(cfg, key, value)
+    env = build_env(cfg, num_envs, seed)
+    if "pretrained" in Checkpoint.manifest(path)["components"]:
+        actor = build_actor(cfg, env)
+        parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+        checkpoint = Checkpoint(format="archive", **parts)
+    else:
+        actor, _, loss = build_models(cfg, env)
+        checkpoint = make_checkpoint(loss=loss, env=env, adaptive_sigma=make_adaptive_sigma(cfg, actor))
+    load_checkpoint(checkpoint, path, device)
+    freeze_normalization(env)
+    return actor, env, cfg

@@ -1,0 +1,309 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A policy as a plain module, observation to action, for exporters that know neither TensorDict nor randomness."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from tensordict import NestedKey
+from tensordict.nn import ProbabilisticTensorDictSequential
+from torch import Tensor, nn
+from torchrl.envs import CatFrames, ClipTransform, DoubleToFloat, ObservationNorm, RenameTransform, Transform, VecNormV2
+from torchrl.modules import IndependentNormal
+
+from torchrl_genpo.flow import ConditionedVelocity
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+
+__all__ = ["ExportablePolicy", "FlowHead", "GaussianHead", "Normalizer", "ObservationPipeline"]
+
+
+class Normalizer(nn.Module):
+    """What a normalising transform does to observations, its statistics frozen: shift, scale, clip.
+
+    Computes in the dtype of its statistics, as the transform does, and returns float32.
+
+    Args:
+        loc (Tensor): ``[n]``.
+        scale (Tensor): ``[n]``.
+
+    Keyword Args:
+        low (float, optional): lower clip of the result.
+        high (float, optional): upper clip of the result.
+
+    Raises:
+        ValueError: if a statistic is not finite or a scale not positive.
+
+    Examples:
+        >>> Normalizer(torch.ones(2), torch.full((2,), 0.5), low=-1.0, high=1.0)(torch.tensor([1.25, 9.0]))
+        tensor([0.5000, 1.0000])
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, *, low: float | None = None, high: float | None = None) -> None:
+        super().__init__()
+        if not (torch.isfinite(loc).all() and torch.isfinite(scale).all() and (scale > 0).all()):
+            raise ValueError(
+                "The statistics of the observation's normalisation are not finite, or a scale is not positive: was the "
+                "environment ever stepped? Export from a checkpoint of a run."
+            )
+        self.loc: Tensor
+        self.scale: Tensor
+        self.register_buffer("loc", loc.detach().clone())
+        self.register_buffer("scale", scale.detach().clone())
+        self.low, self.high = low, high
+
+    def forward(self, observation: Tensor) -> Tensor:
+        value = (observation.to(self.loc.dtype) - self.loc) / self.scale
+        if self.low is not None or self.high is not None:
+            value = value.clamp(self.low, self.high)
+        return value.float()
+
+    def extra_repr(self) -> str:
+        return f"{len(self.loc)}, low={self.low}, high={self.high}"
+
+
+class ObservationPipeline(nn.Module):
+    """From raw observations to what the actor reads: the deterministic part of an environment's transforms.
+
+    Args:
+        obs_dim (int): ``n``, size of one raw observation.
+
+    Keyword Args:
+        num_frames (int, optional): observations that are stacked, the oldest first. Defaults to ``1``.
+        each_frame (Normalizer, optional): applied before they are stacked.
+        stacked (Normalizer, optional): applied after.
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        *,
+        num_frames: int = 1,
+        each_frame: Normalizer | None = None,
+        stacked: Normalizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.obs_dim, self.num_frames = obs_dim, num_frames
+        self.each_frame, self.stacked = each_frame, stacked
+
+    @classmethod
+    def from_transforms(
+        cls, transforms: Sequence[Transform], obs_dim: int, key: NestedKey = "observation"
+    ) -> ObservationPipeline:
+        """Reads the transforms of an environment that touch an observation, in their order.
+
+        Known are ``VecNormV2``, ``ObservationNorm`` and ``ClipTransform`` behind one of them, ``CatFrames`` over the
+        last dimension, and those that leave the values alone. The result copies their statistics.
+
+        Args:
+            transforms (sequence of Transform): such as ``env.transform``.
+            obs_dim (int): size of the raw observation, before all transforms.
+            key (NestedKey, optional): of the observation. Defaults to ``"observation"``.
+
+        Raises:
+            ValueError: for a transform that it cannot export.
+
+        Examples:
+            >>> from torchrl_genpo.envs import make_env
+            >>> env = make_env("pendulum", num_envs=2, seed=0)
+            >>> rollout = env.rollout(20)
+            >>> ObservationPipeline.from_transforms(env.transform, 4)
+            ObservationPipeline(
+              obs_dim=4, num_frames=1
+              (stacked): Normalizer(4, low=-10.0, high=10.0)
+            )
+        """
+        pipeline = cls(obs_dim)
+        for transform in transforms:
+            if key not in transform.in_keys and key not in transform.out_keys:
+                continue
+            if isinstance(transform, (DoubleToFloat, RenameTransform)):
+                continue
+            if isinstance(transform, (VecNormV2, ObservationNorm)):
+                if pipeline.stacked is not None:
+                    raise ValueError(f"{key!r} is normalised twice in a row: {transform} cannot be exported.")
+                pipeline.stacked = Normalizer(*_statistics(transform, key))
+            elif isinstance(transform, ClipTransform) and pipeline.stacked is not None:
+                low, high = (None if v is None else float(v) for v in (transform.low, transform.high))
+                pipeline.stacked.low, pipeline.stacked.high = low, high
+            elif isinstance(transform, CatFrames) and transform.padding == "same" and pipeline.num_frames == 1:
+                pipeline.num_frames = transform.N
+                pipeline.each_frame, pipeline.stacked = pipeline.stacked, None
+            else:
+                raise ValueError(
+                    f"{type(transform).__name__} of {key!r} cannot be exported. Known are VecNormV2, ObservationNorm, "
+                    "ClipTransform after them, one CatFrames with padding='same', DoubleToFloat and RenameTransform."
+                )
+        return pipeline
+
+    @property
+    def out_features(self) -> int:
+        """Size of what the actor reads."""
+        return self.obs_dim * self.num_frames
+
+    def forward(self, observation: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the actor reads and the next history.
+
+        Args:
+            observation (Tensor): ``[b, n]``, raw.
+            history (Tensor, optional): ``[b, num_frames - 1, n]``, the raw observations before, the oldest first; at
+                the start of an episode the first observation, repeated.
+        """
+        frames = observation.unsqueeze(-2) if history is None else torch.cat([history, observation.unsqueeze(-2)], -2)
+        value = (frames if self.each_frame is None else self.each_frame(frames)).flatten(-2)
+        return (
+            value if self.stacked is None else self.stacked(value),
+            None if history is None else frames[..., 1:, :],
+        )
+
+    def extra_repr(self) -> str:
+        return f"obs_dim={self.obs_dim}, num_frames={self.num_frames}"
+
+
+def _statistics(transform: VecNormV2 | ObservationNorm, key: NestedKey) -> tuple[Tensor, Tensor]:
+    """Location and scale ``[n]`` of a normalising transform, of every environment the same."""
+    if isinstance(transform, VecNormV2):
+        return transform.loc[key], transform.scale[key]
+    if transform.standard_normal:
+        return transform.loc, transform.scale
+    return -transform.loc / transform.scale, 1 / transform.scale  # x scale + loc
+
+
+class FlowHead(nn.Module):
+    """The action of a :class:`~torchrl_genpo.ReversibleFlowActor`: its start and its solver's M steps, without a draw.
+
+    Args:
+        actor (ReversibleFlowActor): copied, so that the export outlives further training.
+    """
+
+    def __init__(self, actor: ReversibleFlowActor) -> None:
+        super().__init__()
+        actor = copy.deepcopy(actor).cpu().eval()
+        self.velocity, self.start, self.solver = actor.velocity, actor.start, actor.solver
+        self.solver.gradient = "stored"  # no gradient is taken, and "reversible" would hide the steps from a tracer
+        self.noise_dim = actor.velocity.action_dim * (1 + self.solver.num_memories)
+
+    def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Action ``[b, d]``, from zero noise or from the given standard normal: of the state, then of its memory."""
+        if noise is None:
+            noise = observation.new_zeros(observation.shape[0], self.noise_dim)
+        velocity = ConditionedVelocity(self.velocity, self.velocity.condition(observation), observation.dtype)
+        noise = noise.to(self.solver.state_dtype(observation.dtype))
+        x, memory = noise.tensor_split([self.velocity.action_dim], -1)
+        x, memory = self.start.from_noise(velocity, x, memory, solver=self.solver)
+        return self.solver.integrate(velocity, x, memory)[0].to(observation.dtype)
+
+
+class GaussianHead(nn.Module):
+    """The action of a stock Gaussian actor (``torchrl_genpo.models.gaussian_actor``): mean plus scaled noise.
+
+    Args:
+        actor (ProbabilisticActor): one network from the observation to ``loc`` and ``scale``, then an
+            ``IndependentNormal``; copied.
+    """
+
+    def __init__(self, actor: ProbabilisticTensorDictSequential) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(actor[0].module).cpu().eval()
+        self.noise_dim = self.net[-1].state_independent_scale.shape[-1]
+
+    def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Action ``[b, d]``, from the given standard normal noise ``[b, d]`` or the mean."""
+        loc, scale = self.net(observation)
+        return loc if noise is None else loc + scale * noise
+
+
+class ExportablePolicy(nn.Module):
+    """A policy as a plain module, from raw observations to actions: normaliser, history, start and solver inside.
+
+    Everything that an exporter asks for comes with it (``torch.export``, ONNX): :meth:`dummy_inputs`,
+    :attr:`input_names` and :attr:`output_names`, in the order of :meth:`forward`. Inputs and outputs are float32. State
+    is passed from call to call, not hidden: ``history`` in, ``next_history`` out.
+
+    The action is the actor's own, of any size; bounds belong to whoever executes it, as in training.
+
+    Args:
+        actor (TensorDictModule): a :class:`~torchrl_genpo.ReversibleFlowActor` or a stock Gaussian actor.
+        pipeline (ObservationPipeline): what comes before it.
+
+    Keyword Args:
+        noise_input (bool, optional): take standard normal ``noise`` as an input, for a policy that samples. Defaults
+            to ``False``: zero noise, the deterministic policy.
+
+    Raises:
+        TypeError: for another kind of actor.
+        ValueError: if the actor reads several observations.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl.envs import ExplorationType, set_exploration_type
+        >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+        >>> from torchrl_genpo.modules.export import ExportablePolicy, ObservationPipeline
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> policy = ExportablePolicy(actor, ObservationPipeline(obs_dim=4))
+        >>> observation = torch.randn(8, 4)
+        >>> (action,) = policy(observation)
+        >>> with set_exploration_type(ExplorationType.DETERMINISTIC):
+        ...     td = actor(TensorDict(observation=observation, batch_size=[8]))
+        >>> torch.allclose(action, td["action"], atol=1e-5)
+        True
+        >>> policy.input_names, policy.output_names
+        (['observation'], ['action'])
+    """
+
+    def __init__(self, actor: nn.Module, pipeline: ObservationPipeline, *, noise_input: bool = False) -> None:
+        super().__init__()
+        self.head: FlowHead | GaussianHead
+        if isinstance(actor, ReversibleFlowActor):
+            self.head = FlowHead(actor)
+        elif isinstance(actor, ProbabilisticTensorDictSequential) and (
+            len(actor) == 2 and actor[-1].distribution_class is IndependentNormal
+        ):
+            self.head = GaussianHead(actor)
+        else:
+            raise TypeError(f"Can export a ReversibleFlowActor or models.gaussian_actor, not {type(actor).__name__}.")
+        if len(actor.in_keys) != 1:
+            raise ValueError(f"The actor reads {actor.in_keys}; only policies of one observation can be exported.")
+        self.pipeline = copy.deepcopy(pipeline).cpu()
+        self.noise_input = noise_input
+        self.requires_grad_(False)
+
+    @property
+    def input_names(self) -> list[str]:
+        """Of :meth:`forward`, in order: ``observation``, and ``history`` and ``noise`` where there are any."""
+        names = {"history": self.pipeline.num_frames > 1, "noise": self.noise_input}
+        return ["observation", *(name for name, is_used in names.items() if is_used)]
+
+    @property
+    def output_names(self) -> list[str]:
+        """``action``, and ``next_history`` where there is a history."""
+        return ["action", "next_history"] if self.pipeline.num_frames > 1 else ["action"]
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Sizes of the inputs, without their batch dimension."""
+        shapes = {
+            "observation": (self.pipeline.obs_dim,),
+            "history": (self.pipeline.num_frames - 1, self.pipeline.obs_dim),
+            "noise": (self.head.noise_dim,),
+        }
+        return {name: shapes[name] for name in self.input_names}
+
+    def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:
+        """Standard normal inputs of the right shapes, by name."""
+        return {name: torch.randn(batch_size, *shape) for name, shape in self.input_shapes.items()}
+
+    def forward(self, observation: Tensor, history: Tensor | None = None, noise: Tensor | None = None) -> tuple:
+        """Action and, where there is a history, the next one.
+
+        Args:
+            observation (Tensor): ``[b, n]``, raw.
+            history (Tensor, optional): ``[b, num_frames - 1, n]``, see :class:`ObservationPipeline`.
+            noise (Tensor, optional): ``[b, noise_dim]``.
+        """
+        value, next_history = self.pipeline(observation, history)
+        action = self.head(value, noise)
+        return (action,) if next_history is None else (action, next_history)
