@@ -11,7 +11,16 @@ import torch
 from tensordict import NestedKey
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor, nn
-from torchrl.envs import CatFrames, ClipTransform, DoubleToFloat, ObservationNorm, RenameTransform, Transform, VecNormV2
+from torchrl.envs import (
+    CatFrames,
+    CatTensors,
+    ClipTransform,
+    DoubleToFloat,
+    ObservationNorm,
+    RenameTransform,
+    Transform,
+    VecNormV2,
+)
 from torchrl.modules import IndependentNormal
 
 from torchrl_genpo.flow import ConditionedVelocity
@@ -74,6 +83,8 @@ class ObservationPipeline(nn.Module):
         num_frames (int, optional): observations that are stacked, the oldest first. Defaults to ``1``.
         each_frame (Normalizer, optional): applied before they are stacked.
         stacked (Normalizer, optional): applied after.
+        parts (sequence of NestedKey, optional): what a raw observation is put together from, by name and in order.
+            Defaults to ``["observation"]``.
     """
 
     def __init__(
@@ -83,24 +94,27 @@ class ObservationPipeline(nn.Module):
         num_frames: int = 1,
         each_frame: Normalizer | None = None,
         stacked: Normalizer | None = None,
+        parts: Sequence[NestedKey] = ("observation",),
     ) -> None:
         super().__init__()
-        self.obs_dim, self.num_frames = obs_dim, num_frames
+        self.obs_dim, self.num_frames, self.parts = obs_dim, num_frames, list(parts)
         self.each_frame, self.stacked = each_frame, stacked
 
     @classmethod
     def from_transforms(
-        cls, transforms: Sequence[Transform], obs_dim: int, key: NestedKey = "observation"
+        cls, transforms: Sequence[Transform], size: int, key: NestedKey = "observation"
     ) -> ObservationPipeline:
-        """Reads the transforms of an environment that touch an observation, in their order.
+        """Reads the transforms that an observation went through, back to where it was put together.
 
-        Known are ``VecNormV2``, ``ObservationNorm`` and ``ClipTransform`` behind one of them, ``CatFrames`` over the
-        last dimension, and those that leave the values alone. The result copies their statistics.
+        Known are ``VecNormV2``, ``ObservationNorm`` and ``ClipTransform`` behind one of them; one that stacks frames,
+        which is ``CatFrames`` or says so by an attribute ``num_frames``; and those that leave values alone or are of
+        the training only, as an attribute ``training_only`` says. ``CatTensors`` ends the search: what it makes is the
+        raw observation. The result copies the statistics.
 
         Args:
             transforms (sequence of Transform): such as ``env.transform``.
-            obs_dim (int): size of the raw observation, before all transforms.
-            key (NestedKey, optional): of the observation. Defaults to ``"observation"``.
+            size (int): of the observation after them all, which the actor reads.
+            key (NestedKey, optional): of that observation. Defaults to ``"observation"``.
 
         Raises:
             ValueError: for a transform that it cannot export.
@@ -115,33 +129,39 @@ class ObservationPipeline(nn.Module):
               (stacked): Normalizer(4, low=-10.0, high=10.0)
             )
         """
-        pipeline = cls(obs_dim)
-        for transform in transforms:
-            if key not in transform.in_keys and key not in transform.out_keys:
-                continue
-            if isinstance(transform, (DoubleToFloat, RenameTransform)):
-                continue
-            if isinstance(transform, (VecNormV2, ObservationNorm)):
-                if pipeline.stacked is not None:
-                    raise ValueError(f"{key!r} is normalised twice in a row: {transform} cannot be exported.")
-                pipeline.stacked = Normalizer(*_statistics(transform, key))
-            elif isinstance(transform, ClipTransform) and pipeline.stacked is not None:
-                low, high = (None if v is None else float(v) for v in (transform.low, transform.high))
-                pipeline.stacked.low, pipeline.stacked.high = low, high
-            elif isinstance(transform, CatFrames) and transform.padding == "same" and pipeline.num_frames == 1:
-                pipeline.num_frames = transform.N
-                pipeline.each_frame, pipeline.stacked = pipeline.stacked, None
+        chain, parts = _trace(transforms, key)
+        normalizers: list[Normalizer | None] = [None]  # of each frame, and then of what is stacked
+        num_frames = 1
+        for transform, in_key in chain:
+            frames = getattr(transform, "N" if isinstance(transform, CatFrames) else "num_frames", None)
+            if frames is not None and len(normalizers) == 1 and getattr(transform, "padding", "same") == "same":
+                num_frames = frames
+                normalizers.append(None)
+            elif isinstance(transform, (VecNormV2, ObservationNorm)) and normalizers[-1] is None:
+                normalizers[-1] = Normalizer(*_statistics(transform, in_key))
+            elif isinstance(transform, ClipTransform) and (normalizer := normalizers[-1]) is not None:
+                bounds = (None if bound is None else float(bound) for bound in (transform.low, transform.high))
+                normalizer.low, normalizer.high = bounds
             else:
-                raise ValueError(
-                    f"{type(transform).__name__} of {key!r} cannot be exported. Known are VecNormV2, ObservationNorm, "
-                    "ClipTransform after them, one CatFrames with padding='same', DoubleToFloat and RenameTransform."
-                )
-        return pipeline
+                raise _cannot_export(transform, key)
+        each_frame = normalizers[0] if len(normalizers) > 1 else None
+        return cls(
+            size // num_frames, num_frames=num_frames, each_frame=each_frame, stacked=normalizers[-1], parts=parts
+        )
 
     @property
     def out_features(self) -> int:
         """Size of what the actor reads."""
         return self.obs_dim * self.num_frames
+
+    def draw_frames(self, batch_size: int) -> Tensor:
+        """Random raw observations ``[b, num_frames, n]`` with the mean and scale of the statistics."""
+        frames = torch.randn(batch_size, self.num_frames, self.obs_dim)
+        normalizer = self.stacked or self.each_frame
+        if normalizer is None:
+            return frames
+        loc, scale = (value.view(-1, self.obs_dim) for value in (normalizer.loc, normalizer.scale))
+        return (loc + scale * frames).float()
 
     def forward(self, observation: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """What the actor reads and the next history.
@@ -160,6 +180,36 @@ class ObservationPipeline(nn.Module):
 
     def extra_repr(self) -> str:
         return f"obs_dim={self.obs_dim}, num_frames={self.num_frames}"
+
+
+def _trace(
+    transforms: Sequence[Transform], key: NestedKey
+) -> tuple[list[tuple[Transform, NestedKey]], list[NestedKey]]:
+    """The transforms that shape ``key``, first to last, each with what it reads; and what it was put together from."""
+    chain: list[tuple[Transform, NestedKey]] = []
+    parts, is_whole = [key], True
+    for transform in reversed(list(transforms)):
+        if not any(part in transform.out_keys for part in parts):
+            continue
+        if isinstance(transform, CatTensors) and len(transform.in_keys) > 1 and is_whole:
+            parts, is_whole = list(transform.in_keys), False
+            continue
+        keeps = isinstance(transform, (DoubleToFloat, RenameTransform)) or getattr(transform, "training_only", False)
+        keeps |= isinstance(transform, CatTensors) and len(transform.in_keys) == 1
+        if not keeps and not is_whole:
+            raise _cannot_export(transform, key)
+        sources = dict(zip(transform.out_keys, transform.in_keys, strict=True))
+        parts = [sources.get(part, part) for part in parts]
+        if not keeps:
+            chain.insert(0, (transform, parts[0]))
+    return chain, parts
+
+
+def _cannot_export(transform: Transform, key: NestedKey) -> ValueError:
+    return ValueError(
+        f"{type(transform).__name__} before {key!r} cannot be exported. Known are VecNormV2, ObservationNorm, "
+        "ClipTransform after them, CatFrames with padding='same', and CatTensors before them all."
+    )
 
 
 def _statistics(transform: VecNormV2 | ObservationNorm, key: NestedKey) -> tuple[Tensor, Tensor]:
@@ -293,8 +343,11 @@ class ExportablePolicy(nn.Module):
         return {name: shapes[name] for name in self.input_names}
 
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:
-        """Standard normal inputs of the right shapes, by name."""
-        return {name: torch.randn(batch_size, *shape) for name, shape in self.input_shapes.items()}
+        """Random inputs by name: observations as the statistics expect them, standard normal noise."""
+        frames = self.pipeline.draw_frames(batch_size)
+        inputs = {"observation": frames[:, -1], "history": frames[:, :-1]}
+        inputs["noise"] = torch.randn(batch_size, self.head.noise_dim)
+        return {name: inputs[name] for name in self.input_names}
 
     def forward(self, observation: Tensor, history: Tensor | None = None, noise: Tensor | None = None) -> tuple:
         """Action and, where there is a history, the next one.

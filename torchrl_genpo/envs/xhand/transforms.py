@@ -183,6 +183,7 @@ class Noise(Transform):
     """
 
     invertible = True
+    training_only = True  # an exported policy leaves it out
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ class History(Transform):
             raise ValueError(f"length must be at least 1 observation, got {length}.")
         if in_key == out_key:
             raise ValueError(f"in_key and out_key must differ, both are {in_key!r}.")
-        self.length = length
+        self.num_frames = length
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         newest = next_tensordict.get(self.in_keys[0])
@@ -267,12 +268,12 @@ class History(Transform):
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
         first = tensordict_reset.get(self.in_keys[0])
-        return tensordict_reset.set(self.out_keys[0], torch.cat([first] * self.length, -1))
+        return tensordict_reset.set(self.out_keys[0], torch.cat([first] * self.num_frames, -1))
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Adds the vector."""
         spec = observation_spec[self.in_keys[0]]
-        shape = (*spec.shape[:-1], spec.shape[-1] * self.length)
+        shape = (*spec.shape[:-1], spec.shape[-1] * self.num_frames)
         observation_spec[self.out_keys[0]] = Unbounded(shape, dtype=spec.dtype, device=spec.device)
         return observation_spec
 

@@ -1,0 +1,60 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Writes the policy of a checkpoint as one folder that runs without this library.
+
+python -m torchrl_genpo.deploy.export outputs/.../checkpoints/checkpoint-000000501760.torchrl my_policy
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torchrl_genpo.configuration import as_dict, load_policy
+from torchrl_genpo.deploy.exporter import PolicyExporter
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command ``python -m torchrl_genpo.deploy.export``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m torchrl_genpo.deploy.export",
+        description="Writes the policy of a checkpoint as a folder that runs without this library: policy.onnx, "
+        "policy.pt2 (torch.export) and policy.json, which says what goes in and out. Normalisation, history, start and "
+        "solver are inside; every action is checked against the actor's.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="a file checkpoints/checkpoint-*.torchrl of a run's folder")
+    parser.add_argument("folder", type=Path, help="where to write")
+    parser.add_argument("--noise-input", action="store_true", help="take noise as an input, for a policy that samples")
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other values of the run's configuration, such as env.options.asset_root=FOLDER",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        overrides = dict(entry.split("=", 1) for entry in options.set)
+        actor, env, cfg = load_policy(options.checkpoint, num_envs=1, seed=0, overrides=overrides)
+        source = {
+            "checkpoint": str(options.checkpoint.resolve()),
+            "sha256": hashlib.sha256(options.checkpoint.read_bytes()).hexdigest(),
+            "config": as_dict(cfg),
+        }
+        exporter = PolicyExporter(actor, env, noise_input=options.noise_input)
+        folder = exporter.save(options.folder, source)
+    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    differences = json.loads((folder / "policy.json").read_text())["largest_difference"]
+    shown = ", ".join(f"{runtime} {value:.1e}" for runtime, value in differences.items())
+    sys.stdout.write(f"{folder}: policy.onnx, policy.pt2, policy.json. Difference from the actor: {shown}.\n")
+
+
+if __name__ == "__main__":
+    main()
