@@ -120,14 +120,14 @@ class PolicyExporter:
             program = torch.export.export(self.module, (), inputs, dynamic_shapes=batch)
             torch.export.save(program, folder / "policy.pt2")
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-            onnx_program = torch.onnx.export(
+            torch.onnx.export(
                 program,
+                f=folder / "policy.onnx",
                 input_names=self.module.input_names,
                 output_names=self.module.output_names,
-                dynamo=True,
+                external_data=False,
                 verbose=False,
             )
-            onnx_program.save(str(folder / "policy.onnx"), external_data=False)
         metadata = self.metadata | {
             "source": dict(source or {}) | {"library": torchrl_genpo.__version__, "commit": _commit()},
             "versions": {name: version(name) for name in PACKAGES},
@@ -188,8 +188,7 @@ def _action_bounds(env: EnvBase) -> dict[str, list[float | None]]:
     while isinstance(raw, gymnasium.Wrapper) and not isinstance(raw, gymnasium.wrappers.ClipAction):
         raw = raw.env
     if isinstance(raw, gymnasium.wrappers.ClipAction):  # its own action space is unbounded
-        space = raw.env.action_space
-        bounds = {"low": space.low, "high": space.high}
+        bounds = {name: getattr(raw.env.action_space, name) for name in ("low", "high")}
     else:
         bounds = {name: getattr(env.action_spec.space, name) for name in ("low", "high")}
     rows = {name: bound.reshape(-1, bound.shape[-1])[0].tolist() for name, bound in bounds.items()}

@@ -14,13 +14,13 @@ import numpy as np
 
 __all__ = ["ExportedPolicy"]
 
-FORMAT = 1  # of policy.json
-FILES = {"onnx": "policy.onnx", "torch": "policy.pt2"}
-"""The same policy for each runtime."""
-INSTALL = "pip install 'torchrl-genpo[deploy]'"
-
 Runtime: TypeAlias = Literal["onnx", "torch"]
 Arrays: TypeAlias = Mapping[str, np.ndarray]
+
+FORMAT = 1  # of policy.json
+FILES: dict[Runtime, str] = {"onnx": "policy.onnx", "torch": "policy.pt2"}
+"""The same policy for each runtime."""
+INSTALL = "pip install 'torchrl-genpo[deploy]'"
 
 
 class ExportedPolicy:

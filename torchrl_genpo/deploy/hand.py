@@ -1,0 +1,181 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a hand is to the loop that drives it, and the settings that differ from hand to hand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from torchrl_genpo.envs.xhand import JOINTS
+
+__all__ = ["DeployConfig", "HandBackend", "HandConfig", "HandError", "HandState", "SafetyConfig", "load_config"]
+
+
+class HandError(RuntimeError):
+    """The hand did not answer, or not with something that can be used; it may the next time."""
+
+
+@dataclass(frozen=True)
+class HandState:
+    """One reading. Joints are in the order of :data:`~torchrl_genpo.envs.xhand.JOINTS`, signs as in the maker's URDF.
+
+    Attributes:
+        position (np.ndarray): joint angles ``[12]``, rad.
+        torque (np.ndarray): what the backend has for torques ``[12]``; the real hand's are a kind of current.
+        temperature (np.ndarray): of the motors ``[12]``, degrees Celsius.
+        errors (np.ndarray): error flags of the boards ``[12]``, 0 for none.
+    """
+
+    position: np.ndarray
+    torque: np.ndarray
+    temperature: np.ndarray
+    errors: np.ndarray
+
+
+@runtime_checkable
+class HandBackend(Protocol):
+    """A hand that can be driven. Every method but ``close`` may raise :class:`HandError`."""
+
+    def open(self) -> None:
+        """Connects; does not move anything."""
+
+    def read(self) -> HandState:
+        """The present state."""
+
+    def command(self, position: np.ndarray) -> None:
+        """Position control towards joint angles ``[12]``, rad."""
+
+    def passive(self) -> None:
+        """Takes all torque from the joints, until the next command."""
+
+    def close(self) -> None:
+        """Disconnects. Does not make the hand passive: whoever drives it has done so."""
+
+
+@dataclass
+class HandConfig:
+    """The settings of one hand.
+
+    Attributes:
+        side (str): ``right`` or ``left``.
+        protocol (str): ``RS485`` or ``EtherCAT``.
+        port (str, optional): serial device or network interface. Defaults to the first that the SDK finds.
+        baud (int): of RS485.
+        hand_id (int, optional): defaults to the only hand on the bus.
+        order (list of str): the joint on each of the SDK's channels 0 to 11.
+        signs (dict of str to int): ``-1`` for joints that turn the other way than in the maker's URDF; on some hands
+            ``index_bend`` does.
+        kp (int): gain of the position control, in the SDK's units.
+        ki (int): integral gain.
+        kd (int): damping.
+        tor_max (int): largest torque, in the SDK's units.
+    """
+
+    side: str = "right"
+    protocol: str = "RS485"
+    port: str | None = None
+    baud: int = 3_000_000
+    hand_id: int | None = None
+    order: list[str] = field(default_factory=lambda: list(JOINTS))
+    signs: dict[str, int] = field(default_factory=dict)
+    kp: int = 100
+    ki: int = 0
+    kd: int = 1
+    tor_max: int = 250
+
+    def __post_init__(self) -> None:
+        if self.side not in ("left", "right"):
+            raise ValueError(f"hand.side must be left or right, got {self.side!r}.")
+        if self.protocol not in ("EtherCAT", "RS485"):
+            raise ValueError(f"hand.protocol must be RS485 or EtherCAT, got {self.protocol!r}.")
+        if sorted(self.order) != sorted(JOINTS):
+            raise ValueError(f"hand.order must name each joint once: {', '.join(JOINTS)}.")
+        for name, sign in self.signs.items():
+            if name not in JOINTS or sign not in (-1, 1):
+                raise ValueError(f"hand.signs: {name}: {sign} is not a joint and 1 or -1. Joints: {', '.join(JOINTS)}.")
+
+
+def _limits(thumb: Sequence[float], index_bend: float, proximal: float, distal: float) -> dict[str, float]:
+    """Degrees by kind of joint as radians by joint."""
+    degrees = dict(zip(JOINTS, [*thumb, index_bend, *[proximal, distal] * 4], strict=True))
+    return {name: math.radians(value) for name, value in degrees.items()}
+
+
+@dataclass
+class SafetyConfig:
+    """Limits of what may be done to a hand. Others drive the XHand within these.
+
+    Attributes:
+        low (dict of str to float): lowest target of each joint, rad.
+        high (dict of str to float): highest target of each joint, rad.
+        max_speed (float): of a target, rad/s.
+        ramp_speed (float): of the fastest joint on the way to the start pose, rad/s.
+        max_temperature (float): degrees Celsius.
+        max_tracking_error (float): of a joint from its target, rad.
+        max_errors (int): failed readings or commands in a row.
+        watchdog (float): s without a command, after which the hand is made passive.
+        passive_timeout (float): s for which making it passive is tried.
+    """
+
+    low: dict[str, float] = field(default_factory=lambda: _limits((0, -40, 0), -10, 0, 5))
+    high: dict[str, float] = field(default_factory=lambda: _limits((105, 90, 90), 10, 110, 110))
+    max_speed: float = math.pi
+    ramp_speed: float = 0.5
+    max_temperature: float = 70.0
+    max_tracking_error: float = 0.6
+    max_errors: int = 3
+    watchdog: float = 0.2
+    passive_timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            if set(getattr(self, name)) != set(JOINTS):
+                raise ValueError(f"safety.{name} must have a limit for each joint, and no other: {', '.join(JOINTS)}.")
+        wrong = [joint for joint in JOINTS if not self.low[joint] < self.high[joint]]
+        if wrong:
+            raise ValueError(f"safety.low must be below safety.high, which is not so for {', '.join(wrong)}.")
+
+    def bounds(self) -> np.ndarray:
+        """Lowest and highest targets ``[2, 12]``, rad."""
+        return np.array([[limits[joint] for joint in JOINTS] for limits in (self.low, self.high)])
+
+
+@dataclass
+class DeployConfig:
+    """What a file for ``genpo-deploy --hand`` may set."""
+
+    hand: HandConfig = field(default_factory=HandConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+
+def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> DeployConfig:
+    """Reads a YAML file with the sections ``hand`` and ``safety``; what it does not name keeps its default.
+
+    Args:
+        path (Path or str, optional): the file.
+        overrides (sequence of str): such as ``safety.max_temperature=60``.
+
+    Raises:
+        ValueError: for a name or a value that does not fit.
+        FileNotFoundError: if there is no such file.
+
+    Examples:
+        >>> load_config(overrides=["hand.side=left", "hand.signs.index_bend=-1"]).hand.signs
+        {'index_bend': -1}
+    """
+    try:
+        config = OmegaConf.structured(DeployConfig)
+        if path is not None:
+            config = OmegaConf.merge(config, OmegaConf.load(path))
+        return OmegaConf.to_object(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        where = ", ".join(filter(None, [str(path or ""), *overrides]))
+        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error

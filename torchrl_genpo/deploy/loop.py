@@ -1,0 +1,252 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The loop that drives a hand."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_genpo.deploy.controller import HandController
+from torchrl_genpo.deploy.hand import HandBackend, HandError, HandState, SafetyConfig
+from torchrl_genpo.deploy.safety import GuardedHand, SafetyMonitor, SafetyStop
+from torchrl_genpo.deploy.session import SessionLog
+
+__all__ = ["RunReport", "run_policy"]
+
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+SETTLING = 0.3  # s at the start pose before the controller begins
+
+
+@dataclass
+class RunReport:
+    """How a run ended.
+
+    Attributes:
+        outcome (str): ``completed``, ``interrupted`` by a signal, ``stopped`` for safety, or ``crashed``.
+        reason (str): why.
+        is_passive (bool): whether the hand confirmed that it is passive. If not, only its power switch helps.
+        seconds (float): of the controller, without the ramp.
+        lateness_ms (list of float): how late each of its steps began.
+        policy_ms (list of float): how long the controller took in each.
+    """
+
+    outcome: str = "stopped"
+    reason: str = ""
+    is_passive: bool = False
+    seconds: float = 0.0
+    lateness_ms: list[float] = field(default_factory=list)
+    policy_ms: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.outcome} after {self.seconds:.1f} s: {self.reason}."]
+        if self.policy_ms:
+            for name, values in (("lateness of a step", self.lateness_ms), ("policy", self.policy_ms)):
+                middle, high = np.percentile(values, [50, 99])
+                lines.append(f"{name}: p50 {middle:.2f} ms, p99 {high:.2f} ms, largest {max(values):.2f} ms.")
+        passive = (
+            "The hand is passive." if self.is_passive else "THE HAND DID NOT CONFIRM THAT IT IS PASSIVE: POWER OFF."
+        )
+        return "\n".join([*lines, passive])
+
+
+def run_policy(
+    controller: HandController,
+    backend: HandBackend,
+    *,
+    seconds: float = 20.0,
+    safety: SafetyConfig | None = None,
+    log: Path | str | None = None,
+) -> RunReport:
+    """Opens a hand, moves it slowly to the start pose and lets a controller drive it, by default at 20 Hz.
+
+    However it ends, the hand is made passive before it is closed: at the end of the time, on Ctrl-C or another signal
+    to stop, on anything that :class:`~torchrl_genpo.deploy.safety.SafetyMonitor` refuses, when no command was sent for
+    200 ms, and on any exception, which is then raised again.
+
+    What it cannot survive is its own process being killed (``kill -9``) or the computer failing: a hand that is then
+    left in position control holds its last target. Keep its power switch within reach.
+
+    Args:
+        controller (HandController): decides on the targets, such as :class:`~torchrl_genpo.deploy.HandPolicy`.
+        backend (HandBackend): the hand.
+
+    Keyword Args:
+        seconds (float, optional): of the controller. Defaults to ``20``.
+        safety (SafetyConfig, optional): the limits.
+        log (Path or str, optional): a CSV file to write, see :class:`~torchrl_genpo.deploy.SessionLog`.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        HandError: if the hand cannot be opened.
+
+    Examples:
+        >>> from torchrl_genpo.deploy import FakeSDK, HandConfig, WaveMotion, XHandBackend, run_policy
+        >>> sdk = FakeSDK()
+        >>> run_policy(WaveMotion(), XHandBackend(HandConfig(), sdk), seconds=0.2).outcome
+        'completed'
+        >>> sdk.hand.is_passive
+        True
+    """
+    safety = SafetyConfig() if safety is None else safety
+    report = RunReport()
+    session = None if log is None else SessionLog(log)
+    hand = GuardedHand(backend, safety)
+    loop = _Loop(controller, hand, safety, session, report)
+    try:
+        backend.open()
+        try:
+            with _stop_signals() as received:
+                loop.run(seconds, received)
+        except SafetyStop as stop:
+            report.reason = str(stop)
+        except BaseException as error:
+            report.outcome, report.reason = "crashed", f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            report.is_passive = hand.stop(report.reason)
+            if session is not None:
+                session.write(loop.time, loop.phase, event=f"{report.outcome}: {report.reason}")
+    finally:
+        backend.close()
+        if session is not None:
+            session.close()
+    return report
+
+
+class _Loop:
+    """Reads, decides and commands once a control period."""
+
+    def __init__(
+        self,
+        controller: HandController,
+        hand: GuardedHand,
+        safety: SafetyConfig,
+        session: SessionLog | None,
+        report: RunReport,
+    ) -> None:
+        self._controller, self._hand, self._safety = controller, hand, safety
+        self._session, self._report = session, report
+        self._monitor = SafetyMonitor(safety, controller.dt)
+        self._start = self._next = time.monotonic()
+        self._target = np.empty(0)
+        self.phase = "ramp"
+
+    @property
+    def time(self) -> float:
+        """Seconds since the first step."""
+        return time.monotonic() - self._start
+
+    def run(self, seconds: float, received: list[str]) -> None:
+        """Ramps and then lets the controller act for ``seconds``, or until a signal is received."""
+        dt, report = self._controller.dt, self._report
+        first = self._first_position()
+        goal = self._monitor.limit_pose(self._controller.start_pose)
+        ramp_steps = math.ceil(np.abs(goal - first).max() / (self._safety.ramp_speed * dt))
+        settling_steps = math.ceil(SETTLING / dt)
+        self._target, self._start = first, time.monotonic()
+        self._next = self._start
+        for step in range(1, ramp_steps + settling_steps + 1):
+            share = min(1.0, step / max(1, ramp_steps))
+            if self._is_over(received):
+                return
+            self._step(lambda state, share=share: (None, first + share * (goal - first)))
+        self.phase = "run"
+        self._controller.reset()
+        for _ in range(round(seconds / dt)):
+            if self._is_over(received):
+                return
+            self._step(lambda state: self._controller.act(state.position.copy(), self._target.copy()))
+            report.seconds += dt
+        report.outcome, report.reason = "completed", "the time is over"
+
+    def _first_position(self) -> np.ndarray:
+        while True:
+            try:
+                state = self._hand.read()
+                self._monitor.check(state, state.position)
+                return state.position.copy()
+            except HandError as error:
+                self._monitor.failed(error)
+                time.sleep(self._controller.dt)
+
+    def _is_over(self, received: list[str]) -> bool:
+        if received:
+            self._report.outcome, self._report.reason = "interrupted", received[0]
+        return bool(received)
+
+    def _step(self, decide: Any) -> None:
+        """One control period: ``decide`` gives an action and a target for a state."""
+        time.sleep(max(0.0, self._next - time.monotonic()))
+        begin = time.monotonic()
+        lateness = begin - self._next
+        # after a pause the steps that were missed are not made up for
+        self._next = max(self._next, begin - self._controller.dt) + self._controller.dt
+        state: HandState | None = None
+        action, event, duration = None, "", 0.0
+        try:
+            state = self._hand.read()
+            self._monitor.check(state, self._target)
+            before = time.monotonic()
+            action, wanted = decide(state)
+            duration = time.monotonic() - before
+            self._target = self._monitor.limit(wanted, self._target)
+            self._hand.command(self._target)
+            self._monitor.succeeded()
+        except HandError as error:
+            event = str(error)
+            self._monitor.failed(error)
+            if action is None:  # nothing was decided: the hand is told to stay where it was sent
+                with contextlib.suppress(HandError):
+                    self._hand.command(self._target)
+        finally:
+            times = {"lateness_ms": 1000 * lateness, "policy_ms": 1000 * duration}
+            if self.phase == "run":
+                self._report.lateness_ms.append(times["lateness_ms"])
+                self._report.policy_ms.append(times["policy_ms"])
+            if self._session is not None:
+                self._session.write(
+                    begin - self._start,
+                    self.phase,
+                    event=event,
+                    times=times,
+                    state=state,
+                    target=self._target,
+                    action=action,
+                )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[str]]:
+    """A list that holds the name of the first signal to stop; a second one interrupts at once.
+
+    Python handles signals in its main thread only; in another nothing is caught here.
+    """
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(f"received {signal.Signals(number).name}")
+
+    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+    previous = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,124 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The record of a run on a hand: a CSV with a row a control step, and its picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchrl_genpo.deploy.hand import HandState
+from torchrl_genpo.envs.xhand import JOINTS
+
+__all__ = ["SessionLog", "draw_session", "read_session"]
+
+QUANTITIES = ("position", "target", "torque", "temperature")
+COLUMNS = [
+    *("time", "phase", "event", "lateness_ms", "policy_ms"),
+    *(f"{quantity}/{joint}" for quantity in QUANTITIES for joint in JOINTS),
+    *(f"action/{index}" for index in range(len(JOINTS))),
+]
+"""Of the CSV: seconds since the first row; ``ramp`` or ``run``; what happened, if anything; how late the step began and
+how long the policy took; what was read, then commanded; and the policy's action."""
+
+
+class SessionLog:
+    """Writes a run to a CSV file with the columns :data:`COLUMNS`; nothing is lost if the program dies.
+
+    Args:
+        path (Path or str): the file; its folder is created if needed.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("w", newline="")
+        self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
+        self._writer.writeheader()
+
+    def write(
+        self,
+        seconds: float,
+        phase: str,
+        *,
+        event: str = "",
+        times: Mapping[str, float] | None = None,
+        state: HandState | None = None,
+        target: np.ndarray | None = None,
+        action: np.ndarray | None = None,
+    ) -> None:
+        """Writes a row; what is not given stays empty."""
+        row: dict[str, Any] = {"time": f"{seconds:.4f}", "phase": phase, "event": event}
+        row |= {name: f"{value:.3f}" for name, value in (times or {}).items()}
+        values = {"position": getattr(state, "position", None), "target": target}
+        values |= {name: getattr(state, name, None) for name in ("torque", "temperature")}
+        for name, array in values.items():
+            if array is not None:
+                row |= {f"{name}/{joint}": f"{value:.5g}" for joint, value in zip(JOINTS, array, strict=True)}
+        for index, value in enumerate(() if action is None else action):
+            row[f"action/{index}"] = f"{value:.5g}"
+        self._writer.writerow(row)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Ends the file."""
+        self._file.close()
+
+
+def read_session(path: Path | str) -> dict[str, np.ndarray]:
+    """The columns of a session's CSV: text for ``phase`` and ``event``, else numbers, NaN where empty."""
+    with Path(path).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        name: np.array([row[name] if name in ("phase", "event") else float(row[name] or "nan") for row in rows])
+        for name in COLUMNS
+    }
+
+
+def draw_session(path: Path | str, picture_path: Path | str) -> None:
+    """Draws the joints' angles and targets, and how late every step was.
+
+    Args:
+        path (Path or str): the CSV.
+        picture_path (Path or str): the picture to write.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    session = read_session(path)
+    time = session["time"]
+    figure, axes = plt.subplots(5, 3, figsize=(11, 11), layout="constrained", sharex=True)
+    for panel, joint in zip(axes[:4].flat, JOINTS, strict=True):
+        panel.plot(time, session[f"target/{joint}"], color="tab:orange", lw=1, label="target")
+        panel.plot(time, session[f"position/{joint}"], color="tab:blue", lw=1, label="measured")
+        panel.set_title(joint, fontsize=9)
+        panel.grid(alpha=0.3)
+    for panel, name in zip(axes[4], ("lateness_ms", "policy_ms", "temperature"), strict=True):
+        if name == "temperature":
+            values = np.stack([session[f"temperature/{joint}"] for joint in JOINTS])
+            panel.plot(time, np.where(np.isnan(values), -np.inf, values).max(0), color="tab:red", lw=1)
+            title = "hottest motor, degrees Celsius"
+        else:
+            panel.plot(time, session[name], ".", markersize=2, color="tab:gray")
+            title = {"lateness_ms": "lateness of the step, ms", "policy_ms": "policy, ms"}[name]
+        panel.set_title(title, fontsize=9)
+        panel.set_xlabel("s")
+        panel.grid(alpha=0.3)
+    is_ramp = session["phase"] == "ramp"
+    for panel in axes.flat:
+        if is_ramp.any():
+            panel.axvspan(time[is_ramp].min(), time[is_ramp].max(), color="0.92", lw=0)
+        for moment in time[session["event"] != ""]:
+            panel.axvline(moment, color="tab:red", lw=0.8, ls=":")
+    axes[0, 0].set_ylabel("rad")
+    axes[0, 0].legend(fontsize=8)
+    last = session["event"][-1]
+    figure.suptitle("Grey: ramp to the start pose." + (f" End: {last}." if last else ""), fontsize=10)
+    figure.savefig(picture_path, dpi=110)
+    plt.close(figure)

@@ -1,0 +1,122 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A hand and a nut in MuJoCo, in real time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from torchrl_genpo.deploy.hand import HandState
+from torchrl_genpo.envs.xhand import JOINTS, Scene, make_model
+
+__all__ = ["SimulatedHand"]
+
+ROOM_TEMPERATURE = 25.0
+SLOWEST = 1.0  # s of simulation at a time, however long nobody asked
+
+
+class SimulatedHand:
+    """The XHand's model as a :class:`~torchrl_genpo.deploy.HandBackend`: whenever it is used, it has gone on until now.
+
+    It lives by the same clock as the loop that drives it, so that a late command is a late command.
+
+    Args:
+        scene (Scene, optional): hand, nut and physics. Defaults to ``Scene()``.
+
+    Keyword Args:
+        pose (np.ndarray, optional): joint angles ``[12]`` at first, rad. Defaults to a hand a little more open than
+            the scene's start pose.
+        noise (float, optional): standard deviation of a measured angle, rad. Defaults to ``0``.
+        seed (int, optional): of the noise.
+        clock (Callable, optional): seconds. Defaults to the real time.
+
+    Examples:
+        >>> hand = SimulatedHand(Scene(nut="round"))
+        >>> hand.open()
+        >>> hand.read().position.shape, hand.turns
+        ((12,), 0.0)
+    """
+
+    def __init__(
+        self,
+        scene: Scene | None = None,
+        *,
+        pose: np.ndarray | None = None,
+        noise: float = 0.0,
+        seed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        import mujoco
+
+        self._mujoco: Any = mujoco
+        self.scene = Scene() if scene is None else scene
+        self.model = make_model(self.scene)
+        self.data = mujoco.MjData(self.model)
+        self._pose = self._open_pose() if pose is None else pose
+        self._noise, self._random, self._clock = noise, np.random.default_rng(seed), clock
+        self._gains = self.model.actuator_gainprm.copy(), self.model.actuator_biasprm.copy()
+        self._torques = [self.model.sensor(f"{name}_torque").adr[0] for name in JOINTS]
+        self._started = 0.0
+
+    def _open_pose(self) -> np.ndarray:
+        pose = self.scene.start_pose()
+        for name in ("thumb_rota1", "index_1", "mid_1"):
+            pose[JOINTS.index(name)] -= 0.25
+        return pose
+
+    def open(self) -> None:
+        """Puts hand and nut where they begin."""
+        self._mujoco.mj_resetData(self.model, self.data)
+        self.data.qpos[: len(JOINTS)] = self._pose
+        self.passive()
+        self._mujoco.mj_forward(self.model, self.data)
+        self._started = self._clock()
+
+    def read(self) -> HandState:
+        """The present state; torques in N m."""
+        self._advance()
+        position = self.data.qpos[: len(JOINTS)] + self._noise * self._random.standard_normal(len(JOINTS))
+        return HandState(
+            position=position,
+            torque=self.data.sensordata[self._torques].copy(),
+            temperature=np.full(len(JOINTS), ROOM_TEMPERATURE),
+            errors=np.zeros(len(JOINTS), int),
+        )
+
+    def command(self, position: np.ndarray) -> None:
+        """Position control towards joint angles ``[12]``, rad."""
+        self._advance()
+        self.model.actuator_gainprm[:], self.model.actuator_biasprm[:] = self._gains
+        self.data.ctrl[:] = position
+
+    def passive(self) -> None:
+        """Takes all torque from the joints."""
+        self._advance()
+        self.model.actuator_gainprm[:], self.model.actuator_biasprm[:] = 0.0, 0.0
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    @property
+    def is_passive(self) -> bool:
+        """Whether no joint has torque."""
+        return not self.model.actuator_gainprm.any()
+
+    @property
+    def turns(self) -> float:
+        """Net turns of the nut since it was opened, in the direction that loosens it."""
+        return float(self.data.joint("nut").qpos[0]) / (2 * math.pi)
+
+    def _advance(self) -> None:
+        """Simulates up to now."""
+        behind = self._clock() - self._started - self.data.time
+        if behind > SLOWEST:
+            self._started += behind - SLOWEST
+            behind = SLOWEST
+        for _ in range(int(behind / self.model.opt.timestep + 1e-6)):
+            self._mujoco.mj_step(self.model, self.data)

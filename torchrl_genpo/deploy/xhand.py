@@ -1,0 +1,170 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The real hand, over the maker's SDK."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from typing import Any
+
+import numpy as np
+
+from torchrl_genpo.deploy.hand import HandConfig, HandError, HandState
+from torchrl_genpo.envs.xhand import JOINTS
+
+__all__ = ["XHandBackend"]
+
+PASSIVE_MODE, POSITION_MODE = 0, 3
+ERRORS = ("commboard_err", "jonitboard_err", "jointboard_err", "tipboard_err")  # the second is the maker's spelling
+GOOD_READINGS = 3  # in a row, before the hand counts as open: the first can be all zeros
+OPENING_READINGS = 50
+
+
+class XHandBackend:
+    """An XHand on RS485 or EtherCAT, a :class:`~torchrl_genpo.deploy.HandBackend`.
+
+    The SDK (``xhand_controller``, by RobotEra, Linux x86-64, closed source) is not shipped and not needed to import
+    this: it is imported when the hand is opened, unless given.
+
+    Args:
+        config (HandConfig): the hand.
+        sdk (module, optional): what ``from xhand_controller import xhand_control`` gives, or a
+            :class:`~torchrl_genpo.deploy.FakeSDK`.
+
+    Examples:
+        >>> from torchrl_genpo.deploy import FakeSDK, HandConfig, XHandBackend
+        >>> hand = XHandBackend(HandConfig(), FakeSDK())
+        >>> hand.open()
+        >>> hand.read().position.round(1)[:3]
+        array([0.1, 0.1, 0.1])
+        >>> hand.close()
+    """
+
+    def __init__(self, config: HandConfig, sdk: Any = None) -> None:
+        self._config, self._sdk = config, sdk
+        self._channels = np.array([config.order.index(joint) for joint in JOINTS])  # of each joint
+        self._signs = np.array([config.signs.get(joint, 1) for joint in JOINTS])
+        self._device: Any = None
+        self._id = 0
+        self._command: Any = None
+        self.name = ""
+
+    def open(self) -> None:
+        """Connects and waits for readings that are not all zeros.
+
+        Raises:
+            ImportError: without the SDK.
+            HandError: if there is no hand, several, one of the other side, or no reading.
+        """
+        if self._sdk is None:
+            try:
+                self._sdk = importlib.import_module("xhand_controller.xhand_control")
+            except ImportError as error:
+                raise ImportError(
+                    "The real hand needs the maker's SDK, the wheel xhand_controller (Linux x86-64), which RobotEra "
+                    f"hands out with it: pip install xhand_controller-*.whl ({error}). Without a hand: --backend sim."
+                ) from error
+        self._device = self._sdk.XHandControl()
+        try:
+            self._connect()
+            self._wait_for_readings()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        config, device = self._config, self._device
+        port = config.port
+        if port is None:
+            found = list(device.enumerate_devices(config.protocol))
+            if not found:
+                raise HandError(f"no {config.protocol} device found: is the hand plugged in and powered?")
+            port = found[0]
+        is_serial = config.protocol == "RS485"
+        self._check(device.open_serial(port, config.baud) if is_serial else device.open_ethercat(port), f"open {port}")
+        ids = list(device.list_hands_id())
+        if not ids or (config.hand_id is None and len(ids) > 1) or config.hand_id not in (None, *ids):
+            raise HandError(f"hands on {port}: {ids or 'none'}; hand.hand_id={config.hand_id} must name one of them")
+        self._id = ids[0] if config.hand_id is None else config.hand_id
+        kind = str(device.get_hand_type(self._id))
+        other = "left" if config.side == "right" else "right"
+        if other in kind.lower():
+            raise HandError(f"the hand on {port} says it is {kind!r}, the configuration says {config.side}")
+        self.name = f"{kind} {device.get_serial_number(self._id)} on {port}"
+        self._command = self._sdk.HandCommand_t()
+
+    def _wait_for_readings(self) -> None:
+        good, last = 0, None
+        for _ in range(OPENING_READINGS):
+            try:
+                self.read()
+                good += 1
+            except HandError as error:
+                good, last = 0, error
+            if good == GOOD_READINGS:
+                return
+            time.sleep(0.02)  # the period of the bus
+        raise HandError(f"no usable reading in {OPENING_READINGS}: {last}")
+
+    def read(self) -> HandState:
+        """The present state.
+
+        Raises:
+            HandError: for an error code, or positions that are all exactly zero, which no real hand's are.
+        """
+        error, state = self._device.read_state(self._id, True)
+        self._check(error, "read_state")
+        fingers = [state.finger_state[int(channel)] for channel in self._channels]
+        position = np.array([float(finger.position) for finger in fingers])
+        if not position.any():
+            raise HandError("read_state gave zeros only")
+        return HandState(
+            position=self._signs * position,
+            torque=self._signs * np.array([float(finger.torque) for finger in fingers]),
+            temperature=np.array([float(int(finger.temperature) & 0xFF) for finger in fingers]),  # its low byte
+            errors=np.array([max(int(getattr(finger, name, 0)) for name in ERRORS) for finger in fingers]),
+        )
+
+    def command(self, position: np.ndarray) -> None:
+        """Position control towards joint angles ``[12]``, rad.
+
+        Raises:
+            HandError: for an error code.
+        """
+        config = self._config
+        self._send(self._signs * position, POSITION_MODE, config.kp, config.ki, config.kd, config.tor_max)
+
+    def passive(self) -> None:
+        """Mode 0 with no torque; connects anew where the hand does not answer, as after a loose plug.
+
+        Raises:
+            HandError: for an error code.
+        """
+        if self._command is None:  # it was never opened, and nothing was commanded
+            return
+        relaxed = (np.zeros(len(JOINTS)), PASSIVE_MODE, 0, 0, 0, 0)
+        try:
+            self._send(*relaxed)
+        except HandError:
+            self._device.close_device()
+            self._connect()
+            self._send(*relaxed)
+
+    def close(self) -> None:
+        """Disconnects."""
+        if self._device is not None:
+            self._device.close_device()
+            self._device = self._command = None
+
+    def _send(self, position: np.ndarray, mode: int, kp: int, ki: int, kd: int, tor_max: int) -> None:
+        for channel, angle in zip(self._channels, position, strict=True):
+            finger = self._command.finger_command[int(channel)]
+            finger.id, finger.mode, finger.position = int(channel), mode, float(angle)
+            finger.kp, finger.ki, finger.kd, finger.tor_max = kp, ki, kd, tor_max
+        self._check(self._device.send_command(self._id, self._command), "send_command")
+
+    @staticmethod
+    def _check(error: Any, call: str) -> None:
+        if error.error_code != 0:
+            raise HandError(f"{call} failed: {error.error_message} (code {error.error_code})")
