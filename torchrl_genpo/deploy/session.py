@@ -16,6 +16,7 @@ from torchrl_genpo.envs.xhand import JOINTS
 
 __all__ = ["SessionLog", "draw_session", "read_session"]
 
+SMALLEST_RANGE = 0.3  # rad, of a panel: noise is not to look like motion
 QUANTITIES = ("position", "target", "torque", "temperature")
 COLUMNS = [
     *("time", "phase", "event", "lateness_ms", "policy_ms"),
@@ -97,6 +98,9 @@ def draw_session(path: Path | str, picture_path: Path | str) -> None:
     for panel, joint in zip(axes[:4].flat, JOINTS, strict=True):
         panel.plot(time, session[f"target/{joint}"], color="tab:orange", lw=1, label="target")
         panel.plot(time, session[f"position/{joint}"], color="tab:blue", lw=1, label="measured")
+        low, high = panel.get_ylim()
+        margin = max(0.0, SMALLEST_RANGE - (high - low)) / 2
+        panel.set_ylim(low - margin, high + margin)
         panel.set_title(joint, fontsize=9)
         panel.grid(alpha=0.3)
     for panel, name in zip(axes[4], ("lateness_ms", "policy_ms", "temperature"), strict=True):

@@ -1,0 +1,171 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The command ``genpo-deploy``: lets a policy drive a hand, simulated, fake or real.
+
+genpo-deploy --policy my_policy                            # in simulation
+genpo-deploy --policy my_policy --backend xhand --dry-run  # the real hand, read but not moved
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
+from torchrl_genpo.deploy.fake_sdk import FakeSDK
+from torchrl_genpo.deploy.faults import HAND_FAULTS, POLICY_FAULTS, Fault, FaultyController
+from torchrl_genpo.deploy.hand import DeployConfig, HandBackend, HandError, HandState, load_config
+from torchrl_genpo.deploy.loop import run_policy
+from torchrl_genpo.deploy.policy import FILES, ExportedPolicy
+from torchrl_genpo.deploy.session import draw_session
+from torchrl_genpo.deploy.simulated import SimulatedHand
+from torchrl_genpo.deploy.xhand import XHandBackend
+from torchrl_genpo.envs.xhand import NUTS, Scene
+
+__all__ = ["DryRun", "main"]
+
+DESCRIPTION = """\
+Lets a policy drive an XHand at 20 Hz: the simulated one, a fake one that shows what happens when something fails, or
+the real one. The hand first moves slowly to the policy's start pose. However the run ends, it ends passive, without
+torque; Ctrl-C stops it at any time.
+
+Without --policy the fingers make a slow wave. A policy is a folder that this command writes from a checkpoint of
+env=xhand/nut_bolt:
+
+  python -m torchrl_genpo.deploy.export outputs/.../checkpoints/checkpoint-....torchrl my_policy
+"""
+
+EXAMPLES = """\
+examples:
+  genpo-deploy                                            a wave in simulation
+  genpo-deploy --policy my_policy --nut square            loosen a square nut, in real time
+  genpo-deploy --backend fake --fault stuck:thumb_bend@1  see the run stopped for safety
+  genpo-deploy --policy my_policy --backend xhand --dry-run
+                                                          the real hand: read it, log what would be commanded
+  genpo-deploy --policy my_policy --backend xhand --hand my_hand.yaml --set hand.tor_max=150
+
+The real hand needs RobotEra's SDK (the wheel xhand_controller), which is not part of this library. Settings of a hand
+are in a YAML file such as
+
+  hand: {side: right, port: /dev/ttyUSB0, signs: {index_bend: -1}}
+  safety: {max_temperature: 60}
+
+Keep the power switch of a real hand within reach, and your fingers out of it.
+"""
+
+
+class DryRun:
+    """A hand that is read but never commanded, a :class:`~torchrl_genpo.deploy.HandBackend`.
+
+    Args:
+        backend (HandBackend): the hand.
+    """
+
+    def __init__(self, backend: HandBackend) -> None:
+        self._backend = backend
+
+    def open(self) -> None:
+        """Connects."""
+        self._backend.open()
+
+    def read(self) -> HandState:
+        """The present state."""
+        return self._backend.read()
+
+    def command(self, position: np.ndarray) -> None:
+        """Does nothing."""
+
+    def passive(self) -> None:
+        """Takes all torque from the joints, should there be any."""
+        self._backend.passive()
+
+    def close(self) -> None:
+        """Disconnects."""
+        self._backend.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="genpo-deploy",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--policy", type=Path, metavar="FOLDER", help="an exported policy; without one, a slow wave")
+    parser.add_argument("--backend", choices=("sim", "fake", "xhand"), default="sim", help="default: sim")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the policy, after the ramp; default: 20")
+    parser.add_argument("--runtime", choices=list(FILES), default="onnx", help="of the policy; default: onnx")
+    parser.add_argument("--hand", type=Path, metavar="FILE", help="YAML with the settings of the hand, see below")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="single settings of the hand")
+    parser.add_argument(
+        "--log", type=Path, metavar="FOLDER", help="for log.csv and log.png; default: outputs/deploy/<date>"
+    )
+    parser.add_argument("--nut", choices=list(NUTS), default="hexagon", help="of the simulation; default: hexagon")
+    faults = ", ".join(HAND_FAULTS | POLICY_FAULTS)
+    parser.add_argument("--fault", metavar="KIND[:JOINT][@SECONDS]", help=f"something that goes wrong: {faults}")
+    parser.add_argument("--dry-run", action="store_true", help="read the hand, decide and log, but never command it")
+    parser.add_argument("--yes", action="store_true", help="do not ask before the real hand moves")
+    return parser
+
+
+def _controller(options: argparse.Namespace, config: DeployConfig) -> HandController:
+    if options.policy is None:
+        return WaveMotion()
+    policy = HandPolicy(ExportedPolicy(options.policy, options.runtime))
+    if policy.side != config.hand.side:
+        raise ValueError(f"{options.policy} is for a {policy.side} hand, hand.side is {config.hand.side}.")
+    return policy
+
+
+def _backend(options: argparse.Namespace, config: DeployConfig, faults: list[Fault]) -> HandBackend:
+    if options.backend == "xhand":
+        return XHandBackend(config.hand)
+    if options.backend == "fake":
+        return XHandBackend(config.hand, FakeSDK(faults, side=config.hand.side))
+    return SimulatedHand(Scene(side=config.hand.side, nut=options.nut))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns 0 if the run was completed or interrupted and the hand is passive."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = load_config(options.hand, options.set)
+        controller = _controller(options, config)
+        faults = [] if options.fault is None else [Fault.parse(options.fault)]
+        if faults and faults[0].kind in POLICY_FAULTS:
+            controller = FaultyController(controller, faults.pop())
+        if faults and options.backend != "fake":
+            raise ValueError(f"--fault {options.fault} is of the hand: it needs --backend fake.")
+        backend = _backend(options, config, faults)
+        safety = config.safety
+        if options.dry_run:
+            backend, safety = DryRun(backend), replace(safety, max_tracking_error=float("inf"))
+        elif options.backend == "xhand" and not options.yes:
+            input("The hand will move. Nothing and nobody in it? The power switch within reach? Enter starts: ")
+        folder = options.log or Path("outputs", "deploy", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")
+        moves = "fingers make a slow wave" if options.policy is None else f"{options.policy} acts"
+        _say(f"{options.backend} hand: ramp to the start pose, then the {moves} for {options.seconds:g} s.")
+        report = run_policy(controller, backend, seconds=options.seconds, safety=safety, log=folder / "log.csv")
+        draw_session(folder / "log.csv", folder / "log.png")
+    except (ValueError, FileNotFoundError, ImportError, HandError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    _say(str(report))
+    if isinstance(backend, SimulatedHand):
+        _say(f"The nut turned {backend.turns:.2f} times.")
+    _say(f"Log: {folder}")
+    return 0 if report.outcome in ("completed", "interrupted") and report.is_passive else 1
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
