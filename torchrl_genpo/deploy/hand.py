@@ -125,7 +125,8 @@ class SafetyConfig:
         passive_timeout (float): s for which making it passive is tried.
     """
 
-    low: dict[str, float] = field(default_factory=lambda: _limits((0, -40, 0), -10, 0, 5))
+    # some keep distal joints above 5 degrees; the maker's presets do not, nor do policies that leave fingers straight
+    low: dict[str, float] = field(default_factory=lambda: _limits((0, -40, 0), -10, 0, 0))
     high: dict[str, float] = field(default_factory=lambda: _limits((105, 90, 90), 10, 110, 110))
     max_speed: float = math.pi
     ramp_speed: float = 0.5

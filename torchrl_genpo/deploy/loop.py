@@ -20,10 +20,12 @@ from torchrl_genpo.deploy.controller import HandController
 from torchrl_genpo.deploy.hand import HandBackend, HandError, HandState, SafetyConfig
 from torchrl_genpo.deploy.safety import GuardedHand, SafetyMonitor, SafetyStop
 from torchrl_genpo.deploy.session import SessionLog
+from torchrl_genpo.envs.xhand import JOINTS
 
 __all__ = ["RunReport", "run_policy"]
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+POSE_TOLERANCE = 0.01  # rad, by which a start pose may be out of the limits
 SETTLING = 0.3  # s at the start pose before the controller begins
 
 
@@ -90,6 +92,7 @@ def run_policy(
 
     Raises:
         HandError: if the hand cannot be opened.
+        ValueError: if the start pose is out of the limits.
 
     Examples:
         >>> from torchrl_genpo.deploy import FakeSDK, HandConfig, WaveMotion, XHandBackend, run_policy
@@ -100,6 +103,7 @@ def run_policy(
         True
     """
     safety = SafetyConfig() if safety is None else safety
+    _check_start_pose(controller.start_pose, safety)
     report = RunReport()
     session = None if log is None else SessionLog(log)
     hand = GuardedHand(backend, safety)
@@ -123,6 +127,16 @@ def run_policy(
         if session is not None:
             session.close()
     return report
+
+
+def _check_start_pose(pose: np.ndarray, safety: SafetyConfig) -> None:
+    outside = np.abs(pose - np.clip(pose, *safety.bounds())) > POSE_TOLERANCE
+    if outside.any():
+        names = ", ".join(f"{JOINTS[index]} {pose[index]:.3f}" for index in np.flatnonzero(outside))
+        raise ValueError(
+            f"The start pose is out of the safety limits: {names} rad. From another pose the policy would see what it "
+            "has never seen; widen safety.low or safety.high if the hand allows it."
+        )
 
 
 class _Loop:
@@ -152,7 +166,7 @@ class _Loop:
         """Ramps and then lets the controller act for ``seconds``, or until a signal is received."""
         dt, report = self._controller.dt, self._report
         first = self._first_position()
-        goal = self._monitor.limit_pose(self._controller.start_pose)
+        goal = np.clip(self._controller.start_pose, *self._safety.bounds())
         ramp_steps = math.ceil(np.abs(goal - first).max() / (self._safety.ramp_speed * dt))
         settling_steps = math.ceil(SETTLING / dt)
         self._target, self._start = first, time.monotonic()

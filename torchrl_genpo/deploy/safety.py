@@ -38,10 +38,6 @@ class SafetyMonitor:
         self._low, self._high = config.bounds()
         self._errors = 0
 
-    def limit_pose(self, pose: np.ndarray) -> np.ndarray:
-        """The pose within the joints' limits."""
-        return np.clip(pose, self._low, self._high)
-
     def limit(self, target: np.ndarray, previous: np.ndarray) -> np.ndarray:
         """The target that may be commanded after ``previous``; where that is out of bounds, no farther than it.
 
