@@ -2,6 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Trained policies away from training: export, and a hand that they drive."""
 
+from torchrl_genpo.deploy.clock import Clock, FastClock
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.exporter import PolicyExporter
 from torchrl_genpo.deploy.fake_sdk import FakeSDK
@@ -14,8 +15,10 @@ from torchrl_genpo.deploy.simulated import SimulatedHand
 from torchrl_genpo.deploy.xhand import XHandBackend
 
 __all__ = [
+    "Clock",
     "ExportedPolicy",
     "FakeSDK",
+    "FastClock",
     "Fault",
     "FaultyController",
     "HandBackend",

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from torchrl_genpo.deploy.clock import Clock
 from torchrl_genpo.deploy.faults import HAND_FAULTS, Fault
 from torchrl_genpo.envs.xhand import JOINTS
 
@@ -79,7 +80,7 @@ class FakeHand:
         lag (float): time constant, s.
         noise (float): standard deviation of a reading, rad.
         seed (int): of the noise.
-        clock (Callable): seconds; another than the real one for tests.
+        clock (Clock): another time than the real one.
     """
 
     def __init__(
@@ -89,9 +90,9 @@ class FakeHand:
         lag: float = 0.08,
         noise: float = 0.002,
         seed: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
-        self.faults, self._lag, self._noise, self._clock = list(faults), lag, noise, clock
+        self.faults, self._lag, self._noise, self._clock = list(faults), lag, noise, clock or Clock()
         for fault in self.faults:
             if fault.kind not in HAND_FAULTS:
                 raise ValueError(f"{fault.kind!r} is a fault of a policy, not of the hand.")
@@ -99,7 +100,7 @@ class FakeHand:
         self._commands = HandCommand_t()
         self._position = np.full(CHANNELS, 0.1)
         self._temperature = np.full(CHANNELS, 35.0)
-        self._now = clock()
+        self._now = self._clock()
         self._first_command: float | None = None
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_genpo.deploy.clock import Clock
 from torchrl_genpo.deploy.controller import HandController
 from torchrl_genpo.deploy.hand import HandBackend, HandError, HandState, SafetyConfig
 from torchrl_genpo.deploy.safety import GuardedHand, SafetyMonitor, SafetyStop
@@ -68,6 +69,7 @@ def run_policy(
     seconds: float = 20.0,
     safety: SafetyConfig | None = None,
     log: Path | str | None = None,
+    clock: Clock | None = None,
 ) -> RunReport:
     """Opens a hand, moves it slowly to the start pose and lets a controller drive it, by default at 20 Hz.
 
@@ -86,6 +88,8 @@ def run_policy(
         seconds (float, optional): of the controller. Defaults to ``20``.
         safety (SafetyConfig, optional): the limits.
         log (Path or str, optional): a CSV file to write, see :class:`~torchrl_genpo.deploy.SessionLog`.
+        clock (Clock, optional): another time than the real one, for a backend that lives by the same. The watchdog
+            always keeps to the real one.
 
     Returns:
         How it ended.
@@ -107,7 +111,7 @@ def run_policy(
     report = RunReport()
     session = None if log is None else SessionLog(log)
     hand = GuardedHand(backend, safety)
-    loop = _Loop(controller, hand, safety, session, report)
+    loop = _Loop(controller, hand, safety, session, report, clock or Clock())
     try:
         backend.open()
         try:
@@ -149,18 +153,19 @@ class _Loop:
         safety: SafetyConfig,
         session: SessionLog | None,
         report: RunReport,
+        clock: Clock,
     ) -> None:
         self._controller, self._hand, self._safety = controller, hand, safety
-        self._session, self._report = session, report
+        self._session, self._report, self._clock = session, report, clock
         self._monitor = SafetyMonitor(safety, controller.dt)
-        self._start = self._next = time.monotonic()
+        self._start = self._next = clock()
         self._target = np.empty(0)
         self.phase = "ramp"
 
     @property
     def time(self) -> float:
         """Seconds since the first step."""
-        return time.monotonic() - self._start
+        return self._clock() - self._start
 
     def run(self, seconds: float, received: list[str]) -> None:
         """Ramps and then lets the controller act for ``seconds``, or until a signal is received."""
@@ -169,7 +174,7 @@ class _Loop:
         goal = np.clip(self._controller.start_pose, *self._safety.bounds())
         ramp_steps = math.ceil(np.abs(goal - first).max() / (self._safety.ramp_speed * dt))
         settling_steps = math.ceil(SETTLING / dt)
-        self._target, self._start = first, time.monotonic()
+        self._target, self._start = first, self._clock()
         self._next = self._start
         for step in range(1, ramp_steps + settling_steps + 1):
             share = min(1.0, step / max(1, ramp_steps))
@@ -193,7 +198,7 @@ class _Loop:
                 return state.position.copy()
             except HandError as error:
                 self._monitor.failed(error)
-                time.sleep(self._controller.dt)
+                self._clock.sleep(self._controller.dt)
 
     def _is_over(self, received: list[str]) -> bool:
         if received:
@@ -202,8 +207,8 @@ class _Loop:
 
     def _step(self, decide: Any) -> None:
         """One control period: ``decide`` gives an action and a target for a state."""
-        time.sleep(max(0.0, self._next - time.monotonic()))
-        begin = time.monotonic()
+        self._clock.sleep(max(0.0, self._next - self._clock()))
+        begin = self._clock()
         lateness = begin - self._next
         # after a pause the steps that were missed are not made up for
         self._next = max(self._next, begin - self._controller.dt) + self._controller.dt
@@ -212,9 +217,9 @@ class _Loop:
         try:
             state = self._hand.read()
             self._monitor.check(state, self._target)
-            before = time.monotonic()
+            before = time.perf_counter()
             action, wanted = decide(state)
-            duration = time.monotonic() - before
+            duration = time.perf_counter() - before
             self._target = self._monitor.limit(wanted, self._target)
             self._hand.command(self._target)
             self._monitor.succeeded()

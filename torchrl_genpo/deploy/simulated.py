@@ -5,12 +5,11 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from torchrl_genpo.deploy.clock import Clock
 from torchrl_genpo.deploy.hand import HandState
 from torchrl_genpo.envs.xhand import JOINTS, Scene, make_model
 
@@ -33,7 +32,7 @@ class SimulatedHand:
             the scene's start pose.
         noise (float, optional): standard deviation of a measured angle, rad. Defaults to ``0``.
         seed (int, optional): of the noise.
-        clock (Callable, optional): seconds. Defaults to the real time.
+        clock (Clock, optional): another time than the real one.
 
     Examples:
         >>> hand = SimulatedHand(Scene(nut="round"))
@@ -49,7 +48,7 @@ class SimulatedHand:
         pose: np.ndarray | None = None,
         noise: float = 0.0,
         seed: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock | None = None,
     ) -> None:
         import mujoco
 
@@ -58,7 +57,7 @@ class SimulatedHand:
         self.model = make_model(self.scene)
         self.data = mujoco.MjData(self.model)
         self._pose = self._open_pose() if pose is None else pose
-        self._noise, self._random, self._clock = noise, np.random.default_rng(seed), clock
+        self._noise, self._random, self._clock = noise, np.random.default_rng(seed), clock or Clock()
         self._gains = self.model.actuator_gainprm.copy(), self.model.actuator_biasprm.copy()
         self._torques = [self.model.sensor(f"{name}_torque").adr[0] for name in JOINTS]
         self._started = 0.0
@@ -71,11 +70,11 @@ class SimulatedHand:
 
     def open(self) -> None:
         """Puts hand and nut where they begin."""
+        self._started = self._clock()
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[: len(JOINTS)] = self._pose
         self.passive()
         self._mujoco.mj_forward(self.model, self.data)
-        self._started = self._clock()
 
     def read(self) -> HandState:
         """The present state; torques in N m."""

@@ -1,0 +1,106 @@
+"""The command: a newcomer's first run, its log, its faults and its errors."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from torchrl_genpo.deploy import (
+    FakeSDK,
+    FastClock,
+    HandConfig,
+    SafetyConfig,
+    SimulatedHand,
+    XHandBackend,
+    draw_session,
+    read_session,
+    run_policy,
+)
+from torchrl_genpo.deploy.controller import WaveMotion
+from torchrl_genpo.deploy.run import DryRun, main
+from torchrl_genpo.envs.xhand import JOINTS
+
+QUICK = ["--set", "safety.ramp_speed=2", "safety.watchdog=5"]  # a busy machine may stop a test for long
+
+
+def run(tmp_path, *options):
+    return main(["--seconds", "0.3", "--log", str(tmp_path), *options, *QUICK])
+
+
+def test_without_options_it_waves_in_simulation(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    output = capsys.readouterr().out
+    for part in ("sim hand: ramp", "completed after 0.3 s", "The hand is passive", "The nut turned 0.00 times"):
+        assert part in output
+    assert (tmp_path / "log.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "torch"])
+def test_a_policy_drives_the_fake_hand(policy_folder, tmp_path, runtime):
+    assert run(tmp_path, "--policy", str(policy_folder), "--backend", "fake", "--runtime", runtime) == 0
+    session = read_session(tmp_path / "log.csv")
+    is_run = (session["phase"] == "run") & (session["event"] == "")
+    assert is_run.sum() == 6 and session["event"][-1].startswith("completed")
+    actions = np.stack([session[f"action/{index}"][is_run] for index in range(8)], 1)
+    targets = np.stack([session[f"target/{joint}"] for joint in JOINTS], 1)[np.flatnonzero(is_run)[0] - 1 :][:7]
+    np.testing.assert_allclose(np.diff(targets, axis=0)[:, 4:8], actions[:, 4:8] / 24, atol=2e-4)
+    assert np.isnan(session["action/8"]).all() and session["policy_ms"][is_run].max() < 1000
+
+
+def test_a_fault_ends_with_another_exit_code(tmp_path, capsys):
+    assert run(tmp_path, "--backend", "fake", "--fault", "nan_action:mid_1@0.1") == 1
+    assert "not finite for mid_1" in capsys.readouterr().out
+
+
+def test_a_dry_run_reads_but_never_moves_the_hand():
+    clock = FastClock()
+    sdk = FakeSDK(noise=0.0, clock=clock)
+    limits = SafetyConfig(max_tracking_error=np.inf)
+    report = run_policy(WaveMotion(), DryRun(XHandBackend(HandConfig(), sdk)), seconds=9.0, safety=limits, clock=clock)
+    assert report.outcome == "completed" and sdk.hand._first_command is None
+    np.testing.assert_allclose(sdk.hand.position, 0.1)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_the_command_is_ended_by_a_signal_with_the_hand_passive(tmp_path, name):
+    command = [sys.executable, "-m", "torchrl_genpo.deploy.run", "--backend", "fake", "--log", tmp_path]
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        while not (tmp_path / "log.csv").exists() or (tmp_path / "log.csv").read_text().count("\n") < 5:
+            time.sleep(0.05)
+        process.send_signal(getattr(signal, name))
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0 and f"received {name}" in output and "The hand is passive" in output
+    assert read_session(tmp_path / "log.csv")["event"][-1] == f"interrupted: received {name}"
+
+
+def test_errors_are_sentences(tmp_path, policy_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xhand_controller", None)
+    for options, message in {
+        ("--policy", str(tmp_path)): "holds no policy",
+        ("--policy", str(policy_folder), "--set", "hand.side=left"): "is for a right hand",
+        ("--fault", "stuk"): "Did you mean stuck",
+        ("--fault", "stuck"): "needs --backend fake",
+        ("--hand", str(tmp_path / "none.yaml")): "No such file",
+        ("--backend", "xhand", "--yes"): "RobotEra",
+    }.items():
+        with pytest.raises(SystemExit, match=message):
+            main([*options, "--log", str(tmp_path)])
+
+
+def test_a_session_is_drawn_even_if_it_is_short(tmp_path):
+    clock = FastClock()
+    run_policy(WaveMotion(), SimulatedHand(clock=clock), seconds=0.0, log=tmp_path / "log.csv", clock=clock)
+    draw_session(tmp_path / "log.csv", tmp_path / "log.png")
+    assert (tmp_path / "log.png").exists()
+
+
+def test_help_shows_a_newcomer_what_to_type(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    output = capsys.readouterr().out
+    assert "python -m torchrl_genpo.deploy.export" in output and "--dry-run" in output
