@@ -298,6 +298,7 @@ def test_evaluation_reports_each_nut():
         ({"num_envs": 0}, ["num_envs must be at least 1, got 0"]),
         ({"randomization": {"frction": [1, 2]}}, ["frction", "Did you mean friction"]),
         ({"randomization": {"friction": [2, 1]}}, ["friction must be a lowest and a highest value"]),
+        ({"randomization": {"friction": 1.0}}, ["friction must be a lowest and a highest value, got 1.0"]),
         ({"randomization": {"joint_noise": -1}}, ["joint_noise must not be negative, got -1"]),
         ({"randomize": False, "randomization": {"friction": [1, 2]}}, ["randomize=False"]),
         ({"scene": {"timestp": 1}}, ["Scene has no 'timestp'", "Did you mean timestep"]),

@@ -43,7 +43,7 @@ class Randomization:
         push_force (float): standard deviation of a push, at the nut's rim, N / kg.
 
     Examples:
-        >>> Randomization.from_mapping({"friction": [1, 2]}).friction
+        >>> Randomization.from_mapping({"friction": [1.0, 2.0]}).friction
         (1.0, 2.0)
         >>> Randomization.none().nut_mass
         (0.05, 0.05)
@@ -73,9 +73,10 @@ class Randomization:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, tuple) and not (len(value) == 2 and value[0] <= value[1]):
-                raise ValueError(f"{field.name} must be a lowest and a highest value, got {value}.")
-            if not isinstance(value, tuple) and value < 0:
+            if _is_range(field):
+                if not (isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]):
+                    raise ValueError(f"{field.name} must be a lowest and a highest value, got {value}.")
+            elif not value >= 0:
                 raise ValueError(f"{field.name} must not be negative, got {value}.")
 
     @classmethod
@@ -85,16 +86,13 @@ class Randomization:
         Raises:
             ValueError: for an unknown name or a wrong range.
         """
-        known = {field.name: field.default for field in fields(cls)}
+        known = [field.name for field in fields(cls)]
         for name in values:
             if name not in known:
                 raise ValueError(
                     f"There is no randomisation {name!r}.{did_you_mean(name, known)} There are {', '.join(known)}."
                 )
-        settings: dict[str, Any] = {
-            name: tuple(map(float, value)) if isinstance(known[name], tuple) else value
-            for name, value in values.items()
-        }
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**settings)
 
     @classmethod
