@@ -152,6 +152,25 @@ def test_a_thread_lifts_the_nut_by_its_pitch_a_turn():
     assert data.body("nut").xpos[2] - scene.nut_height == pytest.approx(0.002 * turns, abs=5e-5)
 
 
+def test_contacts_are_as_stiff_wherever_the_mass_of_the_nut_is():
+    angles = []
+    for center in ((0.0, 0.0), (1e-5, 0.0), (0.0, -1e-3)):
+        scene = Scene(nut_center=center)
+        model = make_model(scene)
+        data = mujoco.MjData(model)
+        assert model.body_invweight0[model.body("nut").id, 0] < 1
+        data.qpos[:12] = pose = scene.start_pose()
+        for step in range(800):  # thumb against index finger
+            phase = 2 * math.pi * step / 120
+            data.ctrl[:] = pose
+            data.ctrl[:2] += -0.2 * math.cos(phase), 0.25 * math.sin(phase) + 0.2
+            data.ctrl[[4, 6]] += 0.25 * math.sin(phase) + 0.15
+            data.ctrl[3] += 0.15 * math.cos(phase)
+            mujoco.mj_step(model, data)
+        angles.append(data.joint("nut").qpos[0])
+    assert angles[0] > 2 and np.ptp(angles) < 0.1 * angles[0], angles
+
+
 def test_mjcf_describes_the_same_model():
     scene = Scene(side="left", nut="cross", cone="elliptic", thread_pitch=0.002)
     compiled, read = make_model(scene), mujoco.MjModel.from_xml_string(make_mjcf(scene))

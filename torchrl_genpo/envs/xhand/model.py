@@ -223,11 +223,14 @@ def _add_nut(spec: mujoco.MjSpec, scene: Scene, axis: np.ndarray) -> None:
     turning = scene.mirror if scene.turning is None else scene.turning
     width = nut.width * scene.nut_scale
     across, along = (scene.nut_mass * value for value in (width**2 / 16 + nut.height**2 / 12, width**2 / 8))
+    # Never a mass exactly on the axis: no force at it would move the nut, and MuJoCo then takes the inverse inertia of
+    # the rotation for that of the translation, which makes every contact with the nut a thousand times too soft
+    center = scene.nut_center if any(scene.nut_center) else (1e-4, 0.0)
     body = bolt.add_body(
         name="nut",
         pos=[0.0, 0.0, scene.nut_height],
         mass=scene.nut_mass,
-        ipos=[*scene.nut_center, 0.0],
+        ipos=[*center, 0.0],
         inertia=[across, across, along],
         explicitinertial=True,
     )
