@@ -191,7 +191,7 @@ def report_training(path: Path) -> None:
         "of the seeds (each in brackets). Frames to the Gaussian: until the training's turns, mean of the nuts, reach "
         "those that the median Gaussian ends with.",
         "",
-        f"| policy | noise | {' | '.join(NUTS)} | stalled | frames | frames to the Gaussian | minutes |",
+        f"| policy | noise | {' | '.join(NUTS)} | stalled | frames | million frames to the Gaussian | minutes |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     ends = [statistics.mean(v for _, v in turns(r)[-5:]) for r in records if r["policy"] == "gaussian"]
@@ -202,7 +202,7 @@ def report_training(path: Path) -> None:
             cells = [spread([last(r, f"eval/{noise}_noise/turns/{nut}") for r in chosen]) for nut in NUTS]
             stalled = [statistics.mean(last(r, f"eval/{noise}_noise/stalled/{nut}") for nut in NUTS) for r in chosen]
             cells += [spread(stalled, 2), f"{last(chosen[0], 'frames') / 1e6:.1f}M"]
-            cells.append(spread([frames_to(record, level) / 1e6 for record in chosen], 2) + "M")
+            cells.append(spread([frames_to(record, level) / 1e6 for record in chosen], 2).replace("inf", "never"))
             cells.append(f"{statistics.median(record['seconds'] for record in chosen) / 60:.0f}")
             lines.append(f"| {label} | {noise} | {' | '.join(cells)} |")
     lines += origins(records, "python benchmarks/xhand.py train")
