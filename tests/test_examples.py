@@ -51,6 +51,14 @@ def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     assert (tmp_path / "pretrain_then_finetune.png").stat().st_size > 10_000
 
 
+def test_deploying_to_a_hand_ends_passive_whatever_fails(tmp_path):
+    output = run(tmp_path, ROOT / "examples" / "deploy_hand.py")
+    (difference,) = re.findall(r"differs from the actor by (\S+)", output)
+    assert float(difference) < 1e-5 and "completed after 3.0 s" in output
+    assert output.count("The hand is passive.") == 8 and "NOT" not in output, output
+    assert (tmp_path / "deploy_hand" / "log.png").stat().st_size > 10_000
+
+
 def test_the_picture_of_the_hand_shows_five_nuts_in_their_colours(tmp_path):
     try:
         run(tmp_path, "-c", "import os; os.environ['MUJOCO_GL'] = 'egl'; " + CHECK_RENDERING)

@@ -62,7 +62,7 @@ def test_a_dry_run_reads_but_never_moves_the_hand():
     sdk = FakeSDK(noise=0.0, clock=clock)
     limits = SafetyConfig(max_tracking_error=np.inf)
     report = run_policy(WaveMotion(), DryRun(XHandBackend(HandConfig(), sdk)), seconds=9.0, safety=limits, clock=clock)
-    assert report.outcome == "completed" and sdk.hand._first_command is None
+    assert report.outcome == "completed" and sdk.hand.first_command is None
     np.testing.assert_allclose(sdk.hand.position, 0.1)
 
 

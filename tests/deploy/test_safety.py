@@ -187,7 +187,7 @@ def test_a_start_pose_out_of_the_limits_is_refused_before_anything_moves():
     controller.start_pose = np.full(12, 0.5)
     with pytest.raises(ValueError, match=r"index_bend 0\.500"):
         run_policy(controller, XHandBackend(HandConfig(), sdk))
-    assert sdk.hand._first_command is None
+    assert sdk.hand.first_command is None
 
 
 def test_targets_are_clipped_to_limits_and_steps():

@@ -81,6 +81,10 @@ class FakeHand:
         noise (float): standard deviation of a reading, rad.
         seed (int): of the noise.
         clock (Clock): another time than the real one.
+
+    Attributes:
+        first_command (float or None): when it was first commanded to move, by the clock.
+        passive_at (float or None): when it became passive last, by the clock, after the first command.
     """
 
     def __init__(
@@ -101,7 +105,8 @@ class FakeHand:
         self._position = np.full(CHANNELS, 0.1)
         self._temperature = np.full(CHANNELS, 35.0)
         self._now = self._clock()
-        self._first_command: float | None = None
+        self.first_command: float | None = None
+        self.passive_at: float | None = None
 
     @property
     def position(self) -> np.ndarray:
@@ -116,15 +121,17 @@ class FakeHand:
 
     def fault(self, kind: str) -> Fault | None:
         """The fault of a kind that lasts now, if any."""
-        seconds = 0.0 if self._first_command is None else self._clock() - self._first_command
+        seconds = 0.0 if self.first_command is None else self._clock() - self.first_command
         return next((fault for fault in self.faults if fault.kind == kind and fault.is_on(seconds)), None)
 
     def receive(self, command: HandCommand_t) -> None:
         """Takes a command over."""
         self._advance()
-        self._commands = copy.deepcopy(command)
-        if self._first_command is None and not self.is_passive:
-            self._first_command = self._clock()
+        was_passive, self._commands = self.is_passive, copy.deepcopy(command)
+        if self.is_passive and not was_passive:
+            self.passive_at = self._clock()
+        if self.first_command is None and not self.is_passive:
+            self.first_command = self._clock()
 
     def measure(self) -> HandState_t:
         """A reading."""

@@ -86,6 +86,9 @@ class FaultyController:
     Args:
         controller (HandController): the sane one.
         fault (Fault): what goes wrong, and when.
+
+    Attributes:
+        began_at (float or None): when it went wrong, as ``time.monotonic`` says.
     """
 
     def __init__(self, controller: HandController, fault: Fault) -> None:
@@ -93,6 +96,7 @@ class FaultyController:
             raise ValueError(f"{fault.kind!r} is a fault of the hand, not of a policy.")
         self._controller, self._fault = controller, fault
         self._steps = 0
+        self.began_at: float | None = None
         self.dt, self.start_pose = controller.dt, controller.start_pose
 
     def reset(self) -> None:
@@ -105,6 +109,7 @@ class FaultyController:
         action, target = self._controller.act(position, target)
         self._steps += 1
         if self._fault.is_on(self._steps * self.dt):
+            self.began_at = self.began_at or time.monotonic()
             if self._fault.kind == "nan_action":
                 target = np.where(np.array(JOINTS) == self._fault.joint, np.nan, target)
             elif self._fault.kind == "crash":

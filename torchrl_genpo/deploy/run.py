@@ -26,7 +26,7 @@ from torchrl_genpo.deploy.policy import FILES, ExportedPolicy
 from torchrl_genpo.deploy.session import draw_session
 from torchrl_genpo.deploy.simulated import SimulatedHand
 from torchrl_genpo.deploy.xhand import XHandBackend
-from torchrl_genpo.envs.xhand import NUTS, Scene
+from torchrl_genpo.envs.xhand import NUTS, Randomization, Scene
 
 __all__ = ["DryRun", "main"]
 
@@ -128,7 +128,7 @@ def _backend(options: argparse.Namespace, config: DeployConfig, faults: list[Fau
         return XHandBackend(config.hand)
     if options.backend == "fake":
         return XHandBackend(config.hand, FakeSDK(faults, side=config.hand.side))
-    return SimulatedHand(Scene(side=config.hand.side, nut=options.nut))
+    return SimulatedHand(Scene(side=config.hand.side, nut=options.nut), noise=Randomization().joint_noise)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
