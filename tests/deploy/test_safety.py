@@ -154,6 +154,19 @@ def test_a_second_ctrl_c_interrupts_a_policy_that_does_not_return():
     assert sdk.hand.is_passive
 
 
+def test_signals_while_the_hand_is_made_passive_do_not_keep_it_from_that():
+    sdk = FakeSDK()
+
+    class Backend(XHandBackend):
+        def passive(self):
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+            super().passive()
+
+    assert run_policy(Still(), Backend(HandConfig(), sdk), seconds=0.1).outcome == "completed"
+    assert sdk.hand.is_passive
+
+
 def test_a_single_bad_reading_is_survived():
     report, sdk = run([Fault("error_code", 0.4, duration=0.07)], seconds=0.6)
     assert report.outcome == "completed" and sdk.hand.is_passive

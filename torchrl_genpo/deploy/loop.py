@@ -9,7 +9,6 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -112,24 +111,25 @@ def run_policy(
     session = None if log is None else SessionLog(log)
     hand = GuardedHand(backend, safety)
     loop = _Loop(controller, hand, safety, session, report, clock or Clock())
-    try:
-        backend.open()
+    with _StopSignals() as signals:
         try:
-            with _stop_signals() as received:
-                loop.run(seconds, received)
-        except SafetyStop as stop:
-            report.reason = str(stop)
-        except BaseException as error:
-            report.outcome, report.reason = "crashed", f"{type(error).__name__}: {error}"
-            raise
+            backend.open()
+            try:
+                loop.run(seconds, signals)
+            except SafetyStop as stop:
+                report.reason = str(stop)
+            except BaseException as error:
+                report.outcome, report.reason = "crashed", f"{type(error).__name__}: {error}"
+                raise
+            finally:
+                signals.are_ignored = True  # nothing may come between here and a passive hand
+                report.is_passive = hand.stop(report.reason)
+                if session is not None:
+                    session.write(loop.time, loop.phase, event=f"{report.outcome}: {report.reason}")
         finally:
-            report.is_passive = hand.stop(report.reason)
+            backend.close()
             if session is not None:
-                session.write(loop.time, loop.phase, event=f"{report.outcome}: {report.reason}")
-    finally:
-        backend.close()
-        if session is not None:
-            session.close()
+                session.close()
     return report
 
 
@@ -167,7 +167,7 @@ class _Loop:
         """Seconds since the first step."""
         return self._clock() - self._start
 
-    def run(self, seconds: float, received: list[str]) -> None:
+    def run(self, seconds: float, signals: _StopSignals) -> None:
         """Ramps and then lets the controller act for ``seconds``, or until a signal is received."""
         dt, report = self._controller.dt, self._report
         first = self._first_position()
@@ -178,13 +178,13 @@ class _Loop:
         self._next = self._start
         for step in range(1, ramp_steps + settling_steps + 1):
             share = min(1.0, step / max(1, ramp_steps))
-            if self._is_over(received):
+            if self._is_over(signals):
                 return
             self._step(lambda state, share=share: (None, first + share * (goal - first)))
         self.phase = "run"
         self._controller.reset()
         for _ in range(round(seconds / dt)):
-            if self._is_over(received):
+            if self._is_over(signals):
                 return
             self._step(lambda state: self._controller.act(state.position.copy(), self._target.copy()))
             report.seconds += dt
@@ -200,10 +200,10 @@ class _Loop:
                 self._monitor.failed(error)
                 self._clock.sleep(self._controller.dt)
 
-    def _is_over(self, received: list[str]) -> bool:
-        if received:
-            self._report.outcome, self._report.reason = "interrupted", received[0]
-        return bool(received)
+    def _is_over(self, signals: _StopSignals) -> bool:
+        if signals.received is not None:
+            self._report.outcome, self._report.reason = "interrupted", f"received {signals.received}"
+        return signals.received is not None
 
     def _step(self, decide: Any) -> None:
         """One control period: ``decide`` gives an action and a target for a state."""
@@ -246,26 +246,34 @@ class _Loop:
                 )
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[str]]:
-    """A list that holds the name of the first signal to stop; a second one interrupts at once.
+class _StopSignals:
+    """Remembers the first signal to stop; a second one interrupts at once, unless all are ignored.
 
     Python handles signals in its main thread only; in another nothing is caught here.
+
+    Attributes:
+        received (str or None): name of the first signal.
+        are_ignored (bool): whether further ones are.
     """
-    received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
 
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(f"received {signal.Signals(number).name}")
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self.are_ignored = False
+        self._previous: dict[int, Any] = {}
 
-    numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    previous = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> _StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
+            self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.are_ignored:
+            return
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = signal.Signals(number).name

@@ -4,5 +4,6 @@
 
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.euler import EulerActor
+from torchrl_genpo.modules.export import ExportablePolicy, ObservationPipeline
 
-__all__ = ["EulerActor", "ReversibleFlowActor"]
+__all__ = ["EulerActor", "ExportablePolicy", "ObservationPipeline", "ReversibleFlowActor"]
