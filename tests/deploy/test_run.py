@@ -52,6 +52,14 @@ def test_a_policy_drives_the_fake_hand(policy_folder, tmp_path, runtime):
     assert np.isnan(session["action/8"]).all() and session["policy_ms"][is_run].max() < 1000
 
 
+def test_limits_that_cut_the_policys_targets_are_said(policy_folder, tmp_path, capsys):
+    options = ["--policy", str(policy_folder), "--backend", "fake", "--seconds", "0.1", "--log", str(tmp_path)]
+    for settings, part in (([], None), (["safety.low.thumb_rota2=0.0"], "cut targets of thumb_rota2.")):
+        assert main([*options, *QUICK, *settings]) == 0
+        output = capsys.readouterr().out
+        assert part in output if part else "narrower" not in output
+
+
 def test_a_fault_ends_with_another_exit_code(tmp_path, capsys):
     assert run(tmp_path, "--backend", "fake", "--fault", "nan_action:mid_1@0.1") == 1
     assert "not finite for mid_1" in capsys.readouterr().out

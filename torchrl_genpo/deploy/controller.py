@@ -54,7 +54,8 @@ class HandPolicy:
         if policy.dt is None:
             raise ValueError("The policy does not say its control period (dt in policy.json).")
         self.policy, self.dt, self.side = policy, policy.dt, str(hand["side"])
-        self._low, self._high = np.array(hand["low"]), np.array(hand["high"])
+        self.limits = np.array([hand["low"], hand["high"]])
+        """Of its targets, ``[2, 12]``, rad."""
         self._active = [JOINTS.index(name) for name in hand["active"]]
         self._scale, self._masked = float(hand["scale"]), bool(hand["masked"])
         self._signs = np.ones(len(JOINTS))  # from the maker's URDF to the model that it was trained in
@@ -71,7 +72,7 @@ class HandPolicy:
         action = self.policy(np.concatenate([position, target]))
         change = action[self._active] if self._masked else action
         target[self._active] += self._scale * change
-        return action, self._signs * np.clip(target, self._low, self._high)
+        return action, self._signs * np.clip(target, *self.limits)
 
 
 class WaveMotion:

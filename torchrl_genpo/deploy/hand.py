@@ -14,7 +14,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from torchrl_genpo.envs.xhand import JOINTS
+from torchrl_genpo.envs.xhand import JOINTS, joint_limits
 
 __all__ = ["DeployConfig", "HandBackend", "HandConfig", "HandError", "HandState", "SafetyConfig", "load_config"]
 
@@ -103,19 +103,20 @@ class HandConfig:
                 raise ValueError(f"hand.signs: {name}: {sign} is not a joint and 1 or -1. Joints: {', '.join(JOINTS)}.")
 
 
-def _limits(thumb: Sequence[float], index_bend: float, proximal: float, distal: float) -> dict[str, float]:
-    """Degrees by kind of joint as radians by joint."""
-    degrees = dict(zip(JOINTS, [*thumb, index_bend, *[proximal, distal] * 4], strict=True))
-    return {name: math.radians(value) for name, value in degrees.items()}
+def _limits(row: int) -> dict[str, float]:
+    """The maker's lower (0) or upper (1) limits by joint."""
+    return dict(zip(JOINTS, joint_limits()[row].tolist(), strict=True))
 
 
 @dataclass
 class SafetyConfig:
-    """Limits of what may be done to a hand. Others drive the XHand within these.
+    """Limits of what may be done to a hand; speed, temperature and gains are those that others drive the XHand with.
 
     Attributes:
-        low (dict of str to float): lowest target of each joint, rad.
-        high (dict of str to float): highest target of each joint, rad.
+        low (dict of str to float): lowest target of each joint, rad. Defaults to the maker's limits, which are those of
+            the training; others stay above -40 degrees for ``thumb_rota1``, 0 for ``thumb_rota2`` and 5 for ``*_2``.
+        high (dict of str to float): highest target of each joint, rad. Defaults to the maker's; others stay below 90
+            degrees for ``thumb_rota2``.
         max_speed (float): of a target, rad/s.
         ramp_speed (float): of the fastest joint on the way to the start pose, rad/s.
         max_temperature (float): degrees Celsius.
@@ -125,9 +126,8 @@ class SafetyConfig:
         passive_timeout (float): s for which making it passive is tried.
     """
 
-    # some keep distal joints above 5 degrees; the maker's presets do not, nor do policies that leave fingers straight
-    low: dict[str, float] = field(default_factory=lambda: _limits((0, -40, 0), -10, 0, 0))
-    high: dict[str, float] = field(default_factory=lambda: _limits((105, 90, 90), 10, 110, 110))
+    low: dict[str, float] = field(default_factory=lambda: _limits(0))
+    high: dict[str, float] = field(default_factory=lambda: _limits(1))
     max_speed: float = math.pi
     ramp_speed: float = 0.5
     max_temperature: float = 70.0

@@ -26,7 +26,7 @@ from torchrl_genpo.deploy.policy import FILES, ExportedPolicy
 from torchrl_genpo.deploy.session import draw_session
 from torchrl_genpo.deploy.simulated import SimulatedHand
 from torchrl_genpo.deploy.xhand import XHandBackend
-from torchrl_genpo.envs.xhand import NUTS, Randomization, Scene
+from torchrl_genpo.envs.xhand import JOINTS, NUTS, Randomization, Scene
 
 __all__ = ["DryRun", "main"]
 
@@ -120,6 +120,10 @@ def _controller(options: argparse.Namespace, config: DeployConfig) -> HandContro
     policy = HandPolicy(ExportedPolicy(options.policy, options.runtime))
     if policy.side != config.hand.side:
         raise ValueError(f"{options.policy} is for a {policy.side} hand, hand.side is {config.hand.side}.")
+    low, high = config.safety.bounds() - policy.limits
+    narrow = [name for name, is_narrow in zip(JOINTS, (low > 0.01) | (high < -0.01), strict=True) if is_narrow]
+    if narrow:
+        _say(f"The safety limits are narrower than those of the training, and will cut targets of {', '.join(narrow)}.")
     return policy
 
 
