@@ -129,7 +129,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder, resume: bool) -> None:
 
     module.load_state_dict(average.module.state_dict())
     if cfg.eval.rounds:
-        ways = {"reversible": actor} | ({"euler": EulerActor(actor)} if is_flow else {})
+        ways = {"reversible": actor} | ({"euler": EulerActor.of(actor)} if is_flow else {})
         results = {way: evaluate(env, policy, EVAL_SEED, cfg.eval.rounds) for way, policy in ways.items()}
         for way, values in results.items():
             for key, value in values.items():
@@ -149,7 +149,7 @@ def run_evaluation(cfg: DictConfig) -> None:
     actor = build_actor(cfg, env)
     parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
     load_checkpoint(Checkpoint(format="archive", **parts), path, cfg.device)
-    policy = EulerActor(actor) if cfg.euler else actor
+    policy = EulerActor.of(actor) if cfg.euler else actor
     for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
         print(f"{key}: {value:.3f}")
 

@@ -23,13 +23,13 @@ def test_both_rules_approach_the_same_flow():
     data = TensorDict(observation=torch.randn(6, 3), batch_size=[6])
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         expected = actor(data.clone())["action"]
-        errors = [(EulerActor(actor, n)(data.clone())["action"] - expected).abs().max() for n in (10, 100, 400)]
+        errors = [(EulerActor.of(actor, n)(data.clone())["action"] - expected).abs().max() for n in (10, 100, 400)]
     assert errors[0] > 3 * errors[1] > 6 * errors[2], "the error must fall with the step"
     assert errors[2] < 5e-3
 
 
 def test_zero_noise_is_deterministic_and_random_noise_is_not():
-    actor = EulerActor(make_actor(5))
+    actor = EulerActor.of(make_actor(5))
     assert actor.num_steps == 5
     data = TensorDict(observation=torch.randn(1, 3).expand(4, 3), batch_size=[4])
     with torch.no_grad():

@@ -4,8 +4,9 @@
 
 from torchrl_genpo.flow.adaptive import AdaptiveSigma
 from torchrl_genpo.flow.distribution import Pair, ReversibleFlow
+from torchrl_genpo.flow.explicit import euler, midpoint
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
-from torchrl_genpo.flow.solver import ReversibleSolver, VelocityField
+from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
 from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
 from torchrl_genpo.flow.transformer import VelocityTransformer
 from torchrl_genpo.flow.velocity import ConditionedVelocity, Mish, SinusoidalTimeEmbedding, Velocity, VelocityMLP
@@ -18,6 +19,7 @@ __all__ = [
     "MarginalEstimate",
     "Mish",
     "Pair",
+    "PairSolver",
     "ReversibleFlow",
     "ReversibleSolver",
     "SinusoidalTimeEmbedding",
@@ -26,6 +28,8 @@ __all__ = [
     "VelocityField",
     "VelocityMLP",
     "VelocityTransformer",
+    "euler",
     "marginal_log_prob",
+    "midpoint",
     "propose_memory",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
-from torchrl_genpo.flow.solver import ReversibleSolver, VelocityField
+from torchrl_genpo.flow.solver import PairSolver, VelocityField
 from torchrl_genpo.flow.start import Start
 from torchrl_genpo.flow.velocity import ConditionedVelocity
 
@@ -36,7 +36,7 @@ class ReversibleFlow(Distribution):
         velocity (Callable): conditioned velocity, ``(x [*sample, *batch, d], t) -> same``; a
             :class:`ConditionedVelocity` for parts that need its context or parameters.
         action_dim (int): ``d``.
-        solver (ReversibleSolver): the solver.
+        solver (PairSolver): the solver, such as :class:`ReversibleSolver`.
         start (Start): distribution of the pair at time zero.
         batch_shape (sequence of int, optional): batch shape of the context. Defaults to ``()``.
 
@@ -65,7 +65,7 @@ class ReversibleFlow(Distribution):
         self,
         velocity: VelocityField,
         action_dim: int,
-        solver: ReversibleSolver,
+        solver: PairSolver,
         start: Start,
         batch_shape: Sequence[int] = (),
         *,
@@ -105,7 +105,7 @@ class ReversibleFlow(Distribution):
         dtype = self.solver.state_dtype(self.dtype)
         x, memory, log_prob = self.start.sample(velocity, shape, solver=self.solver, dtype=dtype, device=self.device)
         pair = self.solver.integrate(velocity, x, memory)
-        return pair, (log_prob - self.solver.log_abs_det(self.action_dim)).to(self.dtype)
+        return pair, (log_prob - self._log_abs_det(x, memory)).to(self.dtype)
 
     @torch.no_grad()
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
@@ -137,7 +137,7 @@ class ReversibleFlow(Distribution):
         velocity = self.velocity
         x, memory = self.solver.invert(velocity, self._checked(action), memory)
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
-        return (log_prob - self.solver.log_abs_det(self.action_dim)).to(self.dtype)
+        return (log_prob - self._log_abs_det(x, memory)).to(self.dtype)
 
     def to_noise(self, action: Tensor, memory: Tensor) -> Pair:
         """The standard normal tensors ``[..., d]`` and ``[..., (k-1) d]`` that the pair was made from."""
@@ -203,6 +203,10 @@ class ReversibleFlow(Distribution):
         """
         entropy = torch.as_tensor(self._entropy, dtype=self.dtype, device=self.device)
         return entropy.expand(self.batch_shape)
+
+    def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor | float:
+        """Log determinant of the solver's map at the start pair, the same everywhere."""
+        return self.solver.log_abs_det(self.action_dim)
 
     def _scored_log_prob(self, action: Tensor) -> Tensor:
         if self._scored is None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from torchrl_genpo.flow.reversible import integrate_reversibly, invert_reversibly
 
-__all__ = ["ReversibleSolver", "VelocityField"]
+__all__ = ["PairSolver", "ReversibleSolver", "VelocityField"]
 
 VelocityField: TypeAlias = Callable[[Tensor, float], Tensor]
 """A velocity with its observation already bound: ``(x [..., d], t in [0, 1)) -> [..., d]``."""
@@ -26,7 +27,71 @@ FLOAT64_MARGIN = 5e3
 through its own rounding (``benchmarks/results/precision.md``)."""
 
 
-class ReversibleSolver:
+LARGEST_AMPLIFICATION = TOLERANCE / (FLOAT64_MARGIN * torch.finfo(torch.float64).eps)
+"""Of rounding errors, by the inversion, that a float64 state can hold."""
+
+
+class PairSolver(ABC):
+    """What a flow policy needs of a solver: an invertible map of a state and its memory whose volume change is known.
+
+    Args:
+        num_steps (int): number of steps :math:`M` of size :attr:`dt` ``= 1 / M``.
+
+    Raises:
+        ValueError: if ``num_steps`` is not a positive integer.
+    """
+
+    def __init__(self, num_steps: int) -> None:
+        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
+            raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}.")
+        self.num_steps = num_steps
+        self.dt = 1.0 / num_steps
+
+    @property
+    @abstractmethod
+    def num_memories(self) -> int:
+        """Number :math:`k - 1` of states that the memory ``[..., (k-1) d]`` holds."""
+
+    @property
+    @abstractmethod
+    def error_amplification(self) -> float:
+        """Factor by which the inversion can enlarge a rounding error."""
+
+    @abstractmethod
+    def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Carries a pair of noise to the end of the flow; the result has the same shapes, in :meth:`state_dtype`."""
+
+    @abstractmethod
+    def invert(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """The exact inverse of :meth:`integrate`."""
+
+    @abstractmethod
+    def log_abs_det(self, d: int) -> float:
+        """Log absolute determinant of :meth:`integrate` for states of size ``d``."""
+
+    def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that the states are carried in for noise of ``dtype``: itself, or float64."""
+        if self.error_amplification * torch.finfo(dtype).eps > TOLERANCE:
+            return torch.float64
+        return dtype
+
+    def split(self, x: Tensor, memory: Tensor) -> list[Tensor]:
+        """The list of states, newest first, each ``[..., d]``."""
+        return [x, *memory.split(x.shape[-1], -1)] if self.num_memories > 1 else [x, memory]
+
+    def join(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Undoes :meth:`split`."""
+        return states[0], torch.cat(list(states[1:]), -1) if self.num_memories > 1 else states[1]
+
+    def _to_state(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        if memory.shape != (*x.shape[:-1], self.num_memories * x.shape[-1]):
+            same = "the same shape" if self.num_memories == 1 else f"{self.num_memories} memories for each state"
+            raise ValueError(f"x and memory must have {same}, got {tuple(x.shape)} and {tuple(memory.shape)}.")
+        dtype = self.state_dtype(torch.promote_types(x.dtype, memory.dtype))
+        return x.to(dtype), memory.to(dtype)
+
+
+class ReversibleSolver(PairSolver):
     r"""Multi-step reversible ODE solver: integrates a flow and inverts it exactly.
 
     Beside the state :math:`x_i` it carries the :math:`k - 1` states before, the *memory*. With
@@ -93,12 +158,9 @@ class ReversibleSolver:
         coefficients: Sequence[float] | None = None,
         gradient: Literal["stored", "reversible"] = "stored",
     ) -> None:
-        if not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1:
-            raise ValueError(f"num_steps must be an integer of at least 1, got {num_steps!r}.")
+        super().__init__(num_steps)
         if gradient not in ("stored", "reversible"):
             raise ValueError(f"gradient must be 'stored' or 'reversible', got {gradient!r}.")
-        self.num_steps = num_steps
-        self.dt = 1.0 / num_steps
         self.gradient = gradient
         if coefficients is None:
             self.sigma = sigma
@@ -146,9 +208,8 @@ class ReversibleSolver:
         self.coefficients = coefficients
         """:math:`a_0, \\dots, a_{k-1}` of each step."""
         self._gains = [self.dt * (1 + sum(j * a for j, a in enumerate(step))) for step in coefficients]
-        limit = TOLERANCE / (FLOAT64_MARGIN * torch.finfo(torch.float64).eps)
-        if self.error_amplification > limit:
-            largest = int(math.log(limit) / math.log(self.step_amplification))
+        if self.error_amplification > LARGEST_AMPLIFICATION:
+            largest = int(math.log(LARGEST_AMPLIFICATION) / math.log(self.step_amplification))
             raise ValueError(
                 f"{self._rule()} with num_steps={self.num_steps} cannot be inverted in float64: rounding errors grow "
                 f"by {self.error_amplification:.1e} (sigma^-num_steps for the two-step rule). With this rule num_steps "
@@ -187,12 +248,6 @@ class ReversibleSolver:
     def error_amplification(self) -> float:
         r"""The same for all steps together; :math:`|\sigma|^{-M}` for the two-step rule."""
         return math.prod(1 / min(map(abs, _roots(step))) for step in self.coefficients)
-
-    def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that the states are carried in for noise of ``dtype``: itself, or float64."""
-        if self.error_amplification * torch.finfo(dtype).eps > TOLERANCE:
-            return torch.float64
-        return dtype
 
     def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Carries a pair of noise to the end of the flow, :math:`t = 0 \\to 1`.
@@ -265,21 +320,6 @@ class ReversibleSolver:
             d (int): size of one state.
         """
         return d * sum(math.log(abs(step[-1])) for step in self.coefficients)
-
-    def split(self, x: Tensor, memory: Tensor) -> list[Tensor]:
-        """The list of states, newest first, each ``[..., d]``."""
-        return [x, *memory.split(x.shape[-1], -1)] if self.num_memories > 1 else [x, memory]
-
-    def join(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Undoes :meth:`split`."""
-        return states[0], torch.cat(list(states[1:]), -1) if self.num_memories > 1 else states[1]
-
-    def _to_state(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        if memory.shape != (*x.shape[:-1], self.num_memories * x.shape[-1]):
-            same = "the same shape" if self.num_memories == 1 else f"{self.num_memories} memories for each state"
-            raise ValueError(f"x and memory must have {same}, got {tuple(x.shape)} and {tuple(memory.shape)}.")
-        dtype = self.state_dtype(torch.promote_types(x.dtype, memory.dtype))
-        return x.to(dtype), memory.to(dtype)
 
     def _rule(self) -> str:
         if self._sigma is None:

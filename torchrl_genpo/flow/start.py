@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchrl_genpo.flow.solver import ReversibleSolver, VelocityField
+from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
 
 __all__ = ["ConsistentStart", "IndependentStart", "Start"]
 
@@ -101,19 +101,19 @@ class Start(nn.Module, ABC):
 
     @abstractmethod
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         """Maps standard normal tensors ``[..., d]`` and ``[..., (k-1) d]`` to the pair ``(x_0, memory_0)``."""
 
     @abstractmethod
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         """Exact inverse of :meth:`from_noise`."""
 
     @abstractmethod
     def log_abs_det(
-        self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> Tensor | float:
         """Log absolute determinant of :meth:`from_noise` for states of size ``d``: a scalar, or one a context."""
 
@@ -122,7 +122,7 @@ class Start(nn.Module, ABC):
         velocity: VelocityField,
         shape: Sequence[int],
         *,
-        solver: ReversibleSolver = DEFAULT_SOLVER,
+        solver: PairSolver = DEFAULT_SOLVER,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,7 +133,7 @@ class Start(nn.Module, ABC):
             shape (sequence of int): shape ``[..., d]`` of a state.
 
         Keyword Args:
-            solver (ReversibleSolver, optional): the solver. Defaults to ``ReversibleSolver()``.
+            solver (PairSolver, optional): the solver. Defaults to ``ReversibleSolver()``.
             dtype (torch.dtype, optional): dtype of the noise.
             device (torch.device, optional): device of the noise.
 
@@ -147,13 +147,13 @@ class Start(nn.Module, ABC):
         return x, memory, _normal_log_density(noise, memory_noise) - self.log_abs_det(velocity, d, solver=solver)
 
     def log_prob(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> Tensor:
         """Joint log density ``[...]`` of the pair ``x [..., d]``, ``memory [..., (k-1) d]``."""
         noise = self.to_noise(velocity, x, memory, solver=solver)
         return _normal_log_density(*noise) - self.log_abs_det(velocity, x.shape[-1], solver=solver)
 
-    def entropy(self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER) -> Tensor | float:
+    def entropy(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
         numbers = (1 + solver.num_memories) * d
         return 0.5 * numbers * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
@@ -214,19 +214,19 @@ class IndependentStart(Start):
             raise ValueError(f"action_dim={action_dim} has no effect with scale='unit'; drop it or use 'learned'.")
 
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
         return (noise, memory_noise) if log_scales is None else self._scaled(noise, memory_noise, log_scales.exp())
 
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
         return (x, memory) if log_scales is None else self._scaled(x, memory, log_scales.neg().exp())
 
     def log_abs_det(
-        self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> Tensor | float:
         log_scales = self.log_scales(velocity)
         return 0.0 if log_scales is None else log_scales.sum((-2, -1))
@@ -307,7 +307,7 @@ class ConsistentStart(Start):
         return self.scale == "unit" and self.log_tau is None
 
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
         x = noise if log_scales is None else noise * log_scales.squeeze(-2).exp()
@@ -315,7 +315,7 @@ class ConsistentStart(Start):
         return x, self._centre(velocity, x, solver) + tau * memory_noise
 
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
         tau = self.tau if self.log_tau is None else self._tiled(self.log_tau.exp(), solver)
@@ -323,20 +323,20 @@ class ConsistentStart(Start):
         return x if log_scales is None else x * log_scales.squeeze(-2).neg().exp(), memory_noise
 
     def log_abs_det(
-        self, velocity: VelocityField, d: int, *, solver: ReversibleSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> Tensor | float:
         log_scales = self.log_scales(velocity)
         log_tau = math.log(self.tau) if self.log_tau is None else self.log_tau.mean()
         return solver.num_memories * d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))
 
     @staticmethod
-    def _centre(velocity: VelocityField, x: Tensor, solver: ReversibleSolver) -> Tensor:
+    def _centre(velocity: VelocityField, x: Tensor, solver: PairSolver) -> Tensor:
         v = velocity(x, 0.0)
         earlier = [x.sub(v, alpha=j * solver.dt) for j in range(1, 1 + solver.num_memories)]
         return earlier[0] if len(earlier) == 1 else torch.cat(earlier, -1)
 
     @staticmethod
-    def _tiled(tau: Tensor, solver: ReversibleSolver) -> Tensor:
+    def _tiled(tau: Tensor, solver: PairSolver) -> Tensor:
         return tau.repeat(solver.num_memories) if tau.ndim else tau
 
     def extra_repr(self) -> str:

@@ -19,6 +19,7 @@ from torchrl_genpo.flow import (
     ConditionedVelocity,
     IndependentStart,
     Pair,
+    PairSolver,
     ReversibleFlow,
     ReversibleSolver,
     Start,
@@ -45,7 +46,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             ``(x, t, context)``, such as :class:`~torchrl_genpo.VelocityMLP`.
 
     Keyword Args:
-        solver (ReversibleSolver, optional): defaults to ``ReversibleSolver()``.
+        solver (PairSolver, optional): defaults to ``ReversibleSolver()``.
         start (Start, optional): defaults to ``IndependentStart()``, the paper's.
         in_keys (sequence of NestedKey, optional): the observations, passed to
             ``velocity.condition`` in this order. Defaults to ``["observation"]``.
@@ -74,11 +75,13 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         True
     """
 
+    flow_class: type[ReversibleFlow] = ReversibleFlow
+
     def __init__(
         self,
         velocity: Velocity,
         *,
-        solver: ReversibleSolver | None = None,
+        solver: PairSolver | None = None,
         start: Start | None = None,
         in_keys: Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
@@ -114,7 +117,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             in_keys=[unravel_key(key) for key in in_keys],
             out_keys=[unravel_key(action_key), unravel_key(memory_key)],
             spec=None,
-            distribution_class=ReversibleFlow,
+            distribution_class=self.flow_class,
             default_interaction_type=default_interaction_type,
             return_log_prob=True,
             log_prob_keys=[unravel_key(log_prob_key)],
@@ -210,7 +213,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     def _build_dist(self, tensordict: TensorDictBase, scored: Pair | None = None) -> ReversibleFlow:
         observations = [tensordict.get(key) for key in self.in_keys]
         context = self.velocity.condition(*observations)
-        return ReversibleFlow(
+        return self.flow_class(
             ConditionedVelocity(self.velocity, context),
             self.velocity.action_dim,
             self.solver,

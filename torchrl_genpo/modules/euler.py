@@ -4,23 +4,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase
+from torch import Tensor
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 
+from torchrl_genpo.flow import ConditionedVelocity, Velocity, euler
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 
-__all__ = ["EulerActor"]
+__all__ = ["EulerActor", "draw_noise"]
 
 
 class EulerActor(TensorDictModuleBase):
-    """Samples the flow of a policy by Euler's rule: no density, but what a pre-trained flow was meant for.
+    """Samples a flow by Euler's rule: no density, but what a pre-trained flow was meant for.
 
     Args:
-        actor (ReversibleFlowActor): the policy; shares its velocity and keys.
-        num_steps (int, optional): velocity evaluations an action. Defaults to the solver's.
+        velocity (Velocity): such as :class:`~torchrl_genpo.VelocityMLP`.
+        num_steps (int, optional): velocity evaluations an action. Defaults to ``10``.
+
+    Keyword Args:
+        in_keys (sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        action_key (NestedKey, optional): defaults to ``"action"``.
 
     Examples:
         >>> import torch
@@ -28,22 +36,43 @@ class EulerActor(TensorDictModuleBase):
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
         >>> from torchrl_genpo.modules import EulerActor
         >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
-        >>> EulerActor(actor)(TensorDict(observation=torch.randn(8, 4), batch_size=[8]))["action"].shape
+        >>> data = TensorDict(observation=torch.randn(8, 4), batch_size=[8])
+        >>> EulerActor.of(actor)(data)["action"].shape  # the same velocity, sampled as it was pre-trained
         torch.Size([8, 2])
     """
 
-    def __init__(self, actor: ReversibleFlowActor, num_steps: int | None = None) -> None:
+    def __init__(
+        self,
+        velocity: Velocity,
+        num_steps: int = 10,
+        *,
+        in_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+    ) -> None:
         super().__init__()
-        self.velocity = actor.velocity
-        self.num_steps = actor.solver.num_steps if num_steps is None else num_steps
-        self.in_keys, self.out_keys = actor.in_keys, [actor.action_key]
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        self.velocity = velocity
+        self.num_steps = num_steps
+        self.action_key = action_key
+        self.in_keys, self.out_keys = list(in_keys), [action_key]
+
+    @classmethod
+    def of(cls, actor: ReversibleFlowActor, num_steps: int | None = None) -> EulerActor:
+        """The same velocity as an actor's, with its keys and, unless given, its number of steps."""
+        num_steps = actor.solver.num_steps if num_steps is None else num_steps
+        return cls(actor.velocity, num_steps, in_keys=actor.in_keys, action_key=actor.action_key)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action; from zero noise unless the exploration type is ``RANDOM``."""
-        context = self.velocity.condition(*(tensordict.get(key) for key in self.in_keys))
-        shape = (*tensordict.batch_size, self.velocity.action_dim)
-        is_random = exploration_type() in (None, ExplorationType.RANDOM)
-        x = (torch.randn if is_random else torch.zeros)(shape, device=tensordict.device)
-        for step in range(self.num_steps):
-            x = x + self.velocity(x, step / self.num_steps, context) / self.num_steps
-        return tensordict.set(self.out_keys[0], x)
+        observations = [tensordict.get(key) for key in self.in_keys]
+        velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
+        x = draw_noise(observations[0], self.velocity.action_dim)
+        return tensordict.set(self.action_key, euler(velocity, x, self.num_steps))
+
+
+def draw_noise(observation: Tensor, dim: int) -> Tensor:
+    """Normal noise ``[..., dim]`` for observations ``[..., n]``; zeros unless the exploration type is ``RANDOM``."""
+    is_random = exploration_type() in (None, ExplorationType.RANDOM)
+    draw = torch.randn if is_random else torch.zeros
+    return draw((*observation.shape[:-1], dim), dtype=observation.dtype, device=observation.device)
