@@ -112,9 +112,7 @@ class Start(nn.Module, ABC):
         """Exact inverse of :meth:`from_noise`."""
 
     @abstractmethod
-    def log_abs_det(
-        self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER
-    ) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         """Log absolute determinant of :meth:`from_noise` for states of size ``d``: a scalar, or one a context."""
 
     def sample(
@@ -225,9 +223,7 @@ class IndependentStart(Start):
         log_scales = self.log_scales(velocity)
         return (x, memory) if log_scales is None else self._scaled(x, memory, log_scales.neg().exp())
 
-    def log_abs_det(
-        self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER
-    ) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         log_scales = self.log_scales(velocity)
         return 0.0 if log_scales is None else log_scales.sum((-2, -1))
 
@@ -322,9 +318,7 @@ class ConsistentStart(Start):
         memory_noise = (memory - self._centre(velocity, x, solver)) / tau
         return x if log_scales is None else x * log_scales.squeeze(-2).neg().exp(), memory_noise
 
-    def log_abs_det(
-        self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER
-    ) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         log_scales = self.log_scales(velocity)
         log_tau = math.log(self.tau) if self.log_tau is None else self.log_tau.mean()
         return solver.num_memories * d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))

@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Loss modules."""
 
-from torchrl_genpo.objectives.flow_matching import FlowMatchingLoss
+from torchrl_genpo.objectives.flow_matching import FlowMatchingLoss, flow_matching_error
 from torchrl_genpo.objectives.genpo import GenPOLoss
 
-__all__ = ["FlowMatchingLoss", "GenPOLoss"]
+__all__ = ["FlowMatchingLoss", "GenPOLoss", "flow_matching_error"]

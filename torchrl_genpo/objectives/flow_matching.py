@@ -10,12 +10,35 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import dispatch
+from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import _reduce
 
+from torchrl_genpo.flow import Velocity
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 
-__all__ = ["FlowMatchingLoss"]
+__all__ = ["FlowMatchingLoss", "flow_matching_error"]
+
+
+def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+    """Error ``[..., d]`` of a velocity on the straight path from noise to action, whose own is their difference.
+
+    Args:
+        velocity (Velocity): the network.
+        context (Any): what ``velocity.condition`` returned for the observations.
+        action (Tensor): ``[..., d]``, end of the path.
+        noise (Tensor): ``[..., d]``, its beginning.
+        time (Tensor): ``[...]``, where on it, in ``[0, 1]``.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_genpo import VelocityMLP
+        >>> velocity = VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32,))
+        >>> context = velocity.condition(torch.randn(8, 4))
+        >>> flow_matching_error(velocity, context, torch.zeros(8, 2), torch.randn(8, 2), torch.rand(8)).shape
+        torch.Size([8, 2])
+    """
+    return velocity(torch.lerp(noise, action, time.unsqueeze(-1)), time, context) - (action - noise)
 
 
 class FlowMatchingLoss(LossModule):
@@ -106,11 +129,10 @@ class FlowMatchingLoss(LossModule):
         action = tensordict.get(self.tensor_keys.action)
         noise = torch.randn_like(action)
         time = torch.rand_like(action[..., 0])
-        along = torch.lerp(noise, action, time.unsqueeze(-1))
         with self.actor_network_params.to_module(self.actor_network):
             velocity = self.actor_network.velocity
             context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
-            error = velocity(along, time, context) - (action - noise)
+            error = flow_matching_error(velocity, context, action, noise, time)
         is_pad = tensordict.get(self.tensor_keys.action_is_pad, None)
         if is_pad is None:
             loss = error.square().mean(-1)

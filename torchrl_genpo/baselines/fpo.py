@@ -1,0 +1,237 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""FPO++: a likelihood ratio replaced by differences of the flow-matching loss (arXiv 2602.02481, after 2507.21053)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, dispatch
+from torch import Tensor
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.flow import Velocity
+from torchrl_genpo.modules import EulerActor
+from torchrl_genpo.modules.euler import draw_noise
+from torchrl_genpo.objectives import flow_matching_error
+
+__all__ = ["FPOActor", "FPOLoss", "asymmetric_gain"]
+
+
+class FPOActor(EulerActor):
+    """Samples a flow by Euler's rule and, where it explores, perturbs the action a little.
+
+    Args:
+        velocity (Velocity): such as :class:`~torchrl_genpo.VelocityMLP`.
+        num_steps (int, optional): velocity evaluations an action. Defaults to ``10`` (FPO++: up to 64).
+        perturbation (float, optional): standard deviation of the normal noise that is added under the exploration
+            type ``RANDOM``. Defaults to ``0.02``, as in FPO++.
+
+    Keyword Args:
+        in_keys (sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        action_key (NestedKey, optional): defaults to ``"action"``.
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        num_steps: int = 10,
+        perturbation: float = 0.02,
+        *,
+        in_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+    ) -> None:
+        super().__init__(velocity, num_steps, in_keys=in_keys, action_key=action_key)
+        if perturbation < 0:
+            raise ValueError(f"perturbation must not be negative, got {perturbation}.")
+        self.perturbation = perturbation
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the action; from zero noise and unperturbed unless the exploration type is ``RANDOM``."""
+        action = super().forward(tensordict).get(self.action_key)
+        return tensordict.set(self.action_key, action + self.perturbation * draw_noise(action, action.shape[-1]))
+
+
+def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor | float) -> Tensor:
+    r"""The trust region of FPO++, to be maximised: PPO's clip for positive advantages, SPO's penalty for negative ones.
+
+    .. math:: \min(r A,\ \text{clip}(r, 1 \pm \epsilon) A) \ \text{if}\ A > 0, \quad
+        r A - \tfrac{|A|}{2 \epsilon} (r - 1)^2 \ \text{otherwise.}
+
+    The penalty pulls a ratio back where a clip would only stop pushing it.
+
+    Args:
+        log_ratio (Tensor): ``[...]``.
+        advantage (Tensor): ``[...]``.
+        clip_epsilon (Tensor or float): :math:`\epsilon`.
+
+    Examples:
+        >>> import torch
+        >>> asymmetric_gain(torch.tensor([1.5, 1.5]).log(), torch.tensor([1.0, -1.0]), 0.2)
+        tensor([ 1.2000, -2.1250])
+    """
+    ratio = log_ratio.exp()
+    clipped = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+    penalised = ratio * advantage - advantage.abs() / (2 * clip_epsilon) * (ratio - 1).square()
+    return torch.where(advantage > 0, clipped, penalised)
+
+
+class FPOLoss(ClipPPOLoss):
+    r"""The objective of FPO++: PPO on a surrogate of the likelihood ratio, one for each sample of noise and time.
+
+    With :math:`\ell_\theta(a, \epsilon, t)` the flow-matching loss of the stored action :math:`a` on its straight path
+    from :math:`\epsilon \sim N(0, I)` at time :math:`t`, the ratio of a sample is
+    :math:`\exp(\ell_\text{old} - \ell_\theta)`, and :func:`asymmetric_gain` bounds each one by itself. It is not a
+    likelihood ratio but the exponential of a difference of bounds on log likelihoods, and biased as such.
+
+    :meth:`prepare` draws the samples and their old loss for every collected batch, before the first update.
+
+    References:
+        FPO++, "Flow Policy Gradients for Robot Control", arXiv 2602.02481, Eqs. 10-13.
+        FPO, "Flow Matching Policy Gradients", arXiv 2507.21053 (the surrogate, averaged over the samples).
+        SPO, "Simple Policy Optimization", arXiv 2401.16025 (the penalty).
+
+    Where it is not what was published: time runs from noise to action, as in the paper (its code runs back); one Adam
+    without weight decay for actor and critic and no moving average of the weights, as all policies of this package;
+    ``kl_approx`` is the mean of :math:`r - 1 - \log r`, where the code has a mean square change of predictions.
+
+    Args:
+        actor_network (FPOActor): the policy; any module with ``velocity``, ``in_keys`` and ``action_key``.
+        critic_network (TensorDictModule, optional): the value operator.
+
+    Keyword Args:
+        num_samples (int, optional): samples :math:`(\epsilon, t)` an action. Defaults to ``16``.
+        clip_epsilon (float, optional): defaults to ``0.05``, as in FPO++.
+        error_scale (str, optional): the squared error of the ``d`` numbers of an action is their ``"sum"`` (the
+            paper), ``"mean"``, or ``"sqrt"``, the sum over :math:`\sqrt d` (the code). Defaults to ``"sqrt"``.
+        max_error (float, optional): bound on each loss, against outliers. Defaults to ``20``.
+        max_log_ratio (float, optional): bound on each log ratio, which lets gradients pass. Defaults to ``10``.
+        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, its entropy bonus excepted.
+
+    Raises:
+        ValueError: for ``entropy_bonus=True`` (the entropy of the flow is unknown), or an option out of range.
+        KeyError: in ``forward``, if :meth:`prepare` was not called.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import VelocityMLP
+        >>> from torchrl_genpo.baselines import FPOActor, FPOLoss
+        >>> actor = FPOActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> loss = FPOLoss(actor, None, critic_coeff=None)
+        >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
+        >>> data = loss.prepare(data.set("advantage", torch.randn(8, 1)))
+        >>> loss(data)["max_ratio"].item()  # nothing was updated yet
+        1.0
+    """
+
+    @dataclass
+    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
+        """Keys of ``ClipPPOLoss``, and those that :meth:`FPOLoss.prepare` writes."""
+
+        flow_noise: NestedKey = "flow_noise"
+        flow_time: NestedKey = "flow_time"
+        flow_error: NestedKey = "flow_error"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    actor_network: FPOActor
+    actor_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        actor_network: FPOActor,
+        critic_network: TensorDictModule | None = None,
+        *,
+        num_samples: int = 16,
+        clip_epsilon: float = 0.05,
+        error_scale: Literal["sum", "mean", "sqrt"] = "sqrt",
+        max_error: float = 20.0,
+        max_log_ratio: float = 10.0,
+        entropy_bonus: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if entropy_bonus:
+            raise ValueError("FPO knows no entropy of its flow: use entropy_bonus=False (loss.entropy_coeff=0).")
+        if error_scale not in ("sum", "mean", "sqrt"):
+            raise ValueError(f"error_scale must be 'sum', 'mean' or 'sqrt', got {error_scale!r}.")
+        if num_samples < 1:
+            raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        super().__init__(actor_network, critic_network, clip_epsilon=clip_epsilon, entropy_bonus=False, **kwargs)
+        self.set_keys(action=actor_network.action_key)
+        self.num_samples = num_samples
+        self.error_scale = error_scale
+        self.max_error = max_error
+        self.max_log_ratio = max_log_ratio
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        self._in_keys = [key for key in self._in_keys if key != self.tensor_keys.sample_log_prob]
+        self._in_keys += self._sample_keys
+
+    @property
+    def _sample_keys(self) -> list[NestedKey]:
+        return [self.tensor_keys.flow_noise, self.tensor_keys.flow_time, self.tensor_keys.flow_error]
+
+    @torch.no_grad()
+    def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Adds ``flow_noise [..., n, d]``, ``flow_time [..., n]`` and their loss ``flow_error [..., n]``.
+
+        To be called on every collected batch before the first update, under the parameters that collected it.
+        """
+        action = tensordict.get(self.tensor_keys.action)
+        shape = (*action.shape[:-1], self.num_samples)
+        noise = torch.randn(*shape, action.shape[-1], dtype=action.dtype, device=action.device)
+        # not quite to the ends, as in FPO++
+        time = 0.005 + 0.99 * torch.rand(shape, dtype=action.dtype, device=action.device)
+        error = self._error(tensordict, noise, time)
+        for key, value in zip(self._sample_keys, (noise, time, error), strict=True):
+            tensordict.set(key, value)
+        return tensordict
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Computes the losses and the diagnostics of ``ClipPPOLoss``, over samples instead of actions."""
+        noise, time, old_error = (tensordict.get(key, None) for key in self._sample_keys)
+        if noise is None or time is None or old_error is None:
+            raise KeyError(
+                f"The data lacks {', '.join(map(repr, self._sample_keys))}: call loss.prepare(data) once on every "
+                "collected batch before its first update."
+            )
+        advantage = tensordict.get(self.tensor_keys.advantage)
+        advantage = self._maybe_normalize_advantage(advantage, tensordict, update_norm=False)
+        log_ratio = old_error - self._error(tensordict, noise, time)
+        log_ratio = log_ratio + (log_ratio.clamp(max=self.max_log_ratio) - log_ratio).detach()
+        gain = asymmetric_gain(log_ratio, advantage.expand_as(log_ratio), self.clip_epsilon).mean(-1)
+        td_out = TensorDict({"loss_objective": self._reduce_loss(-gain, tensordict)})
+        if self._has_critic:
+            loss_critic, value_clip_fraction, explained_variance = self.loss_critic(tensordict)
+            td_out.set("loss_critic", self._reduce_loss(loss_critic, tensordict))
+            for key, value in (
+                ("value_clip_fraction", value_clip_fraction),
+                ("explained_variance", explained_variance),
+            ):
+                if value is not None:
+                    td_out.set(key, value)
+        with torch.no_grad():
+            ratio = log_ratio.exp()
+            td_out.set("clip_fraction", ((ratio - 1).abs() > self.clip_epsilon).to(ratio.dtype).mean())
+            td_out.set("kl_approx", (ratio - 1 - log_ratio).mean())
+            td_out.set("ESS", ratio.sum().square() / ratio.square().sum() / ratio.numel())
+            td_out.set("max_ratio", ratio.max())
+            td_out.set("mean_ratio", ratio.mean())
+        return td_out
+
+    def _error(self, tensordict: TensorDictBase, noise: Tensor, time: Tensor) -> Tensor:
+        """Bounded flow-matching loss ``[..., n]`` of the stored actions under the present parameters."""
+        action = tensordict.get(self.tensor_keys.action).unsqueeze(-2)
+        with self.actor_network_params.to_module(self.actor_network):
+            velocity = self.actor_network.velocity
+            context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
+            error = flow_matching_error(velocity, context.unsqueeze(-2), action, noise, time)
+        squared, d = error.square().sum(-1), error.shape[-1]
+        return (squared / {"sum": 1, "mean": d, "sqrt": d**0.5}[self.error_scale]).clamp(max=self.max_error)

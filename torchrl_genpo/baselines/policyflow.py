@@ -1,0 +1,202 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""PolicyFlow: likelihood ratios from the change of a velocity along a straight path (arXiv 2602.01156)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from torch import Tensor, nn
+from torchrl.modules import IndependentNormal
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.flow import ConditionedVelocity, Velocity, midpoint
+from torchrl_genpo.modules.euler import draw_noise
+
+__all__ = ["PolicyFlowActor", "PolicyFlowLoss"]
+
+
+class PolicyFlowActor(TensorDictModuleBase):
+    """A flow with normal noise on top: an action is where the flow carries noise to, plus a learned normal residual.
+
+    Writes the action, ``flow_start`` (the noise) and ``flow_end`` (where it was carried to), each ``[..., d]``, and
+    ``action_log_prob`` ``[...]``, the log density of the action given ``flow_end``. Zero noise is no residual either.
+
+    Args:
+        velocity (Velocity): such as :class:`~torchrl_genpo.VelocityMLP`.
+        num_steps (int, optional): steps of the midpoint rule, two evaluations each. Defaults to ``10``.
+        initial_scale (float, optional): first standard deviation of the residual. Defaults to ``1``.
+
+    Keyword Args:
+        in_keys (sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        action_key (NestedKey, optional): defaults to ``"action"``.
+        log_prob_key (NestedKey, optional): defaults to ``"action_log_prob"``.
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        num_steps: int = 10,
+        initial_scale: float = 1.0,
+        *,
+        in_keys: Sequence[NestedKey] = ("observation",),
+        action_key: NestedKey = "action",
+        log_prob_key: NestedKey = "action_log_prob",
+    ) -> None:
+        super().__init__()
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        if initial_scale <= 0:
+            raise ValueError(f"initial_scale must be positive, got {initial_scale}.")
+        self.velocity = velocity
+        self.num_steps = num_steps
+        self.log_scale = nn.Parameter(torch.full((velocity.action_dim,), math.log(initial_scale)))
+        self.action_key, self.log_prob_key = action_key, log_prob_key
+        self.in_keys = list(in_keys)
+        self.out_keys = [action_key, "flow_start", "flow_end", log_prob_key]
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes the action and what its ratio needs."""
+        observations = [tensordict.get(key) for key in self.in_keys]
+        velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
+        start = draw_noise(observations[0], self.velocity.action_dim)
+        end = midpoint(velocity, start, self.num_steps)
+        action = end + draw_noise(end, end.shape[-1]) * self.log_scale.exp()
+        values = (action, start, end, self.residual_dist(end).log_prob(action))
+        return tensordict.update(dict(zip(self.out_keys, values, strict=True)))
+
+    def residual_dist(self, loc: Tensor) -> IndependentNormal:
+        """Distribution of the action around ``loc [..., d]``."""
+        return IndependentNormal(loc, self.log_scale.exp().expand_as(loc))
+
+
+class PolicyFlowLoss(ClipPPOLoss):
+    r"""PPO on PolicyFlow's approximate ratio, with its Brownian regulariser.
+
+    Of an action that the flow carried from :math:`x_0` to :math:`x_1`, the new policy is taken to be the normal law
+    around :math:`x_1 + v_\theta(x_t, t) - v_\text{old}(x_t, t)`, with :math:`x_t = (1-t) x_0 + t x_1` and a new
+    :math:`t \sim U[0, 1]` in every mini-batch: the change of the velocity at one point of a straight path stands for
+    the change of the whole flow. One evaluation of each network, no integration and no gradient through one; but a
+    surrogate, exact only at unchanged parameters.
+
+    ``loss_brownian`` keeps the flow from collapsing onto a mode: it draws :math:`(1-t)\, v_\theta` towards
+    :math:`x_t - t\, v_\text{old}`, the present estimate of :math:`x_0`, and so the velocity towards the one by which
+    Brownian motion would spread the actions.
+
+    References:
+        PolicyFlow, arXiv 2602.01156, and the authors' code (what the text leaves open).
+
+    Where it is not what was published: :math:`t` is continuous (the code draws it from the grid of its solver); the
+    square error of the regulariser is a mean over dimensions, as in the code (the paper has a sum); the KL of the
+    learning rate is estimated from the samples, as for every policy of this package (the code has the closed form of
+    two normal laws); Adam has no weight decay; evaluation without noise leaves out :math:`x_0` and residual (the code
+    draws both).
+
+    Args:
+        actor_network (PolicyFlowActor): the policy.
+        critic_network (TensorDictModule, optional): the value operator.
+
+    Keyword Args:
+        brownian_coeff (float, optional): weight of the regulariser. Defaults to ``0.0025``.
+        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`; its entropy is that of the residual.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import VelocityMLP
+        >>> from torchrl_genpo.baselines import PolicyFlowActor, PolicyFlowLoss
+        >>> actor = PolicyFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> loss = PolicyFlowLoss(actor, None, critic_coeff=None)
+        >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
+        >>> data = loss.prepare(data.set("advantage", torch.randn(8, 1)))
+        >>> loss(data)["max_ratio"].item()  # nothing was updated yet
+        1.0
+    """
+
+    @dataclass
+    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
+        """Keys of ``ClipPPOLoss``, and the ends of the flow's path."""
+
+        flow_start: NestedKey = "flow_start"
+        flow_end: NestedKey = "flow_end"
+
+    default_keys = _AcceptedKeys
+    tensor_keys: _AcceptedKeys
+    _out_keys: list[NestedKey] | None
+    actor_network: PolicyFlowActor
+    actor_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        actor_network: PolicyFlowActor,
+        critic_network: TensorDictModule | None = None,
+        *,
+        brownian_coeff: float = 0.0025,
+        entropy_bonus: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(actor_network, critic_network, entropy_bonus=entropy_bonus, **kwargs)
+        self.set_keys(action=actor_network.action_key, sample_log_prob=actor_network.log_prob_key)
+        self.register_coeff_buffer("brownian_coeff", brownian_coeff)
+        # not a part of the state: every collected batch sets it anew
+        self._behaviour_params = self.actor_network_params.data.clone()
+        self._brownian_error: Tensor | None = None
+
+    def _set_in_keys(self) -> None:
+        super()._set_in_keys()
+        self._in_keys += [self.tensor_keys.flow_start, self.tensor_keys.flow_end]
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """Those of ``ClipPPOLoss``, and ``loss_brownian``."""
+        if self._out_keys is None:
+            self._out_keys = [*super().out_keys, "loss_brownian"]
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, values: list[NestedKey]) -> None:
+        self._out_keys = values
+
+    @torch.no_grad()
+    def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Keeps the present parameters as those of the old velocity; the data is returned as it is.
+
+        To be called on every collected batch before the first update.
+        """
+        self._behaviour_params = self.actor_network_params.data.clone()
+        return tensordict
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
+        td_out = super().forward(tensordict)
+        error, self._brownian_error = self._brownian_error, None
+        return td_out.set("loss_brownian", self.brownian_coeff * self._reduce_loss(error, tensordict))
+
+    def _get_cur_log_prob(
+        self, tensordict: TensorDictBase, params: TensorDictParams | None = None
+    ) -> tuple[Tensor, IndependentNormal, bool]:
+        start, end = tensordict.get(self.tensor_keys.flow_start), tensordict.get(self.tensor_keys.flow_end)
+        time = torch.rand_like(start[..., 0])
+        along = torch.lerp(start, end, time.unsqueeze(-1))
+        with torch.no_grad():
+            old = self._velocity(tensordict, self._behaviour_params, along, time)
+        new = self._velocity(tensordict, self.actor_network_params if params is None else params, along, time)
+        with (self.actor_network_params if params is None else params).to_module(self.actor_network):
+            dist = self.actor_network.residual_dist(end + new - old)
+        time = time.unsqueeze(-1)
+        if params is None:
+            self._brownian_error = ((1 - time) * new - (along - time * old)).square().mean(-1)
+        return dist.log_prob(tensordict.get(self.tensor_keys.action)), dist, False
+
+    def _velocity(self, tensordict: TensorDictBase, params: TensorDict, x: Tensor, time: Tensor) -> Tensor:
+        with params.to_module(self.actor_network):
+            velocity = self.actor_network.velocity
+            context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
+            return velocity(x, time, context)
