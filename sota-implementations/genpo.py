@@ -45,7 +45,7 @@ from torchrl_genpo.envs import (
     one_simulation,
     stagger_episodes,
 )
-from torchrl_genpo.models import observation_keys, pretrained_module
+from torchrl_genpo.models import has_exact_density, observation_keys, pretrained_module
 from torchrl_genpo.runs import (
     RunFolder,
     StopRequest,
@@ -59,6 +59,7 @@ from torchrl_genpo.training import (
     DivergedError,
     Progress,
     augment,
+    batch_keys,
     check_finite,
     compare_ratios,
     episode_log,
@@ -66,7 +67,9 @@ from torchrl_genpo.training import (
     load_checkpoint,
     make_checkpoint,
     make_update,
+    prepare,
     statistics_columns,
+    update_metrics,
 )
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
@@ -210,20 +213,12 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
     )
     stagger_episodes(env)
     symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
-    if symmetry is not None and cfg.policy.name == "reversible_flow" and cfg.loss.ratio == "action":
-        raise ValueError("env.symmetry=true has no mirror images of sampled memories: use loss.ratio=pair with it.")
     images = 1 if symmetry is None else symmetry.order
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(cfg.collector.frames_per_batch * images, device=cfg.device),
         sampler=SamplerWithoutReplacement(),
         batch_size=cfg.loss.mini_batch_size * images,
     )
-    batch_keys = [*observation_keys(env), "advantage", "value_target", "state_value"]
-    batch_keys += [key for key in actor.out_keys if key not in ("loc", "scale")]
-    is_flow = cfg.policy.name == "reversible_flow"
-    if is_flow and cfg.loss.ratio == "action":
-        batch_keys += ["memory_samples", "memory_log_proposal", "marginal_log_prob"]
-
     progress = Progress(max(20, cfg.env.num_envs))
     checkpoint = make_checkpoint(
         loss=loss,
@@ -272,15 +267,13 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
 
         with torch.no_grad():
             gae(data)
-        watched = None
-        if is_flow and cfg.loss.ratio == "action":
-            actor.draw_memories(data, cfg.loss.num_memories)
-        if is_flow and cfg.diagnostics.samples:
-            watched = data.reshape(-1)[: cfg.diagnostics.samples]
-            watched = actor.draw_memories(watched, cfg.diagnostics.num_memories)
-        batch = data.select(*batch_keys).reshape(-1)
+        batch = data.select(*batch_keys(loss, actor), strict=False).reshape(-1)
         if symmetry is not None:
             batch = augment(batch, symmetry, actor, critic, cfg.loss.mini_batch_size)
+        batch = prepare(loss, batch)
+        watched = None
+        if has_exact_density(actor) and cfg.diagnostics.samples:
+            watched = actor.draw_memories(batch[: cfg.diagnostics.samples], cfg.diagnostics.num_memories)
         buffer.empty()
         buffer.extend(batch)
         outputs = []
@@ -307,26 +300,15 @@ def train(cfg: DictConfig, folder: RunFolder, resume: bool, ranks: Ranks) -> Non
         done = data["next", "done"]
         progress.returns.extend(data["next", "episode_reward"][done].tolist())
         progress.seconds = time.perf_counter() - start_time
-        stacked = torch.stack(outputs)
         row = {
             "frames": progress.frames,
             "time/seconds": round(progress.seconds, 3),
             "time/collect": round(collected - update_start, 4),
             "time/update": round(time.perf_counter() - collected, 4),
-            "train/kl": stacked["kl_approx"].mean().item(),
-            "train/clip_fraction": stacked["clip_fraction"].mean().item(),
             "train/lr": float(optimizer.param_groups[0]["lr"]),
-            "train/loss_objective": stacked["loss_objective"].mean().item(),
-            "train/loss_critic": stacked["loss_critic"].mean().item(),
-            "train/grad_norm": stacked["grad_norm"].mean().item(),
-        }
+        } | update_metrics(torch.stack(outputs))
         if progress.returns:
             row["train/return"] = sum(progress.returns) / len(progress.returns)
-        if "inversion_error" in stacked.keys():
-            # the first mini-batch, where no parameter has changed yet
-            row["train/inversion_error"] = stacked["inversion_error"][0].item()
-        if "entropy" in stacked.keys():
-            row["train/entropy"] = stacked["entropy"].mean().item()
         if watched is not None:
             ratios = compare_ratios(actor, watched, cfg.loss.clip_epsilon)
             row |= {f"diagnostics/{key}": value for key, value in ratios.items()}

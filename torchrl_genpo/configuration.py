@@ -18,7 +18,14 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.flow import AdaptiveSigma
-from torchrl_genpo.models import make_actor, make_critic, make_loss, make_solver, pretrained_module
+from torchrl_genpo.models import (
+    has_exact_density,
+    make_actor,
+    make_critic,
+    make_loss,
+    make_solver,
+    pretrained_module,
+)
 from torchrl_genpo.runs import read_checkpoint_config
 from torchrl_genpo.training import load_checkpoint, make_checkpoint
 
@@ -52,16 +59,8 @@ def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any) -> EnvBa
 def build_actor(cfg: DictConfig, env: EnvBase) -> TensorDictModule:
     """The policy of a run, untrained."""
     solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
-    flow = {"time_embedding_dim": cfg.policy.time_embedding_dim, "solver": solver, "start": as_dict(cfg.start)}
-    if cfg.policy.get("transformer"):
-        flow["transformer"] = as_dict(cfg.policy.transformer)
-    return make_actor(
-        env,
-        cfg.policy.name,
-        hidden_sizes=cfg.policy.hidden_sizes,
-        activation=cfg.policy.activation,
-        **(flow if cfg.policy.name == "reversible_flow" else {}),
-    )
+    policy = {key: value for key, value in as_dict(cfg.policy).items() if key not in ("init", "loss")}
+    return make_actor(env, **policy, solver=solver, start=as_dict(cfg.start))
 
 
 def build_models(cfg: DictConfig, env: EnvBase) -> tuple[TensorDictModule, ValueOperator, ClipPPOLoss]:
@@ -78,7 +77,8 @@ def build_models(cfg: DictConfig, env: EnvBase) -> tuple[TensorDictModule, Value
         loss_critic_type="l2",
         clip_value=cfg.loss.clip_value,
         normalize_advantage=cfg.loss.normalize_advantage,
-        **({"ratio": cfg.loss.ratio} if cfg.policy.name == "reversible_flow" else {}),
+        **({"ratio": cfg.loss.ratio, "num_memories": cfg.loss.num_memories} if has_exact_density(actor) else {}),
+        **(cfg.policy.get("loss") or {}),
     )
     return actor, critic, loss
 
@@ -86,7 +86,7 @@ def build_models(cfg: DictConfig, env: EnvBase) -> tuple[TensorDictModule, Value
 def make_adaptive_sigma(cfg: DictConfig, actor: TensorDictModule) -> AdaptiveSigma | None:
     """The schedule of sigma, where the run has one."""
     adapt = cfg.solver.get("adapt")
-    if cfg.policy.name != "reversible_flow" or adapt is None or adapt.quantity is None:
+    if not has_exact_density(actor) or adapt is None or adapt.quantity is None:
         return None
     if adapt.quantity not in ("kl", "inversion_error"):
         raise ValueError(f"Unknown solver.adapt.quantity {adapt.quantity!r}; choose from kl, inversion_error.")

@@ -4,19 +4,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.envs import EnvBase, ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
+from torchrl_genpo.baselines import (
+    AlternatingCoupling,
+    CouplingSolver,
+    DummyFlowLoss,
+    FPOActor,
+    FPOLoss,
+    JacobianFlowActor,
+    PolicyFlowActor,
+    PolicyFlowLoss,
+    SelfAdjointCoupling,
+)
 from torchrl_genpo.flow import (
     ConsistentStart,
     IndependentStart,
     Mish,
+    PairSolver,
     ReversibleSolver,
     Start,
     VelocityMLP,
@@ -26,7 +38,11 @@ from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import GenPOLoss
 
 __all__ = [
+    "PAIR_FLOWS",
+    "POLICIES",
+    "SURROGATE_FLOWS",
     "gaussian_actor",
+    "has_exact_density",
     "make_actor",
     "make_critic",
     "make_loss",
@@ -39,6 +55,27 @@ __all__ = [
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
 """Activations by their name in a configuration."""
 
+SOLVERS: dict[str, Callable[..., PairSolver]] = {
+    "two_step": ReversibleSolver.two_step,
+    "three_step": ReversibleSolver.three_step,
+    "alternating_coupling": AlternatingCoupling,
+    "self_adjoint_coupling": SelfAdjointCoupling,
+}
+"""Solvers of a pair, by their name in a configuration."""
+
+PAIR_FLOWS: dict[str, tuple[type[ReversibleFlowActor], type[PairSolver]]] = {
+    "reversible_flow": (ReversibleFlowActor, ReversibleSolver),
+    "dummy_flow": (ReversibleFlowActor, AlternatingCoupling),
+    "dummy_flow_jacobian": (JacobianFlowActor, AlternatingCoupling),
+    "self_adjoint_flow": (ReversibleFlowActor, SelfAdjointCoupling),
+}
+"""Policies with an exact density of a pair: their actor, and the kind of its solver."""
+
+SURROGATE_FLOWS: dict[str, type[FPOActor] | type[PolicyFlowActor]] = {"fpo": FPOActor, "policyflow": PolicyFlowActor}
+"""Policies without one."""
+
+POLICIES = ("gaussian", *PAIR_FLOWS, *SURROGATE_FLOWS)
+
 
 def _choose(kind: str, name: str, choices: Iterable[str]) -> str:
     if name not in choices:
@@ -46,15 +83,15 @@ def _choose(kind: str, name: str, choices: Iterable[str]) -> str:
     return name
 
 
-def make_solver(name: str, **kwargs: Any) -> ReversibleSolver:
-    """Builds the solver called ``two_step`` or ``three_step``; see :class:`~torchrl_genpo.ReversibleSolver`."""
-    return getattr(ReversibleSolver, _choose("solver", name, ("two_step", "three_step")))(**kwargs)
+def make_solver(name: str, **kwargs: Any) -> PairSolver:
+    """Builds a solver of :data:`SOLVERS` by its name."""
+    return SOLVERS[_choose("solver", name, SOLVERS)](**kwargs)
 
 
 def make_start(
     name: str,
     velocity: VelocityMLP | VelocityTransformer,
-    solver: ReversibleSolver,
+    solver: PairSolver,
     scale: str = "unit",
     **kwargs: Any,
 ) -> Start:
@@ -114,15 +151,17 @@ def make_actor(
     activation: str = "mish",
     time_embedding_dim: int = 32,
     transformer: Mapping[str, Any] | None = None,
-    solver: ReversibleSolver | None = None,
+    solver: PairSolver | None = None,
     start: Mapping[str, Any] | None = None,
-) -> TensorDictModule:
+    options: Mapping[str, Any] | None = None,
+) -> TensorDictModuleBase:
     """Builds the policy of an environment.
 
     Args:
         env (EnvBase): gives the sizes of observation and action, and the device.
-        name (str): ``reversible_flow``, or ``gaussian`` for TorchRL's stock normal policy with a
-            state-independent scale and the same trunk.
+        name (str): one of :data:`POLICIES`: ``gaussian`` is TorchRL's stock normal policy with a state-independent
+            scale and the same trunk, ``reversible_flow`` ours, the others are those of
+            :mod:`torchrl_genpo.baselines`.
 
     Keyword Args:
         hidden_sizes (sequence of int): the trunk.
@@ -130,11 +169,12 @@ def make_actor(
         time_embedding_dim (int): flow only, see :class:`~torchrl_genpo.VelocityMLP`.
         transformer (mapping, optional): flow only, arguments of :class:`~torchrl_genpo.VelocityTransformer`, which
             then takes the place of the MLP (trunk and activation are not used).
-        solver (ReversibleSolver, optional): flow only.
-        start (mapping, optional): flow only, arguments of :func:`make_start`. Defaults to an
+        solver (PairSolver, optional): of :data:`PAIR_FLOWS` only, and of the kind that is listed there.
+        start (mapping, optional): of :data:`PAIR_FLOWS` only, arguments of :func:`make_start`. Defaults to an
             independent start with a learned scale.
+        options (mapping, optional): of :data:`SURROGATE_FLOWS` only, further arguments of their actor.
     """
-    _choose("policy", name, ("reversible_flow", "gaussian"))
+    _choose("policy", name, POLICIES)
     obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     if name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
@@ -146,11 +186,21 @@ def make_actor(
     else:
         activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
         velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
-    solver = ReversibleSolver() if solver is None else solver
+    if name in SURROGATE_FLOWS:
+        return SURROGATE_FLOWS[name](velocity, **(options or {})).to(env.device)
+    actor_class, solver_class = PAIR_FLOWS[name]
+    solver = solver_class() if solver is None else solver  # type: ignore[call-arg]
+    if not isinstance(solver, solver_class):
+        raise ValueError(f"policy={name} needs the solver {solver_class.__name__}, got {solver}: leave solver= out.")
     start = {"name": "independent", "scale": "learned"} if start is None else start
-    return ReversibleFlowActor(velocity, solver=solver, start=make_start(velocity=velocity, solver=solver, **start)).to(
+    return actor_class(velocity, solver=solver, start=make_start(velocity=velocity, solver=solver, **start)).to(
         env.device
     )
+
+
+def has_exact_density(actor: TensorDictModuleBase) -> bool:
+    """Whether a policy knows the density of its pair (action, memory), and can estimate that of the action alone."""
+    return isinstance(actor, ReversibleFlowActor)
 
 
 def observation_keys(env: EnvBase) -> list[str]:
@@ -165,12 +215,18 @@ def make_critic(env: EnvBase, hidden_sizes: Sequence[int] = (64, 64), activation
     return ValueOperator(mlp, in_keys=[key]).to(env.device)
 
 
-def make_loss(actor: TensorDictModule, critic: TensorDictModule, **kwargs: Any) -> ClipPPOLoss:
-    """The objective of a policy: :class:`~torchrl_genpo.GenPOLoss` for a flow, else stock PPO."""
-    loss_class = GenPOLoss if isinstance(actor, ReversibleFlowActor) else ClipPPOLoss
+def make_loss(actor: TensorDictModuleBase, critic: TensorDictModule, **kwargs: Any) -> ClipPPOLoss:
+    """The objective of a policy: :class:`~torchrl_genpo.GenPOLoss` for our flow, else stock PPO or a baseline's own."""
+    loss_class: type[ClipPPOLoss] = ClipPPOLoss
+    if isinstance(actor, ReversibleFlowActor):
+        loss_class = DummyFlowLoss if isinstance(actor.solver, CouplingSolver) else GenPOLoss
+    elif isinstance(actor, FPOActor):
+        loss_class = FPOLoss
+    elif isinstance(actor, PolicyFlowActor):
+        loss_class = PolicyFlowLoss
     return loss_class(actor, critic, **kwargs)
 
 
-def pretrained_module(actor: TensorDictModule) -> nn.Module:
+def pretrained_module(actor: TensorDictModuleBase) -> nn.Module:
     """The part of a policy that pre-training shapes: the velocity of a flow, whatever its start; else all of it."""
-    return actor.velocity if isinstance(actor, ReversibleFlowActor) else actor
+    return getattr(actor, "velocity", actor)

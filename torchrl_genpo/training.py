@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
@@ -27,6 +27,7 @@ __all__ = [
     "DivergedError",
     "Progress",
     "augment",
+    "batch_keys",
     "check_finite",
     "compare_ratios",
     "episode_log",
@@ -34,12 +35,15 @@ __all__ = [
     "load_checkpoint",
     "make_checkpoint",
     "make_update",
+    "prepare",
     "statistics_columns",
+    "update_metrics",
 ]
 
 
 ENDS = ("episode_reward", "success")  # of an episode, that are evaluated
 STATISTICS = ("log", "metrics")  # where an environment tells of an episode; the second is evaluated too
+MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy")  # over an update, that are logged
 
 
 class DivergedError(RuntimeError):
@@ -96,6 +100,33 @@ def make_update(
         return out.set("grad_norm", grad_norm)
 
     return update
+
+
+def batch_keys(loss: ClipPPOLoss, actor: TensorDictModule) -> list[NestedKey]:
+    """What an update reads of the collected data, after the advantages were estimated."""
+    read = [key for key in loss.in_keys if not (isinstance(key, tuple) and key[0] == "next")]
+    written = [key for key in actor.out_keys if key not in ("loc", "scale")]
+    return [*dict.fromkeys([*read, *written, "advantage", "value_target", "state_value"])]
+
+
+def prepare(loss: ClipPPOLoss, batch: TensorDictBase) -> TensorDictBase:
+    """Adds to a collected batch, before its first update, what a loss wants kept of the policy that collected it.
+
+    Stock PPO wants nothing; see :meth:`torchrl_genpo.GenPOLoss.prepare` and those of
+    :mod:`torchrl_genpo.baselines`.
+    """
+    return loss.prepare(batch) if hasattr(loss, "prepare") else batch
+
+
+def update_metrics(outputs: TensorDictBase) -> dict[str, float]:
+    """Means of what the mini-batches ``[n]`` of an update returned, as columns of ``metrics.csv``."""
+    means = outputs.mean(0)
+    metrics = {f"train/{key}": means[key].item() for key in MEANS if key in means.keys()}
+    metrics["train/kl"] = means["kl_approx"].item()
+    if "inversion_error" in outputs.keys():
+        # the first mini-batch, where no parameter has changed yet
+        metrics["train/inversion_error"] = outputs["inversion_error"][0].item()
+    return metrics
 
 
 def check_finite(data: dict[str, torch.Tensor], where: str) -> None:
@@ -235,9 +266,12 @@ def augment(
     data, images = mirrored.split([len(data), len(mirrored) - len(data)])
     log_probs, values = [], []
     for part in images.split(batch_size):
-        log_probs.append(actor.log_prob(part))
         values.append(critic(part.select(*critic.in_keys))["state_value"])
-    images["action_log_prob"], images["state_value"] = torch.cat(log_probs), torch.cat(values)
+        if "action_log_prob" in images.keys():
+            log_probs.append(actor.log_prob(part))
+    images["state_value"] = torch.cat(values)
+    if log_probs:
+        images["action_log_prob"] = torch.cat(log_probs)
     return torch.cat([data, images])
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase, TensorDictParams
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 
@@ -150,7 +150,7 @@ class DummyFlowLoss(GenPOLoss):
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
         td_out = super().forward(tensordict)
         if self._compresses:
-            with self.actor_network_params.to_module(self.actor_network):
+            with self._in_place(self.actor_network_params):
                 _, memory = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys)).rsample()
             gap = (2 * memory).square().mean(-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))

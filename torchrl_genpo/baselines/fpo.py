@@ -74,8 +74,8 @@ def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor |
         >>> asymmetric_gain(torch.tensor([1.5, 1.5]).log(), torch.tensor([1.0, -1.0]), 0.2)
         tensor([ 1.2000, -2.1250])
     """
-    ratio = log_ratio.exp()
-    clipped = torch.minimum(ratio * advantage, ratio.clamp(1 - clip_epsilon, 1 + clip_epsilon) * advantage)
+    ratio, clip_epsilon = log_ratio.exp(), torch.as_tensor(clip_epsilon)
+    clipped = torch.minimum(ratio, ratio.clamp(max=1 + clip_epsilon)) * advantage
     penalised = ratio * advantage - advantage.abs() / (2 * clip_epsilon) * (ratio - 1).square()
     return torch.where(advantage > 0, clipped, penalised)
 
@@ -139,6 +139,7 @@ class FPOLoss(ClipPPOLoss):
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
+    _in_keys: list[NestedKey]
     actor_network: FPOActor
     actor_network_params: TensorDictParams
 

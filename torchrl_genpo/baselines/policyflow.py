@@ -71,6 +71,10 @@ class PolicyFlowActor(TensorDictModuleBase):
         values = (action, start, end, self.residual_dist(end).log_prob(action))
         return tensordict.update(dict(zip(self.out_keys, values, strict=True)))
 
+    def log_prob(self, tensordict: TensorDictBase) -> Tensor:
+        """Log density ``[...]`` of the stored action given the stored end of its flow."""
+        return self.residual_dist(tensordict.get("flow_end")).log_prob(tensordict.get(self.action_key))
+
     def residual_dist(self, loc: Tensor) -> IndependentNormal:
         """Distribution of the action around ``loc [..., d]``."""
         return IndependentNormal(loc, self.log_scale.exp().expand_as(loc))

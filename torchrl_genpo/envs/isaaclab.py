@@ -194,10 +194,10 @@ def make_isaaclab_env(
 class IsaacLabSymmetry:
     """The mirror images of an Isaac Lab task, where it defines them (ANYmal: left-right, front-back, both).
 
-    Called on flat data ``[n]`` with ``observation``, ``action`` and, of a flow, ``action_memory``; returns
-    ``[order n]``, the data itself first. A memory consists of states of the flow that the action is the last of, so
-    it is mirrored like the action. Everything else is repeated: what belongs to a policy (log-probabilities, values)
-    has to be computed again, see :func:`~torchrl_genpo.training.augment`.
+    Called on flat data ``[n]`` with ``observation``, ``action`` and, of a flow, ``action_memory`` (or ``flow_start``
+    and ``flow_end``); returns ``[order n]``, the data itself first. These are states of the flow that the action is the
+    last of, so they are mirrored like the action. Everything else is repeated: what belongs to a policy
+    (log-probabilities, values) has to be computed again, see :func:`~torchrl_genpo.training.augment`.
 
     Args:
         env (EnvBase): of :func:`make_isaaclab_env`, without normalisation, which would not be symmetric.
@@ -237,9 +237,9 @@ class IsaacLabSymmetry:
         mirrored, out["action"] = self._mirror(self._env, observations, data["action"])
         for name, group in present.items():
             out[name] = mirrored[group]
-        if "action_memory" in data.keys():
-            memories = data["action_memory"].split(data["action"].shape[-1], -1)
-            out["action_memory"] = torch.cat([self._mirror(self._env, None, memory)[1] for memory in memories], -1)
+        for key in {"action_memory", "flow_start", "flow_end"} & set(data.keys()):
+            states = data[key].split(data["action"].shape[-1], -1)
+            out[key] = torch.cat([self._mirror(self._env, None, state)[1] for state in states], -1)
         return out
 
 

@@ -31,7 +31,7 @@ class GenPOLoss(ClipPPOLoss):
 
     ``ratio="action"`` uses that conditional mean instead, the likelihood ratio of the executed action
     alone: the densities of the action before and after are estimated with the same sampled memories,
-    which :meth:`ReversibleFlowActor.draw_memories` adds to each collected batch before its first update.
+    which :meth:`prepare` adds to each collected batch before its first update.
     It costs as many inversions a sample as there are memories; ``clip_fraction`` and ``kl_approx`` are
     then those of the action.
 
@@ -49,6 +49,8 @@ class GenPOLoss(ClipPPOLoss):
             with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
         ratio (str, optional): ``"pair"``, the exact ratio of the pair, or ``"action"``, the estimated one of
             the action alone. Defaults to ``"pair"``.
+        num_memories (int, optional): sampled for each action by :meth:`prepare`, with ``ratio="action"``. Defaults
+            to ``8``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
@@ -92,6 +94,7 @@ class GenPOLoss(ClipPPOLoss):
         *,
         entropy_bonus: bool = False,
         ratio: Literal["pair", "action"] = "pair",
+        num_memories: int = 8,
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
@@ -110,6 +113,7 @@ class GenPOLoss(ClipPPOLoss):
                 "gradient. Use IndependentStart(scale='learned', action_dim=...) or entropy_bonus=False."
             )
         self.ratio = ratio
+        self.num_memories = num_memories
         super().__init__(actor, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         self.set_keys(action_memory=actor.memory_key)
         if ratio == "action":
@@ -134,13 +138,23 @@ class GenPOLoss(ClipPPOLoss):
     def out_keys(self, values: list[NestedKey]) -> None:
         self._out_keys = values
 
+    def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Adds what ``ratio="action"`` needs; does nothing otherwise.
+
+        To be called on every collected batch before its first update, see :meth:`ReversibleFlowActor.draw_memories`.
+        """
+        if self.ratio == "action":
+            with self._in_place(self.actor_network_params):
+                self.actor_network.draw_memories(tensordict, self.num_memories)
+        return tensordict
+
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
         if self.ratio == "action" and any(tensordict.get(key, None) is None for key in self._memory_sample_keys):
             raise KeyError(
                 "ratio='action' needs memories sampled under the policy that collected the data: call "
-                "actor.draw_memories(data) once on every batch before the first update."
+                "loss.prepare(data) (or actor.draw_memories) once on every batch before the first update."
             )
         td_out = super().forward(tensordict)
         log_prob, self._current_log_prob = self._current_log_prob, None
@@ -160,10 +174,7 @@ class GenPOLoss(ClipPPOLoss):
         is_current = params is None
         if params is None:
             params = self.actor_network_params
-        in_place = contextlib.nullcontext()
-        if self.functional:
-            in_place = params.to_module(self.actor_network, preserve_module_state=False)
-        with in_place:
+        with self._in_place(params):
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
             # inside: the distribution holds the live network
             if self.ratio == "action":
@@ -173,6 +184,12 @@ class GenPOLoss(ClipPPOLoss):
         if is_current:
             self._current_log_prob = log_prob.detach()  # handed to forward, which takes it away
         return log_prob, dist, False
+
+    def _in_place(self, params: TensorDictParams) -> Any:
+        """Context in which the actor has these parameters."""
+        if not self.functional:
+            return contextlib.nullcontext()
+        return params.to_module(self.actor_network, preserve_module_state=False)
 
     @property
     def _memory_sample_keys(self) -> tuple[NestedKey, NestedKey]:
