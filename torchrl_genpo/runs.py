@@ -58,6 +58,8 @@ METRICS = [
     "eval/random_noise/return",
     "eval/zero_noise/success",
     "eval/random_noise/success",
+    "eval/zero_noise/goal_entropy",
+    "eval/random_noise/goal_entropy",
 ]
 """Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them."""
 

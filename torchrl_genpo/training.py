@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-ENDS = ("episode_reward", "success")  # of an episode, that are evaluated
+ENDS = ("episode_reward", "success", "reached_goal")  # of an episode, that are evaluated
 STATISTICS = ("log", "metrics")  # where an environment tells of an episode; the second is evaluated too
 MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy")  # over an update, that are logged
 
@@ -155,8 +155,9 @@ def evaluate(
 
     Returns:
         ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them
-        ``.../success``, the part of the episodes that ended with the task solved, and ``.../<name>`` for each of its
-        ``metrics``, over the episodes where it is not NaN.
+        ``.../success``, the part of the episodes that ended with the task solved; ``.../<name>`` for each of its
+        ``metrics``, over the episodes where it is not NaN; and ``.../goal_entropy``, the entropy, in nats, of the
+        goals that were reached, where there are several.
     """
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
@@ -164,6 +165,8 @@ def evaluate(
             torch.manual_seed(seed)
             env.set_seed(seed)
             ends = _mean_end(env, actor, rounds, max_steps)
+        if (shares := ends.pop("reached_goal", None)) is not None:
+            ends["goal_entropy"] = torch.special.entr(shares / shares.sum().clamp_min(1e-9)).sum()
         for key, value in ends.items():
             results[f"eval/{name}_noise/{'return' if key == 'episode_reward' else key}"] = value.item()
     return results
@@ -186,7 +189,8 @@ def _mean_end(env: EnvBase, actor: TensorDictModule, rounds: int, max_steps: int
             weights[key] += known.float()
         if (counts == rounds).all():
             break
-    return {key: total.sum() / weights[key].sum() for key, total in totals.items()}
+    means = {key: total.flatten(0, -2).sum(0) / weights[key].flatten(0, -2).sum(0) for key, total in totals.items()}
+    return {key: mean.squeeze(-1) for key, mean in means.items()}
 
 
 def _ends(step: TensorDictBase) -> dict[str, torch.Tensor]:

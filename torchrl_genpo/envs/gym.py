@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
 from torchrl_genpo.envs.common import did_you_mean, simulator
+from torchrl_genpo.envs.multi_goal import MULTI_GOAL
 from torchrl_genpo.envs.transforms import normalization_transforms
 
 __all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
@@ -21,6 +22,7 @@ GYM_TASKS = {
     "half_cheetah": "HalfCheetah-v5",
     "hopper": "Hopper-v5",
     "humanoid": "Humanoid-v5",
+    "multi_goal": MULTI_GOAL,
     "pendulum": "InvertedPendulum-v5",
     "walker2d": "Walker2d-v5",
 }
@@ -160,7 +162,7 @@ class GymState:
         env = self._vector_env.envs[index]
         rng = env.unwrapped.np_random.bit_generator.state
         state: dict[str, Any] = {
-            "observation": torch.from_numpy(np.array(self._vector_env._env_obs[index])),
+            "observation": _apply(lambda x: torch.from_numpy(np.array(x)), self._vector_env._env_obs[index]),
             "elapsed_steps": _find(env, "_elapsed_steps"),
             # 128-bit integers
             "rng": {"state": hex(rng["state"]["state"]), "inc": hex(rng["state"]["inc"])},
@@ -189,7 +191,7 @@ class GymState:
             "uinteger": uinteger,
         }
         _find(env, "_elapsed_steps", state["elapsed_steps"])
-        self._vector_env._env_obs[index] = state["observation"].numpy().copy()
+        self._vector_env._env_obs[index] = _apply(lambda x: x.numpy().copy(), state["observation"])
         if self._is_classic(env):
             env.unwrapped.state = state["state"].numpy().copy()
             return
@@ -199,6 +201,13 @@ class GymState:
         mujoco.mj_setState(model, data, state["physics"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
         for key, value in state["derived"].items():
             getattr(data, key)[:] = value.numpy()
+
+
+def _apply(function: Any, observation: Any) -> Any:
+    """Applies a function to an observation, or to every part of one that has several."""
+    if isinstance(observation, dict):
+        return {key: function(value) for key, value in observation.items()}
+    return function(observation)
 
 
 def _find(env: Any, name: str, value: Any = None) -> Any:
