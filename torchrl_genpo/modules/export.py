@@ -23,7 +23,7 @@ from torchrl.envs import (
 )
 from torchrl.modules import IndependentNormal
 
-from torchrl_genpo.flow import ConditionedVelocity
+from torchrl_genpo.flow import ConditionedVelocity, ReversibleSolver
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 
 __all__ = ["ExportablePolicy", "FlowHead", "GaussianHead", "Normalizer", "ObservationPipeline"]
@@ -232,7 +232,8 @@ class FlowHead(nn.Module):
         super().__init__()
         actor = copy.deepcopy(actor).cpu().eval()
         self.velocity, self.start, self.solver = actor.velocity, actor.start, actor.solver
-        self.solver.gradient = "stored"  # no gradient is taken, and "reversible" would hide the steps from a tracer
+        if isinstance(self.solver, ReversibleSolver):
+            self.solver.gradient = "stored"  # no gradient is taken, and "reversible" would hide the steps from a tracer
         self.noise_dim = actor.velocity.action_dim * (1 + self.solver.num_memories)
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
