@@ -14,7 +14,7 @@ from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 
 from torchrl_genpo.baselines.coupling import CouplingSolver
-from torchrl_genpo.flow import ConditionedVelocity, ReversibleFlow, VelocityField
+from torchrl_genpo.flow import ReversibleFlow, VelocityField
 from torchrl_genpo.modules import ReversibleFlowActor
 from torchrl_genpo.objectives import GenPOLoss
 
@@ -161,21 +161,21 @@ class JacobianFlow(ReversibleFlow):
     """A :class:`~torchrl_genpo.ReversibleFlow` that computes the determinant of its map by automatic differentiation.
 
     The result is the solver's constant, at the price of the whole Jacobian of every sample, as GenPO's published code
-    pays it (:math:`2d` backward passes and a determinant, differentiated once more in the update). For timing and as a
-    test. The context of the velocity must be a tensor.
+    pays it: :math:`2d` backward passes and a determinant, differentiated once more in the update. For timing, and as a
+    test.
     """
 
     def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor:
-        module, context, dtype = self.velocity.velocity, self.velocity.context, self.dtype
-        d, shape = x.shape[-1], x.shape[:-1]
-
-        def flat_map(noise: Tensor, context: Tensor) -> Tensor:
-            return torch.cat(self.solver.integrate(ConditionedVelocity(module, context, dtype), *noise.split(d)))
-
-        noise = torch.cat([x, memory], -1).reshape(-1, 2 * d)
-        contexts = context.expand(*shape, context.shape[-1]).reshape(-1, context.shape[-1])
-        jacobian = torch.vmap(torch.func.jacrev(flat_map))(noise, contexts)
-        return torch.linalg.slogdet(jacobian).logabsdet.reshape(shape)
+        is_differentiated = torch.is_grad_enabled()
+        with torch.enable_grad():
+            noise = torch.cat([x, memory], -1).detach().requires_grad_()
+            pair = torch.cat(self.solver.integrate(self.velocity, *noise.tensor_split(2, -1)), -1)
+            rows = [
+                torch.autograd.grad(number.sum(), noise, retain_graph=True, create_graph=is_differentiated)[0]
+                for number in pair.unbind(-1)
+            ]
+            log_det = torch.linalg.slogdet(torch.stack(rows, -2)).logabsdet
+        return log_det if is_differentiated else log_det.detach()
 
 
 class JacobianFlowActor(ReversibleFlowActor):
