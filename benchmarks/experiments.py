@@ -34,6 +34,32 @@ METRICS = (
     "eval/",
     "task/turns/",
 )  # names or beginnings of columns
+BASELINES = {  # name -> (label, options of the entry script): the shared setting, and where it differs each one's own
+    "dummy_flow": ("GenPO (dummy flow)", ["policy=dummy_flow"]),
+    "dummy_flow_published": (
+        "GenPO (dummy flow), its own setting",
+        ["policy=dummy_flow", "start=paper", "optim.target_kl=0.01"],
+    ),
+    "self_adjoint_flow": ("self-adjoint flow", ["policy=self_adjoint_flow"]),
+    "fpo": ("FPO++", ["policy=fpo"]),
+    "fpo_published": (
+        "FPO++, its own setting",
+        [
+            "policy=fpo",
+            "policy.options.num_steps=64",
+            "policy.loss.num_samples=16",
+            "loss.clip_epsilon=0.05",
+            "loss.epochs=16",
+            "optim.schedule=constant",
+            "optim.lr=1e-4",
+        ],
+    ),
+    "policyflow": ("PolicyFlow", ["policy=policyflow"]),
+    "policyflow_published": (
+        "PolicyFlow, its own setting",
+        ["policy=policyflow", "loss.epochs=5", "loss.entropy_coeff=0.0025", "optim.lr=1e-4", "optim.target_kl=0.01"],
+    ),
+}
 POINTS = 60  # of each curve that are kept
 LOCK = threading.Lock()
 

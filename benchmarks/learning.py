@@ -2,13 +2,16 @@
 # LICENSE file in the root directory of this source tree.
 """Learning curves through the entry script: Gaussian PPO, the paper's flow, and what lies beyond it.
 
-    python benchmarks/learning.py --policies gaussian paper learned_scale   # 27 runs, about 50 minutes on two cores
-    python benchmarks/learning.py --seeds 1 2 3 4 5                         # everything, about ten hours
-    python benchmarks/learning.py --report                                  # table and plots of the runs that are there
+    python benchmarks/learning.py --tasks half_cheetah hopper walker2d --policies gaussian paper learned_scale
+    python benchmarks/learning.py --seeds 1 2 3 4 5 --policies gaussian learned_scale dummy_flow fpo policyflow
+    python benchmarks/learning.py --report       # tables and plots of the runs that are there
+
+The first is 27 runs, about 50 minutes on two cores.
 
 Every finished run is a line of ``learning.jsonl`` in ``benchmarks/results``, with its commit, versions and machine, and
 is never run again; interrupted ones resume. So the command may be repeated at will, on any machine. The reports are
-``learning.md`` and ``learning.png``.
+``learning.md`` and ``learning.png``, task by task, and ``learning_iqm.md`` and ``.png`` over all tasks that Gaussian PPO
+has finished (``aggregate.py``).
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, median_curves, origins, read_results, results_path
+import aggregate
+from experiments import BASELINES, Run, execute_all, last, median_curves, origins, read_results, results_path
 from provenance import RESULTS
 
-TASKS = ("half_cheetah", "hopper", "walker2d")
+TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid", "multi_goal")
 POLICIES = {  # name -> (label, options of the entry script)
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "paper": ("flow, paper's start", ["start=paper"]),
@@ -44,6 +48,7 @@ POLICIES = {  # name -> (label, options of the entry script)
         "flow, learned scale, action ratio",
         ["start=learned_scale", "loss.ratio=action", "loss.num_memories=4"],
     ),
+    **BASELINES,
 }
 
 
@@ -72,6 +77,7 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
                 cells.append(f"{statistics.median(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})")
             seconds = statistics.median(record["seconds"] for record in chosen)
             lines.append(f"| {task} | {label} | {' | '.join(cells)} | {seconds:.0f} |")
+    lines += goal_entropies(records)
     options = "\n".join(f"- {label}: `{' '.join(options)}`" for label, options in POLICIES.values())
     lines += [
         "",
@@ -88,21 +94,35 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
     print("\n".join(lines))
 
 
+def goal_entropies(records: list[dict[str, Any]]) -> list[str]:
+    """A table of the entropy of the reached goals, where a task has several."""
+    column = "eval/random_noise/goal_entropy"
+    chosen = [record for record in records if column in record["curves"]]
+    lines = ["", "Entropy, in nats, of the goals that random noise reaches (log 4 = 1.39 is all four alike):", ""]
+    lines += ["| task | policy | entropy |", "|---|---|---:|"]
+    for task, policy in dict.fromkeys((record["task"], record["policy"]) for record in chosen):
+        values = [last(record, column) for record in chosen if (record["task"], record["policy"]) == (task, policy)]
+        cell = f"{statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+        lines.append(f"| {task} | {POLICIES[policy][0]} | {cell} |")
+    return lines if chosen else []
+
+
 def draw(records: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(4.4 * len(TASKS), 3.8), layout="constrained")
-    for panel, task in zip(axes, TASKS, strict=True):
+    tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 3.8), layout="constrained", squeeze=False)
+    for panel, task in zip(axes[0], tasks, strict=True):
         for color, (policy, (label, _)) in enumerate(POLICIES.items()):
             chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
             median_curves(panel, chosen, label, f"C{color}", unit=1e3)
         panel.set(title=task, xlabel="thousand frames")
         panel.grid(alpha=0.3)
-    axes[0].set_ylabel("training return (20 episodes)")
-    handles, labels = axes[0].get_legend_handles_labels()
+    axes[0][0].set_ylabel("training return (20 episodes)")
+    handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
     figure.suptitle("Median and range of the seeds", fontsize=10)
     figure.savefig(path, dpi=130)
@@ -133,6 +153,10 @@ def main() -> None:
         sys.exit(f"No finished run in {results_path(options.name)}; start some without --report.")
     write_table(records, RESULTS / f"{options.name}.md")
     draw(records, RESULTS / f"{options.name}.png")
+    labels = {policy: label for policy, (label, _) in POLICIES.items()}
+    aggregate.report(
+        records, labels, RESULTS / f"{options.name}_iqm", " ".join(["python benchmarks/learning.py", *sys.argv[1:]])
+    )
 
 
 if __name__ == "__main__":

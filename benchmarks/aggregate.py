@@ -1,0 +1,163 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One number for many tasks and seeds: interquartile means with stratified bootstrap intervals, by ``rliable``.
+
+Used by ``learning.py``. Returns of a task are normalised so that 0 is where training begins and 1 what Gaussian PPO
+reaches on average; a policy counts with the seeds that it finished on every task.
+
+References:
+    Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiments import last, origins
+
+BASE = "gaussian"
+POINTS = 40  # of a curve
+Records = Sequence[dict[str, Any]]
+
+
+def scales(records: Records, column: str) -> dict[str, tuple[float, float]]:
+    """Of every task that the base finished: the return at the beginning of training, and the base's at its end."""
+    found = {}
+    for task in dict.fromkeys(record["task"] for record in records if record["policy"] == BASE):
+        chosen = [record for record in records if record["task"] == task]
+        start = statistics.median(next(v for v in r["curves"]["train/return"] if v is not None) for r in chosen)
+        end = statistics.mean(last(record, column) for record in chosen if record["policy"] == BASE)
+        if abs(end - start) < 1e-9:
+            raise ValueError(f"{BASE} did not learn {task} (return {end:.4g}): its scores cannot be normalised.")
+        found[task] = (start, end)
+    return found
+
+
+def complete_runs(records: Records, policies: Sequence[str], tasks: Sequence[str]) -> dict[str, list[list[dict]]]:
+    """Records ``[seed][task]`` of the policies that finished every task, the base first."""
+    found = {}
+    for policy in sorted(policies, key=lambda policy: policy != BASE):
+        by_key = {(r["seed"], r["task"]): r for r in records if r["policy"] == policy}
+        seeds = sorted({seed for seed, _ in by_key})
+        rows = [[by_key[seed, task] for task in tasks] for seed in seeds if all((seed, t) in by_key for t in tasks)]
+        if rows:
+            found[policy] = rows
+    return found
+
+
+def final_scores(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float, float]], column: str) -> np.ndarray:
+    """Normalised returns at the end, ``[seeds, tasks]``."""
+    return np.array([[_normalise(last(record, column), scale[record["task"]]) for record in row] for row in runs])
+
+
+def curves(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Normalised training returns ``[seeds, tasks, POINTS]`` at even fractions of a run, and mean seconds ``[POINTS]``."""
+    returns, seconds = [], []
+    for row in runs:
+        returns.append([])
+        for record in row:
+            columns = [record["curves"][key] for key in ("frames", "train/return", "time/seconds")]
+            points = np.array([point for point in zip(*columns, strict=True) if point[1] is not None])
+            grid = np.linspace(0, points[-1, 0], POINTS + 1)[1:]
+            returns[-1].append(_normalise(np.interp(grid, points[:, 0], points[:, 1]), scale[record["task"]]))
+            seconds.append(np.interp(grid, points[:, 0], points[:, 2]))
+    return np.array(returns), np.mean(seconds, 0)
+
+
+def _normalise(value: Any, scale: tuple[float, float]) -> Any:
+    start, end = scale
+    return (value - start) / (end - start)
+
+
+def intervals(scores: Mapping[str, Any], function: Any, reps: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Value and 95 % stratified bootstrap interval of a function of the scores of each policy."""
+    try:
+        from rliable.library import get_interval_estimates
+    except ImportError as error:
+        raise ImportError("Intervals need rliable: pip install -e '.[benchmarks]'.") from error
+    return get_interval_estimates(dict(scores), function, reps=reps, random_state=np.random.RandomState(0))
+
+
+def iqm(scores: np.ndarray) -> np.ndarray:
+    """Interquartile mean over seeds and tasks, of each point where there are several."""
+    from rliable.metrics import aggregate_iqm
+
+    if scores.ndim == 2:
+        return np.array([aggregate_iqm(scores)])
+    return np.array([aggregate_iqm(scores[..., i]) for i in range(scores.shape[-1])])
+
+
+def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """Probability that a run of one policy ends above one of the base on the same task, mean over tasks."""
+    from rliable.metrics import probability_of_improvement
+
+    return np.array([probability_of_improvement(scores, base)])
+
+
+def report(records: Records, labels: Mapping[str, str], path: Path, command: str, reps: int = 2000) -> None:
+    """Writes the table ``path.md`` and the curves ``path.png``."""
+    columns = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
+    tasks = list(scales(records, columns["zero"]))
+    runs = complete_runs(records, list(labels), tasks)
+    if BASE not in runs:
+        raise ValueError(f"No seed of {BASE} has finished every task; IQMs are relative to it.")
+    cells: dict[str, list[str]] = {policy: [] for policy in runs}
+    for column in columns.values():
+        scale = scales(records, column)
+        scores = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
+        values, bounds = intervals(scores, iqm, reps)
+        pairs = {policy: (scores[policy], scores[BASE]) for policy in runs}
+        chances, chance_bounds = intervals(pairs, improvement, reps)
+        for policy in runs:
+            for value, bound in ((values[policy], bounds[policy]), (chances[policy], chance_bounds[policy])):
+                cells[policy].append(f"{value[0]:.2f} [{bound[0, 0]:.2f}, {bound[1, 0]:.2f}]")
+    lines = [
+        f"# Learning over {len(tasks)} tasks: {', '.join(tasks)}",
+        "",
+        "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's mean) and "
+        "the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
+        f"({reps:,} resamples, rliable).",
+        "",
+        "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(f"| {labels[policy]} | {len(runs[policy])} | {' | '.join(cells[policy])} |" for policy in runs),
+    ]
+    left_out = [labels[policy] for policy in labels if policy not in runs and _has(records, policy)]
+    if left_out:
+        lines += ["", f"Left out, for no seed has finished every task: {', '.join(left_out)}."]
+    chosen = [record for rows in runs.values() for row in rows for record in row]
+    lines += origins(chosen, command)
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    _draw(runs, labels, scales(records, columns["random"]), path.with_suffix(".png"), max(50, reps // 10))
+
+
+def _has(records: Records, policy: str) -> bool:
+    return any(record["policy"] == policy for record in records)
+
+
+def _draw(runs: Mapping[str, Any], labels: Mapping[str, str], scale: Mapping[str, Any], path: Path, reps: int) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    drawn = {policy: curves(rows, scale) for policy, rows in runs.items()}
+    values, bounds = intervals({policy: returns for policy, (returns, _) in drawn.items()}, iqm, reps)
+    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
+    for color, (policy, (_, seconds)) in enumerate(drawn.items()):
+        for panel, x in zip(axes, (np.linspace(0, 1, POINTS + 1)[1:], seconds / 60), strict=True):
+            panel.plot(x, values[policy], color=f"C{color}", label=labels[policy])
+            panel.fill_between(x, *bounds[policy], color=f"C{color}", alpha=0.12, lw=0)
+    for panel, label in zip(axes, ("fraction of the frames", "minutes of a run"), strict=True):
+        panel.set(xlabel=label)
+        panel.grid(alpha=0.3)
+    axes[0].set_ylabel("IQM of the training return, Gaussian PPO = 1")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
