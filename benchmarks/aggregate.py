@@ -54,18 +54,17 @@ def final_scores(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float
     return np.array([[_normalise(last(record, column), scale[record["task"]]) for record in row] for row in runs])
 
 
-def curves(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
-    """Normalised training returns ``[seeds, tasks, POINTS]`` at even fractions of a run, and mean seconds ``[POINTS]``."""
-    returns, seconds = [], []
+def curves(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float, float]]) -> np.ndarray:
+    """Normalised training returns ``[seeds, tasks, POINTS]`` at even fractions of a run."""
+    returns = []
     for row in runs:
         returns.append([])
         for record in row:
-            columns = [record["curves"][key] for key in ("frames", "train/return", "time/seconds")]
+            columns = [record["curves"][key] for key in ("frames", "train/return")]
             points = np.array([point for point in zip(*columns, strict=True) if point[1] is not None])
             grid = np.linspace(0, points[-1, 0], POINTS + 1)[1:]
             returns[-1].append(_normalise(np.interp(grid, points[:, 0], points[:, 1]), scale[record["task"]]))
-            seconds.append(np.interp(grid, points[:, 0], points[:, 2]))
-    return np.array(returns), np.mean(seconds, 0)
+    return np.array(returns)
 
 
 def _normalise(value: Any, scale: tuple[float, float]) -> Any:
@@ -113,13 +112,13 @@ def report(records: Records, labels: Mapping[str, str], path: Path, command: str
         pairs = {policy: (scores[policy], scores[BASE]) for policy in runs}
         chances, chance_bounds = intervals(pairs, improvement, reps)
         for policy in runs:
-            for value, bound in ((values[policy], bounds[policy]), (chances[policy], chance_bounds[policy])):
-                cells[policy].append(f"{value[0]:.2f} [{bound[0, 0]:.2f}, {bound[1, 0]:.2f}]")
+            cells[policy].append(_cell(values[policy], bounds[policy]))
+            cells[policy].append("" if policy == BASE else _cell(chances[policy], chance_bounds[policy]))
     lines = [
         f"# Learning over {len(tasks)} tasks: {', '.join(tasks)}",
         "",
-        "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's mean) and "
-        "the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
+        "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's mean) "
+        "and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
         f"({reps:,} resamples, rliable).",
         "",
         "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
@@ -136,6 +135,10 @@ def report(records: Records, labels: Mapping[str, str], path: Path, command: str
     _draw(runs, labels, scales(records, columns["random"]), path.with_suffix(".png"), max(50, reps // 10))
 
 
+def _cell(value: np.ndarray, bounds: np.ndarray) -> str:
+    return f"{value[0]:.2f} [{bounds[0, 0]:.2f}, {bounds[1, 0]:.2f}]"
+
+
 def _has(records: Records, policy: str) -> bool:
     return any(record["policy"] == policy for record in records)
 
@@ -147,10 +150,12 @@ def _draw(runs: Mapping[str, Any], labels: Mapping[str, str], scale: Mapping[str
     import matplotlib.pyplot as plt
 
     drawn = {policy: curves(rows, scale) for policy, rows in runs.items()}
-    values, bounds = intervals({policy: returns for policy, (returns, _) in drawn.items()}, iqm, reps)
+    values, bounds = intervals(drawn, iqm, reps)
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
-    for color, (policy, (_, seconds)) in enumerate(drawn.items()):
-        for panel, x in zip(axes, (np.linspace(0, 1, POINTS + 1)[1:], seconds / 60), strict=True):
+    fractions = np.linspace(0, 1, POINTS + 1)[1:]
+    for color, (policy, rows) in enumerate(runs.items()):
+        minutes = statistics.mean(record["seconds"] for row in rows for record in row) / 60
+        for panel, x in zip(axes, (fractions, minutes * fractions), strict=True):
             panel.plot(x, values[policy], color=f"C{color}", label=labels[policy])
             panel.fill_between(x, *bounds[policy], color=f"C{color}", alpha=0.12, lw=0)
     for panel, label in zip(axes, ("fraction of the frames", "minutes of a run"), strict=True):

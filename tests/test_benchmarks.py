@@ -1,0 +1,67 @@
+"""The aggregation of learning runs: normalisation, interquartile means, probability of improvement."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import aggregate
+
+
+def record(task, policy, seed, final, start=10.0):
+    curves = {
+        "frames": [100, 200, 300],
+        "train/return": [start, (start + final) / 2, final],
+        "eval/zero_noise/return": [None, None, final],
+        "eval/random_noise/return": [None, None, final],
+    }
+    origin = {"commit": "c", "versions": "v", "machine": "m"}
+    return {"task": task, "policy": policy, "seed": seed, "seconds": 60.0 * seed, "curves": curves, **origin}
+
+
+@pytest.fixture
+def records():
+    made = [record("a", "gaussian", seed, 10 + 100 * seed) for seed in (1, 2, 3)]
+    made += [record("b", "gaussian", seed, 1010.0) for seed in (1, 2, 3)]
+    made += [record("a", "flow", seed, 410.0) for seed in (1, 2)]
+    made += [record("b", "flow", seed, 1010.0 + seed) for seed in (1, 2)]
+    made += [record("a", "unfinished", 1, 999.0)]
+    return made
+
+
+def test_scores_are_zero_at_the_start_and_one_at_the_mean_of_gaussian_ppo(records):
+    scale = aggregate.scales(records, "eval/zero_noise/return")
+    assert scale == {"a": (10.0, 210.0), "b": (10.0, 1010.0)}
+    runs = aggregate.complete_runs(records, ["flow", "gaussian", "unfinished"], ["a", "b"])
+    assert list(runs) == ["gaussian", "flow"] and len(runs["flow"]) == 2
+    scores = aggregate.final_scores(runs["gaussian"], scale, "eval/zero_noise/return")
+    np.testing.assert_allclose(scores, [[0.5, 1], [1, 1], [1.5, 1]])
+    curves = aggregate.curves(runs["flow"], scale)
+    assert curves.shape == (2, 2, aggregate.POINTS)
+    np.testing.assert_allclose(curves[0, 0, [-1]], 2.0)
+
+
+def test_interquartile_mean_and_probability_of_improvement_on_known_numbers():
+    scores = np.arange(8.0).reshape(4, 2)
+    assert aggregate.iqm(scores)[0] == np.mean([2, 3, 4, 5])
+    assert aggregate.improvement(np.array([[2.0], [4.0]]), np.array([[1.0], [3.0]]))[0] == 0.75
+
+
+def test_the_report_names_what_it_leaves_out(records, tmp_path):
+    labels = {"gaussian": "Gaussian", "flow": "Flow", "unfinished": "Half", "never": "Never"}
+    aggregate.report(records, labels, tmp_path / "learning_iqm", "the command", reps=50)
+    text = (tmp_path / "learning_iqm.md").read_text()
+    flow = next(line for line in text.splitlines() if line.startswith("| Flow"))
+    # above the Gaussian's 110, 210, 310 on one task and its 1010 on the other, in every pair
+    assert flow.split("|")[4].strip().startswith("1.00") and flow.split("|")[2].strip() == "2"
+    assert "Left out, for no seed has finished every task: Half." in text and "Never" not in text
+    assert (tmp_path / "learning_iqm.png").stat().st_size > 5000
+
+
+def test_a_task_that_gaussian_ppo_does_not_learn_is_refused():
+    with pytest.raises(ValueError, match="did not learn a"):
+        aggregate.scales([record("a", "gaussian", 1, 10.0)], "eval/zero_noise/return")
