@@ -80,10 +80,11 @@ EVERYTHING = [
     [
         ["env=half_cheetah"],
         ["env=ant", "policy=gaussian"],
+        ["env=multi_goal", "policy=fpo"],
         EVERYTHING,
         ["env=xhand/nut_bolt", "env.options.max_steps=20"],
     ],
-    ids=["flow", "gaussian", "every option of the flow", "hand"],
+    ids=["flow", "gaussian", "fpo", "every option of the flow", "hand"],
 )
 def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, choice):
     options = [*choice, "seed=3", "eval.interval=1024"]

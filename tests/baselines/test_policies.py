@@ -1,0 +1,67 @@
+"""The baselines by name: what models.make_actor and make_loss build, and one iteration of each on an environment."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torchrl.collectors import Collector
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+from torchrl_genpo import GenPOLoss, ReversibleSolver
+from torchrl_genpo.baselines import DummyFlowLoss, FPOLoss, PolicyFlowLoss
+from torchrl_genpo.envs import make_env
+from torchrl_genpo.models import POLICIES, make_actor, make_critic, make_loss
+from torchrl_genpo.training import batch_keys, make_update, prepare
+
+ROOT = Path(__file__).parents[2]
+LOSSES = {
+    "gaussian": ClipPPOLoss,
+    "reversible_flow": GenPOLoss,
+    "dummy_flow": DummyFlowLoss,
+    "dummy_flow_jacobian": DummyFlowLoss,
+    "self_adjoint_flow": DummyFlowLoss,
+    "fpo": FPOLoss,
+    "policyflow": PolicyFlowLoss,
+}
+
+
+def test_every_policy_is_tested_configured_and_documented():
+    assert set(LOSSES) == set(POLICIES)
+    text = (ROOT / "docs" / "methods.md").read_text()
+    for name in POLICIES:
+        assert (ROOT / "sota-implementations" / "config" / "policy" / f"{name}.yaml").exists()
+        assert f"`{name}`" in text
+    for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        assert (ROOT / "docs" / target).exists(), target
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_iteration_on_an_environment(name):
+    """Collected data is all that the update needs, its first ratio is one, and evaluation is deterministic."""
+    env = make_env("pendulum", num_envs=2, seed=0)
+    actor, critic = make_actor(env, name, hidden_sizes=(8, 8)), make_critic(env, (8,))
+    loss = make_loss(actor, critic, entropy_bonus=False)
+    assert type(loss) is LOSSES[name]
+    collector = Collector(env, actor, frames_per_batch=32, total_frames=32, auto_register_policy_transforms=False)
+    (data,) = collector
+    with torch.no_grad():
+        GAE(gamma=0.99, lmbda=0.95, value_network=critic)(data)
+    batch = prepare(loss, data.select(*batch_keys(loss, actor), strict=False).reshape(-1))
+    update = make_update(loss, torch.optim.Adam(loss.parameters(), 1e-2), max_grad_norm=1.0)
+    first, second = update(batch), update(batch)
+    assert (first["max_ratio"] - 1).abs() < 1e-4 and (first["mean_ratio"] - 1).abs() < 1e-4
+    assert first["kl_approx"].abs() < 1e-4 < (second["max_ratio"] - 1).abs()
+    td = data[:, 0].select("observation")
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        assert torch.equal(actor(td.clone())["action"], actor(td.clone())["action"])
+
+
+def test_a_solver_of_another_policy_is_refused():
+    env = make_env("pendulum", num_envs=1)
+    with pytest.raises(ValueError, match="policy=dummy_flow needs the solver AlternatingCoupling"):
+        make_actor(env, "dummy_flow", solver=ReversibleSolver())
