@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from provenance import RESULTS, origin
@@ -69,17 +70,19 @@ def collection(actor, data: TensorDict) -> Callable[[], None]:
     return work
 
 
-def medians(works: dict[str, Callable[[], None]], repetitions: int) -> dict[str, float]:
+def medians(
+    works: dict[Any, Callable[[], None]], repetitions: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Any, float]:
     """Median seconds of each work, one after the other in turn."""
     for work in works.values():
         for _ in range(3):
             work()
-    times: dict[str, list[float]] = {name: [] for name in works}
+    times: dict[Any, list[float]] = {name: [] for name in works}
     for _ in range(repetitions):
         for name, work in works.items():
-            begin = time.perf_counter()
+            begin = clock()
             work()
-            times[name].append(time.perf_counter() - begin)
+            times[name].append(clock() - begin)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
