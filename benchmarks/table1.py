@@ -8,7 +8,8 @@
 Humanoid and G1 are networks and batches of those sizes without their simulator: one call of the policy, what the loss
 keeps of a batch (``prepare``) and one optimizer step are timed, and an iteration is made of them. HalfCheetah is whole
 iterations of the running task: simulator, advantages and update. All in one process, method after method in turn,
-medians after warm-up. On a CPU the time is that of the process, which other work on the machine hardly changes. Writes ``table1.md``, ``.csv`` and ``.png`` to ``benchmarks/results``.
+medians after warm-up; on a CPU of the time of the process, which other work on the machine hardly changes. Writes
+``table1.md``, ``.csv`` and ``.png`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -278,18 +279,17 @@ def main() -> None:
     methods = list(dict.fromkeys(["gaussian", *options.methods]))  # what the others are compared with
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    batch = BATCHES[options.device]
+    batch, clock = BATCHES[options.device], "CPU time" if options.device == "cpu" else "wall-clock time"
     lines = [
         "# Table 1: the cost of each method, as a ratio to Gaussian PPO",
         "",
         f"Device: {options.device}. {' and '.join(SIZES)}: networks and batches of that size without a simulator, "
         f"{batch.num_envs} environments x {batch.steps} steps, {batch.epochs} epochs of {batch.mini_batches} "
         f"mini-batches. {options.task}: whole iterations of the default run, simulator included. Eager, medians of "
-        f"{options.repetitions} repetitions in turn in one process{', CPU time' * (options.device == 'cpu')}. Peak: most bytes of tensors made in one optimizer "
-        f"step (of {options.task}: in one update). Solvers take 5 steps, PolicyFlow 10 of two evaluations. The "
-        f"update by autograd of the two sizes is measured on 1/{SCALED['dummy_flow_jacobian']} of the samples and "
-        "multiplied, its peak too. The last "
-        "four columns are ratios.",
+        f"{options.repetitions} repetitions in turn in one process, {clock}. Peak: most bytes of tensors made in one "
+        f"optimizer step (of {options.task}: in one update). Solvers take 5 steps, PolicyFlow 10 of two evaluations. "
+        f"The update by autograd of the two sizes is measured on 1/{SCALED['dummy_flow_jacobian']} of the samples and "
+        "multiplied, its peak too. The last four columns are ratios.",
         "",
     ]
     rows: list[dict[str, Any]] = []
