@@ -3,12 +3,14 @@
 """RoboMimic: a weak policy from few demonstrations, and what fine-tuning makes of it.
 
     python benchmarks/robomimic.py starts --tasks can      # success of a pre-trained flow by solver and start
+    python benchmarks/robomimic.py networks --tasks can    # MLP and transformer, chunks of 4 and 8
     python benchmarks/robomimic.py finetune --tasks can    # pre-train, fine-tune and report; hours
+    python benchmarks/robomimic.py stills --tasks can      # pictures of what the fine-tuned policies do
     python benchmarks/robomimic.py report
 
 Needs robosuite (the README says how). Demonstrations come from this project's scripted experts, and are kept with the
-pre-trained policies in ``outputs/robomimic``. What has been measured is a line of ``robomimic_starts.jsonl`` or
-``robomimic.jsonl`` in ``benchmarks/results`` and is not measured again; the reports lie beside them.
+pre-trained policies in ``outputs/robomimic``. What has been measured is a line of ``robomimic_<stage>.jsonl``
+or ``robomimic.jsonl`` in ``benchmarks/results`` and is not measured again; the reports lie beside them.
 """
 
 from __future__ import annotations
@@ -19,29 +21,43 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 from experiments import Run, draw, execute_all, last, origins, read_results
-from provenance import RESULTS, ROOT, commit, machine, origin, versions
+from provenance import RESULTS, ROOT, commit, machine, versions
 
 TASKS = ("can", "box_cleanup", "threading")
-DEMONSTRATIONS, ITERATIONS = 20, 2500  # of the weak base
+DEMONSTRATIONS, ITERATIONS = 10, 2500  # of the weak base
+EPISODES = 100  # of each evaluation
 FOLDER = Path("outputs/robomimic")
-STARTS: dict[str, list[str]] = {  # options of the flow; Euler beside them
-    "Euler": [],
-    "paper's start": ["start=paper"],
-    "consistent, tau 0.01": ["start=consistent", "start.scale=unit", "start.tau=0.01"],
-    "consistent, tau 0.03": ["start=consistent", "start.scale=unit", "start.tau=0.03"],
-    "consistent, tau 0.1": ["start=consistent", "start.scale=unit", "start.tau=0.1"],
-    "consistent, tau 0.3": ["start=consistent", "start.scale=unit", "start.tau=0.3"],
-    "consistent, tau 0.1, sigma 0.5": ["start=consistent", "start.scale=unit", "start.tau=0.1", "solver.sigma=0.5"],
-    "three-step, independent": ["solver=three_step", "start=paper"],
+TWO_STEP = {"name": "two_step", "num_steps": 5, "sigma": 0.75}
+EULER, CONSISTENT = "Euler", "consistent, tau {}"
+STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> start, solver
+    EULER: ({"name": "independent"}, TWO_STEP),
+    **{CONSISTENT.format(tau): ({"name": "consistent", "tau": tau}, TWO_STEP) for tau in (0.03, 0.1, 0.3)},
+    "consistent, tau 0.1, sigma 0.5": ({"name": "consistent", "tau": 0.1}, TWO_STEP | {"sigma": 0.5}),
+    "consistent, tau 0.1, three-step": (
+        {"name": "consistent", "tau": 0.1},
+        {"name": "three_step", "num_steps": 5, "a": 1.0},
+    ),
+    "paper's": ({"name": "independent"}, TWO_STEP),
 }
-POLICIES = {
+POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
 }
-EPISODES = 100
+NETWORKS = {
+    "MLP, chunks of 4": ["policy=reversible_flow"],
+    "MLP, chunks of 8": ["policy=reversible_flow", "env.options.chunk_size=8"],
+    "transformer, chunks of 8": ["policy=transformer_flow", "env.options.chunk_size=8"],
+    "MLP, chunks of 16": ["policy=reversible_flow", "env.options.chunk_size=16"],
+    "transformer, chunks of 16": ["policy=transformer_flow", "env.options.chunk_size=16"],
+}
+NUM_ENVS, EVAL_SEED = 20, 10_000
+FRAMES = 6  # of a film strip
 
 
 def script(*command: str) -> str:
@@ -60,15 +76,16 @@ def demonstrations(task: str) -> Path:
     return path
 
 
-def pretrained(task: str, policy: str, seed: int) -> Path:
+def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
     """The checkpoint of a policy of few demonstrations."""
-    folder = FOLDER / task / "pretrained" / policy / str(seed)
+    name = "_".join(option.partition("=")[2] for option in options)
+    folder = FOLDER / task / "pretrained" / name / str(seed)
     checkpoint = folder / "checkpoints" / f"checkpoint-{ITERATIONS:012d}.torchrl"
     if not (ROOT / checkpoint).exists():
         script(
             "sota-implementations/pretrain.py",
             f"env=robomimic/{task}",
-            *POLICIES[policy][1],
+            *options,
             f"pretrain.dataset={demonstrations(task)}",
             f"pretrain.num_demonstrations={DEMONSTRATIONS}",
             f"pretrain.iterations={ITERATIONS}",
@@ -76,52 +93,85 @@ def pretrained(task: str, policy: str, seed: int) -> Path:
             "eval.rounds=0",
             f"hydra.run.dir={folder}",
         )
-    return checkpoint
+    return ROOT / checkpoint
 
 
-def measure_starts(tasks: list[str], seeds: list[int]) -> None:
-    results = RESULTS / "robomimic_starts.jsonl"
-    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    for seed in seeds:
-        for task in tasks:
-            checkpoint = pretrained(task, "reversible_flow", seed)
-            for name, options in STARTS.items():
-                if any((line["task"], line["start"], line["seed"]) == (task, name, seed) for line in known):
-                    continue
-                command = ["sota-implementations/pretrain.py", f"evaluate={checkpoint}", f"env=robomimic/{task}"]
-                command += [*options, f"eval.rounds={EPISODES // 20}", f"euler={str(name == 'Euler').lower()}"]
-                output = script(*command)
-                values = dict(line.split(": ") for line in output.splitlines() if line.startswith("eval/"))
-                line = {"task": task, "start": name, "seed": seed, "episodes": EPISODES}
-                line |= {key: float(values[f"eval/{key}_noise/success"]) for key in ("zero", "random")}
-                line |= {"commit": commit(), "versions": versions(), "machine": machine()}
-                with results.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
-                print(f"{task}, {name}, seed {seed}: zero {line['zero']:.2f}, random {line['random']:.2f}", flush=True)
+def measure_starts(tasks: Sequence[str], seeds: Sequence[int]) -> None:
+    """Success of one pre-trained flow, sampled in every way, from the same initial states."""
+    from torchrl_genpo.configuration import load_policy
+    from torchrl_genpo.models import make_solver, make_start
+    from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
+
+    for seed, task in product(seeds, tasks):
+        missing = [name for name in STARTS if not is_known("starts", task, name, seed)]
+        if not missing:
+            continue
+        checkpoint = pretrained(task, POLICIES["reversible_flow"][1], seed)
+        policy, env, _ = load_policy(checkpoint, NUM_ENVS, EVAL_SEED)
+        for name in missing:
+            options, solver = STARTS[name][0], make_solver(**STARTS[name][1])
+            start = make_start(velocity=policy.velocity, solver=solver, **options)
+            actor = ReversibleFlowActor(policy.velocity, solver=solver, start=start)
+            record("starts", task, name, seed, env, EulerActor(actor) if name == EULER else actor)
+        env.close()
 
 
-def report_starts(path: Path) -> None:
-    source = path.with_suffix(".jsonl")
-    if not source.exists():
+def measure_networks(tasks: Sequence[str], seeds: Sequence[int]) -> None:
+    """Success of pre-trained flows of different networks and lengths of chunks, by the configured start."""
+    from torchrl_genpo.configuration import load_policy
+
+    for seed, task, (name, options) in product(seeds, tasks, NETWORKS.items()):
+        if not is_known("networks", task, name, seed):
+            policy, env, _ = load_policy(pretrained(task, options, seed), NUM_ENVS, EVAL_SEED)
+            record("networks", task, name, seed, env, policy)
+            env.close()
+
+
+def read_lines(stage: str) -> list[dict[str, Any]]:
+    path = RESULTS / f"robomimic_{stage}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def is_known(stage: str, task: str, name: str, seed: int) -> bool:
+    return any((line["task"], line["name"], line["seed"]) == (task, name, seed) for line in read_lines(stage))
+
+
+def record(stage: str, task: str, name: str, seed: int, env: Any, policy: Any) -> None:
+    """Evaluates a policy and adds a line to the stage's results."""
+    import torch
+
+    from torchrl_genpo.training import evaluate
+
+    torch.set_num_threads(1)
+    found = evaluate(env, policy, EVAL_SEED, EPISODES // NUM_ENVS)
+    line = {"task": task, "name": name, "seed": seed, "episodes": EPISODES}
+    line |= {key: round(found[f"eval/{key}_noise/success"], 4) for key in ("zero", "random")}
+    line |= {"commit": commit(), "versions": versions(), "machine": machine()}
+    with (RESULTS / f"robomimic_{stage}.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(f"{task}, {name}, seed {seed}: zero {line['zero']:.2f}, random {line['random']:.2f}", flush=True)
+
+
+def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -> None:
+    found = read_lines(stage)
+    if not found:
         return
-    found = [json.loads(line) for line in source.read_text().splitlines()]
     lines = [
-        "# A pre-trained policy before its first update: success by solver and start",
+        f"# {title}",
         "",
         f"{DEMONSTRATIONS} demonstrations, {ITERATIONS} iterations of flow matching, five velocity evaluations an "
-        f"action. Part of {EPISODES} episodes, median of the seeds (each in brackets).",
+        f"action. Part of {EPISODES} episodes that succeed, median of the seeds (each in brackets).",
         "",
-        "| task | sampled by | zero noise | random noise |",
+        f"| task | {column} | zero noise | random noise |",
         "|---|---|---:|---:|",
     ]
-    for task in TASKS:
-        for name in STARTS:
-            chosen = [line for line in found if (line["task"], line["start"]) == (task, name)]
-            if chosen:
-                cells = [success([line[key] for line in chosen]) for key in ("zero", "random")]
-                lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    lines += origin("python benchmarks/robomimic.py starts")
-    path.write_text("\n".join(lines) + "\n")
+    for task, name in product(TASKS, names):
+        chosen = [line for line in found if (line["task"], line["name"]) == (task, name)]
+        if chosen:
+            cells = [success([line[key] for line in chosen]) for key in ("zero", "random")]
+            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
+    lines += origins(found, f"python benchmarks/robomimic.py {stage}")
+    (RESULTS / f"robomimic_{stage}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
@@ -129,14 +179,49 @@ def success(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
-def finetune(tasks: list[str], policies: list[str], seeds: list[int], workers: int) -> None:
+def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> list[Run]:
     runs = []
-    for seed in seeds:
-        for task in tasks:
-            for policy in policies:
-                init = f"policy.init={pretrained(task, policy, seed)}"
-                runs.append(Run("robomimic", f"robomimic/{task}", policy, seed, None, (init,)))
-    execute_all(runs, lambda policy: POLICIES[policy][1], workers)
+    for seed, task, policy in product(seeds, tasks, policies):
+        init = pretrained(task, POLICIES[policy][1], seed).relative_to(ROOT)
+        runs.append(Run("robomimic", f"robomimic/{task}", policy, seed, None, (f"policy.init={init}",)))
+    return runs
+
+
+def draw_stills(tasks: Sequence[str], path: Path) -> None:
+    """A strip of frames of one zero-noise episode of the fine-tuned flow of every task."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+    from torchrl.checkpoint import CheckpointRotation
+    from torchrl.envs import ExplorationType, set_exploration_type
+
+    from torchrl_genpo.configuration import build_env, load_policy
+    from torchrl_genpo.envs import make_view
+
+    figure, axes = plt.subplots(
+        len(tasks), FRAMES, figsize=(2.4 * FRAMES, 1.9 * len(tasks)), layout="constrained", squeeze=False
+    )
+    for strip, task in zip(axes, tasks, strict=True):
+        (run,) = finetuning_runs([task], ["reversible_flow"], [1])
+        latest = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
+        if latest is None:
+            sys.exit(f"{task} has no fine-tuned policy yet: python benchmarks/robomimic.py finetune --tasks {task}")
+        actor, trained_env, cfg = load_policy(latest, NUM_ENVS, EVAL_SEED)
+        env = build_env(cfg, 1, EVAL_SEED, render=True)
+        env.transform.load_state_dict(trained_env.transform.state_dict())
+        view, td, frames, is_done = make_view(env), env.reset(), [], False
+        with set_exploration_type(ExplorationType.DETERMINISTIC):
+            while not is_done:
+                frames.append(view.frame(td))
+                step, td = env.step_and_maybe_reset(actor(td))
+                is_done = bool(step["next", "done"].any())
+        for panel, index in zip(strip, np.linspace(0, len(frames) - 1, FRAMES).astype(int), strict=True):
+            panel.imshow(frames[index])
+            panel.set_axis_off()
+        strip[0].set_title(f"{task}, success {int(step['next', 'success'].item())}", loc="left", fontsize=9)
+    figure.savefig(path, dpi=110)
 
 
 def report(path: Path) -> None:
@@ -175,7 +260,7 @@ def report(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("starts", "finetune", "report"))
+    parser.add_argument("stage", choices=("starts", "networks", "finetune", "stills", "report"))
     parser.add_argument("--tasks", nargs="+", default=["can"], choices=TASKS)
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
@@ -185,9 +270,16 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     if options.stage == "starts":
         measure_starts(options.tasks, options.seeds)
-    if options.stage == "finetune":
-        finetune(options.tasks, options.policies, options.seeds, options.workers)
-    report_starts(RESULTS / "robomimic_starts.md")
+    elif options.stage == "networks":
+        measure_networks(options.tasks, options.seeds)
+    elif options.stage == "finetune":
+        runs = finetuning_runs(options.tasks, options.policies, options.seeds)
+        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+    elif options.stage == "stills":
+        draw_stills(options.tasks, RESULTS / "robomimic_stills.png")
+    title = "A pre-trained policy before its first update: success by solver and start"
+    report_measured("starts", title, "sampled by", list(STARTS))
+    report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
     report(RESULTS / "robomimic.md")
 
 

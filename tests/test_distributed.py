@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.multiprocessing import spawn
 from torchrl.checkpoint import CheckpointRotation
+from torchrl.envs import VecNormV2
 
 from torchrl_genpo.distributed import Ranks, SharedNormalization
 from torchrl_genpo.envs import make_env
@@ -75,7 +76,7 @@ def normalize(rank, port, folder):
             env.rollout(1)
         shared.merge()
     (statistics,) = (
-        module for module in env.modules() if type(module).__name__ == "VecNormV2" and "observation" in module.in_keys
+        module for module in env.modules() if isinstance(module, VecNormV2) and "observation" in module.in_keys
     )
     seen = {name: dict(getattr(statistics, name).items()) for name in ("_loc", "_var", "_count")}
     torch.save(seen, folder / f"{rank}.pt")
@@ -91,7 +92,7 @@ def test_normalization_is_that_of_all_data_together(tmp_path):
         env = make_env("pendulum", num_envs=2, seed=10 * rank)
         for _ in range(2 * STEPS[rank]):
             env.rollout(1)
-        (statistics,) = (m for m in env.modules() if type(m).__name__ == "VecNormV2" and "observation" in m.in_keys)
+        (statistics,) = (m for m in env.modules() if isinstance(m, VecNormV2) and "observation" in m.in_keys)
         count = statistics._count["observation"].double()
         sums["_count"] += count
         for name in ("_loc", "_var"):
