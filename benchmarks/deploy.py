@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -23,8 +22,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from provenance import RESULTS, origin
-
-sys.path.pop(0)  # this folder, whose isaaclab.py is not the Isaac Lab that TorchRL looks for
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_genpo.configuration import load_policy

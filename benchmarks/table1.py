@@ -24,12 +24,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-# TorchRL looks for Isaac Lab by its name when it is imported, and this folder has an isaaclab.py of its own
-here = sys.path.pop(0)
-import torchrl.envs  # noqa: F401
-
-sys.path.insert(0, here)
-
 import torch
 from hydra import compose, initialize_config_dir
 from precision import PeakMemory
@@ -42,7 +36,7 @@ from torchrl.objectives.value import GAE
 
 from torchrl_genpo.training import batch_keys, make_update, prepare
 
-sys.path[0] = str(ROOT / "sota-implementations")
+sys.path.append(str(ROOT / "sota-implementations"))
 import genpo
 
 METHODS = {  # name -> (label, options of the entry script)

@@ -18,14 +18,13 @@ import json
 import math
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from experiments import Run, execute_all, last, origins, read_results
-from provenance import RESULTS, ROOT, commit, machine, origin, versions
+from provenance import RESULTS, commit, machine, origin, versions
 
 TASK = "xhand/nut_bolt"
 POLICIES = {
@@ -45,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {  # changes to env.options
     "shapes never seen": {"nuts": ["triangle", "cross"]},
 }
 EPISODES = 32  # of each nut
+EVAL_SEED = 10_000  # that of the entry script
 RANDOM_STEPS = 1_000_000
 
 
@@ -125,9 +125,7 @@ def evaluate_run(run: Run, changes: Mapping[str, Any]) -> dict[str, float]:
     from omegaconf import OmegaConf
     from torchrl.checkpoint import CheckpointRotation
 
-    sys.path.append(str(ROOT / "sota-implementations"))
-    import genpo
-
+    from torchrl_genpo.configuration import build_env, build_models
     from torchrl_genpo.envs import freeze_normalization
     from torchrl_genpo.training import evaluate, load_checkpoint, make_checkpoint
 
@@ -136,12 +134,12 @@ def evaluate_run(run: Run, changes: Mapping[str, Any]) -> dict[str, float]:
     options = OmegaConf.to_container(cfg.env.options)
     assert isinstance(options, dict)
     cfg.env.options = merged({str(key): value for key, value in options.items()}, changes)
-    env = genpo.build_env(cfg, EPISODES * len(cfg.env.options.nuts), genpo.EVAL_SEED)
-    actor, _, loss = genpo.build_models(cfg, env)
+    env = build_env(cfg, EPISODES * len(cfg.env.options.nuts), EVAL_SEED)
+    actor, _, loss = build_models(cfg, env)
     checkpoint = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
     load_checkpoint(make_checkpoint(loss=loss, env=env), checkpoint, cfg.device)
     freeze_normalization(env)
-    return evaluate(env, actor, genpo.EVAL_SEED)
+    return evaluate(env, actor, EVAL_SEED)
 
 
 def measure_robustness(path: Path) -> None:

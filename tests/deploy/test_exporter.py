@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.envs import ActionScaling, ExplorationType, set_exploration_type
 
 from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
 from torchrl_genpo.deploy.export import main as export
@@ -21,12 +21,15 @@ from torchrl_genpo.models import make_actor
 RUNTIMES = ("onnx", "torch")
 
 
+@pytest.mark.parametrize("scale", [None, 0.5], ids=["plain", "scaled actions"])
 @pytest.mark.parametrize("name", ["reversible_flow", "gaussian"])
-def test_an_exported_policy_runs_an_episode_as_the_actor_does(name, tmp_path):
-    """From raw observations, against the actor in its normalised environment, step by step."""
+def test_an_exported_policy_runs_an_episode_as_the_actor_does(name, scale, tmp_path):
+    """From raw observations to executed actions, against the actor in its normalised environment, step by step."""
     env, raw_env = (make_env("half_cheetah", 1, seed=0, normalize_observation=flag) for flag in (True, False))
     env.rollout(50)
     freeze_normalization(env)
+    if scale is not None:
+        env.append_transform(ActionScaling(loc=torch.full((6,), 0.1), scale=torch.full((6,), scale)))
     actor = make_actor(env, name, hidden_sizes=(32, 32))
     for parameter in actor.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
@@ -37,11 +40,13 @@ def test_an_exported_policy_runs_an_episode_as_the_actor_does(name, tmp_path):
     td, raw_td = env.reset(), raw_env.reset()
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         for _ in range(10):
-            expected = actor(td)["action"].clamp(-1, 1)
+            chosen = actor(td)["action"]
+            expected = (chosen if scale is None else 0.1 + scale * chosen).clamp(-1, 1)
             for policy in policies:
                 action = policy(raw_td["observation"][0].numpy())
                 np.testing.assert_allclose(action, expected[0], rtol=0, atol=1e-5)
-            td, raw_td = (each.step(t.set("action", expected))["next"] for each, t in ((env, td), (raw_env, raw_td)))
+            pairs = ((env, td.set("action", chosen)), (raw_env, raw_td.set("action", expected)))
+            td, raw_td = (each.step(step)["next"] for each, step in pairs)
     assert np.abs(action).max() > 0.01
 
 

@@ -18,7 +18,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
-from torchrl.envs import EnvBase, ExplorationType, Transform, TransformedEnv, set_exploration_type
+from torchrl.envs import ActionScaling, EnvBase, ExplorationType, Transform, TransformedEnv, set_exploration_type
 
 import torchrl_genpo
 from torchrl_genpo.deploy.policy import FILES, FORMAT, INSTALL, ExportedPolicy
@@ -74,7 +74,13 @@ class PolicyExporter:
             transforms = [*base.transform, *transforms]
             base = base.base_env
         pipeline = ObservationPipeline.from_transforms(transforms, env.observation_spec[key].shape[-1], key)
-        self.module = ExportablePolicy(actor, pipeline, noise_input=noise_input)
+        scalings = [transform for transform in transforms if isinstance(transform, ActionScaling)]
+        if len(scalings) > 1:
+            raise ValueError(
+                f"The environment scales actions {len(scalings)} times; one ActionScaling can be exported."
+            )
+        self._scaling = scalings[0] if scalings else None
+        self.module = ExportablePolicy(actor, pipeline, noise_input=noise_input, action_scaling=self._scaling)
         self.metadata = {
             "format": FORMAT,
             "policy": _describe_actor(self.module),
@@ -151,6 +157,8 @@ class PolicyExporter:
         td = TensorDict({key: observation}, [batch_size]).to(next(self._actor.parameters()).device)
         with set_exploration_type(ExplorationType.DETERMINISTIC):
             expected: Tensor = self._actor(td)["action"].cpu()
+        if self._scaling is not None:
+            expected = self._scaling.denormalize(expected)
         action = torch.from_numpy(policy.run({name: value.numpy() for name, value in inputs.items()})["action"])
         return (action - expected).abs().max().item()
 

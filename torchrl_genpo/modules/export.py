@@ -12,6 +12,7 @@ from tensordict import NestedKey
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import Tensor, nn
 from torchrl.envs import (
+    ActionScaling,
     CatFrames,
     CatTensors,
     ClipTransform,
@@ -273,7 +274,7 @@ class ExportablePolicy(nn.Module):
     :attr:`input_names` and :attr:`output_names`, in the order of :meth:`forward`. Inputs and outputs are float32. State
     is passed from call to call, not hidden: ``history`` in, ``next_history`` out.
 
-    The action is the actor's own, of any size; bounds belong to whoever executes it, as in training.
+    The action is what the environment is given, of any size; bounds belong to whoever executes it, as in training.
 
     Args:
         actor (TensorDictModule): a :class:`~torchrl_genpo.ReversibleFlowActor` or a stock Gaussian actor.
@@ -282,6 +283,7 @@ class ExportablePolicy(nn.Module):
     Keyword Args:
         noise_input (bool, optional): take standard normal ``noise`` as an input, for a policy that samples. Defaults
             to ``False``: zero noise, the deterministic policy.
+        action_scaling (ActionScaling, optional): what the environment does to actions before it executes them.
 
     Raises:
         TypeError: for another kind of actor.
@@ -305,7 +307,14 @@ class ExportablePolicy(nn.Module):
         (['observation'], ['action'])
     """
 
-    def __init__(self, actor: nn.Module, pipeline: ObservationPipeline, *, noise_input: bool = False) -> None:
+    def __init__(
+        self,
+        actor: nn.Module,
+        pipeline: ObservationPipeline,
+        *,
+        noise_input: bool = False,
+        action_scaling: ActionScaling | None = None,
+    ) -> None:
         super().__init__()
         self.head: FlowHead | GaussianHead
         if isinstance(actor, ReversibleFlowActor):
@@ -320,6 +329,13 @@ class ExportablePolicy(nn.Module):
             raise ValueError(f"The actor reads {actor.in_keys}; only policies of one observation can be exported.")
         self.pipeline = copy.deepcopy(pipeline).cpu()
         self.noise_input = noise_input
+        self.has_scaled_actions = action_scaling is not None
+        if action_scaling is not None:
+            # scale and location of the affine map, whatever its convention
+            location = action_scaling.denormalize(torch.zeros_like(action_scaling.loc))
+            scale = action_scaling.denormalize(torch.ones_like(action_scaling.loc)) - location
+            self.register_buffer("action_location", location.detach().cpu().clone())
+            self.register_buffer("action_scale", scale.detach().cpu().clone())
         self.requires_grad_(False)
 
     @property
@@ -360,4 +376,6 @@ class ExportablePolicy(nn.Module):
         """
         value, next_history = self.pipeline(observation, history)
         action = self.head(value, noise)
+        if self.has_scaled_actions:
+            action = action * self.action_scale + self.action_location
         return (action,) if next_history is None else (action, next_history)

@@ -2,11 +2,11 @@
 # LICENSE file in the root directory of this source tree.
 """RoboMimic: a weak policy from few demonstrations, and what fine-tuning makes of it.
 
-    python benchmarks/robomimic.py starts --tasks can      # success of a pre-trained flow by solver and start
-    python benchmarks/robomimic.py networks --tasks can    # MLP and transformer, chunks of 4 and 8
-    python benchmarks/robomimic.py finetune --tasks can    # pre-train, fine-tune and report; hours
-    python benchmarks/robomimic.py stills --tasks can      # pictures of what the fine-tuned policies do
-    python benchmarks/robomimic.py report
+    python benchmarks/robomimic_finetuning.py starts --tasks can  # success of a pre-trained flow by solver and start
+    python benchmarks/robomimic_finetuning.py networks --tasks can  # MLP and transformer, chunks of 4 and 8
+    python benchmarks/robomimic_finetuning.py finetune --tasks can  # pre-train, fine-tune and report; hours
+    python benchmarks/robomimic_finetuning.py stills --tasks can  # pictures of what the fine-tuned policies do
+    python benchmarks/robomimic_finetuning.py report
 
 Needs robosuite (the README says how). Demonstrations come from this project's scripted experts, and are kept with the
 pre-trained policies in ``outputs/robomimic``. What has been measured is a line of ``robomimic_<stage>.jsonl``
@@ -170,7 +170,7 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
         if chosen:
             cells = [success([line[key] for line in chosen]) for key in ("zero", "random")]
             lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    lines += origins(found, f"python benchmarks/robomimic.py {stage}")
+    lines += origins(found, f"python benchmarks/robomimic_finetuning.py {stage}")
     (RESULTS / f"robomimic_{stage}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -207,7 +207,9 @@ def draw_stills(tasks: Sequence[str], path: Path) -> None:
         (run,) = finetuning_runs([task], ["reversible_flow"], [1])
         latest = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
         if latest is None:
-            sys.exit(f"{task} has no fine-tuned policy yet: python benchmarks/robomimic.py finetune --tasks {task}")
+            sys.exit(
+                f"{task} has no fine-tuned policy yet: python benchmarks/robomimic_finetuning.py finetune --tasks {task}"
+            )
         actor, trained_env, cfg = load_policy(latest, NUM_ENVS, EVAL_SEED)
         env = build_env(cfg, 1, EVAL_SEED, render=True)
         env.transform.load_state_dict(trained_env.transform.state_dict())
@@ -251,7 +253,7 @@ def report(path: Path) -> None:
             minutes = statistics.median(record["seconds"] for record in chosen) / 60
             cells += [f"{last(chosen[0], 'frames'):.0f}", f"{minutes:.0f}"]
             lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
-    lines += origins(records, "python benchmarks/robomimic.py finetune")
+    lines += origins(records, "python benchmarks/robomimic_finetuning.py finetune")
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     picture = path.with_suffix(".png")

@@ -2,9 +2,9 @@
 # LICENSE file in the root directory of this source tree.
 """Isaac Lab: how long training takes and what it reaches, reversible flow against Gaussian PPO.
 
-    python benchmarks/isaaclab.py                             # GPU: Ant and Humanoid as in the paper, 4096 environments
-    python benchmarks/isaaclab.py --small --tasks ant         # CPU: the same task with 256 environments, 1.2M frames
-    python benchmarks/isaaclab.py --report
+    python benchmarks/isaaclab_tasks.py                        # GPU: Ant and Humanoid as in the paper, 4096 environments
+    python benchmarks/isaaclab_tasks.py --small --tasks ant    # CPU: the same task with 256 environments, 1.2M frames
+    python benchmarks/isaaclab_tasks.py --report
 
 Needs Isaac Lab (the README says how) and, where its asset server cannot be reached, ``ISAACSIM_ASSET_ROOT``. Finished
 runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in ``benchmarks/results`` and are not run again; the
@@ -52,15 +52,13 @@ def measure_policy(folder: Path) -> float:
     from omegaconf import OmegaConf
     from torchrl.checkpoint import CheckpointRotation
 
-    sys.path[0] = str(ROOT / "sota-implementations")  # and no longer this folder, whose isaaclab.py is not Isaac Lab
-    import genpo
-
+    from torchrl_genpo.configuration import build_env, build_models
     from torchrl_genpo.training import load_checkpoint, make_checkpoint
 
     cfg: Any = OmegaConf.load(folder / "config.yaml")
     torch.set_num_threads(cfg.num_threads)
-    env = genpo.build_env(cfg, cfg.env.num_envs, 0)
-    actor, _, loss = genpo.build_models(cfg, env)
+    env = build_env(cfg, cfg.env.num_envs, 0)
+    actor, _, loss = build_models(cfg, env)
     checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
     load_checkpoint(make_checkpoint(loss=loss, env=env), checkpoint, cfg.device)
     td, seconds = env.reset(), []
@@ -119,7 +117,7 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
             cells += [f"{frames / 1e6:.1f}M", f"{minutes[task, policy]:.1f}", f"{ratio:.2f}", *parts]
             cells += [f"{update:.2f}", f"{size / (collect + update):.0f}"]
             lines.append(f"| {task.removeprefix('isaaclab/')} | {label} | {' | '.join(cells)} |")
-    lines += origins(records, " ".join(["python benchmarks/isaaclab.py", *sys.argv[1:]]))
+    lines += origins(records, " ".join(["python benchmarks/isaaclab_tasks.py", *sys.argv[1:]]))
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
