@@ -2,8 +2,8 @@
 # LICENSE file in the root directory of this source tree.
 """Isaac Lab: how long training takes and what it reaches, reversible flow against Gaussian PPO.
 
-    python benchmarks/isaaclab_tasks.py                        # GPU: Ant and Humanoid as in the paper, 4096 environments
-    python benchmarks/isaaclab_tasks.py --small --tasks ant    # CPU: the same task with 256 environments, 1.2M frames
+    python benchmarks/isaaclab_tasks.py                       # GPU: Ant and Humanoid as in the paper, 4096 environments
+    python benchmarks/isaaclab_tasks.py --small --tasks ant   # CPU: the same task with 256 environments, 1.2M frames
     python benchmarks/isaaclab_tasks.py --report
 
 Needs Isaac Lab (the README says how) and, where its asset server cannot be reached, ``ISAACSIM_ASSET_ROOT``. Finished

@@ -112,7 +112,7 @@ def measure_starts(tasks: Sequence[str], seeds: Sequence[int]) -> None:
             options, solver = STARTS[name][0], make_solver(**STARTS[name][1])
             start = make_start(velocity=policy.velocity, solver=solver, **options)
             actor = ReversibleFlowActor(policy.velocity, solver=solver, start=start)
-            record("starts", task, name, seed, env, EulerActor(actor) if name == EULER else actor)
+            record("starts", task, name, seed, env, EulerActor.of(actor) if name == EULER else actor)
         env.close()
 
 
@@ -207,9 +207,7 @@ def draw_stills(tasks: Sequence[str], path: Path) -> None:
         (run,) = finetuning_runs([task], ["reversible_flow"], [1])
         latest = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
         if latest is None:
-            sys.exit(
-                f"{task} has no fine-tuned policy yet: python benchmarks/robomimic_finetuning.py finetune --tasks {task}"
-            )
+            sys.exit(f"{task} has no fine-tuned policy yet; run the stage 'finetune' with --tasks {task} first.")
         actor, trained_env, cfg = load_policy(latest, NUM_ENVS, EVAL_SEED)
         env = build_env(cfg, 1, EVAL_SEED, render=True)
         env.transform.load_state_dict(trained_env.transform.state_dict())
