@@ -210,7 +210,7 @@ def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_u
         "collector.frames_per_batch=16",
         "collector.total_frames=64",
         "optim.critic_warmup=32",
-        "optim.lr=1e-5",
+        "optim.lr=1e-4",
         "optim.schedule=constant",
         "loss.clip_epsilon=0.02",
         "loss.mini_batch_size=8",
