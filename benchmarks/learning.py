@@ -59,7 +59,7 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
         f"# Learning: returns after {frames:,} frames",
         "",
         "Median of the seeds (each in brackets, from 1 up), mean of 10 evaluation episodes, with zero noise and with "
-        "random noise. One set of hyper-parameters, `sota-implementations/config/genpo.yaml`"
+        "random noise. One set of hyper-parameters, `torchrl_genpo/config/genpo.yaml`"
         + "".join(f", `{override}`" for override in overrides)
         + ".",
         "",

@@ -34,10 +34,8 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer, Unbounded
 from torchrl.objectives.value import GAE
 
+from torchrl_genpo.configuration import build_env, build_models
 from torchrl_genpo.training import batch_keys, make_update, prepare
-
-sys.path.append(str(ROOT / "sota-implementations"))
-import genpo
 
 METHODS = {  # name -> (label, options of the entry script)
     "gaussian": ("Gaussian PPO", ["policy=gaussian"]),
@@ -78,7 +76,7 @@ COLUMNS = ("task", "method", "collect", "update", "iteration", "megabytes")  # s
 
 
 def configure(method: str, device: str, overrides: list[str]) -> Any:
-    with initialize_config_dir(str(ROOT / "sota-implementations" / "config"), version_base="1.3"):
+    with initialize_config_dir(str(ROOT / "torchrl_genpo" / "config"), version_base="1.3"):
         return compose("genpo", [*METHODS[method][1], f"device={device}", *overrides])
 
 
@@ -115,7 +113,7 @@ def make_size(method: str, size: str, device: str) -> tuple[dict[str, Callable[[
     cfg = configure(method, device, networks)
     spec = {"observation": Unbounded(obs_dim)}
     sizes: Any = SimpleNamespace(observation_spec=spec, action_spec=Unbounded(action_dim), device=device)
-    actor, _, loss = genpo.build_models(cfg, sizes)
+    actor, _, loss = build_models(cfg, sizes)
     update = make_update(loss, torch.optim.Adam(loss.parameters(), lr=1e-5), max_grad_norm=1.0)
     batch = BATCHES[device]
 
@@ -158,8 +156,8 @@ class Task:
     def __init__(self, method: str, task: str, device: str) -> None:
         self.clock = CLOCKS[device]
         self.cfg = cfg = configure(method, device, [f"env={task}"])
-        self.env = genpo.build_env(cfg, cfg.env.num_envs, seed=0)
-        self.actor, critic, self.loss = genpo.build_models(cfg, self.env)
+        self.env = build_env(cfg, cfg.env.num_envs, seed=0)
+        self.actor, critic, self.loss = build_models(cfg, self.env)
         self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
         self.apply = make_update(
             self.loss, torch.optim.Adam(self.loss.parameters(), lr=cfg.optim.lr), cfg.optim.max_grad_norm

@@ -2,6 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Flow policies with exact likelihood ratios for TorchRL: GenPO++ (arXiv 2606.06967)."""
 
+from torchrl_genpo import _headless  # noqa: F401  before TorchRL imports MuJoCo
 from torchrl_genpo.flow import (
     ConsistentStart,
     IndependentStart,

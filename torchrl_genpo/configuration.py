@@ -1,10 +1,11 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""From the configuration of a run (``sota-implementations/config``) to its environment and networks."""
+"""From the configuration of a run (``torchrl_genpo/config``) to its environment and networks."""
 
 from __future__ import annotations
 
 import atexit
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
+from yaml import YAMLError
 
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.flow import AdaptiveSigma
@@ -26,12 +28,30 @@ from torchrl_genpo.models import (
     make_solver,
     pretrained_module,
 )
-from torchrl_genpo.runs import read_checkpoint_config
+from torchrl_genpo.runs import SyncedCheckpoint, read_checkpoint_config
 from torchrl_genpo.training import load_checkpoint, make_checkpoint
 
-__all__ = ["as_dict", "build_actor", "build_env", "build_models", "fill_in", "load_policy", "make_adaptive_sigma"]
+__all__ = [
+    "as_dict",
+    "build_actor",
+    "build_env",
+    "build_models",
+    "fill_in",
+    "load_config",
+    "load_policy",
+    "make_adaptive_sigma",
+]
 
 GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
+
+
+# sizes of a batch by the number of environments
+OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors))
+OmegaConf.register_new_resolver("quotient", lambda number, divisor: number // divisor)
+# what one policy needs and the other does not take: a flow that is given an entropy bonus would be refused
+OmegaConf.register_new_resolver("for_gaussian", lambda policy, value, flow=0.0: value if policy == "gaussian" else flow)
+# `resume` continues in its own folder: no new one is made for it
+OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or default)
 
 
 def as_dict(cfg: DictConfig) -> dict[str, Any]:
@@ -93,6 +113,24 @@ def make_adaptive_sigma(cfg: DictConfig, actor: TensorDictModule) -> AdaptiveSig
     return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
 
 
+def load_config(path: Path) -> DictConfig:
+    """Reads the ``config.yaml`` of a run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not a configuration.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"There is no run in {path.parent}: {path.name} is missing.")
+    try:
+        config = OmegaConf.load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a configuration: {error}") from error
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is not a configuration: it holds no options by name.")
+    return config
+
+
 def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
     """Gives options that are newer than a saved configuration their default values; what is saved stays."""
     for key, value in defaults.items():
@@ -136,7 +174,7 @@ def load_policy(
     if "pretrained" in Checkpoint.manifest(path)["components"]:
         actor = build_actor(cfg, env)
         parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
-        checkpoint = Checkpoint(format="archive", **parts)
+        checkpoint = SyncedCheckpoint(**parts)
     else:
         actor, _, loss = build_models(cfg, env)
         checkpoint = make_checkpoint(loss=loss, env=env, adaptive_sigma=make_adaptive_sigma(cfg, actor))

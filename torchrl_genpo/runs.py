@@ -1,37 +1,33 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The folder of a run: configuration, metrics, checkpoints, pictures."""
+"""The folder of a run: configuration, metrics, checkpoints. Whatever happens, what it holds can be read."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
-import importlib.util
 import os
+import shutil
 import signal
 import sys
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from tensordict.nn import TensorDictModule
+import yaml
+from filelock import FileLock, Timeout
 from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
-from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
-from torchrl.record.loggers import get_logger
-
-from torchrl_genpo.envs import make_view, one_simulation
 
 __all__ = [
     "METRICS",
     "RunFolder",
     "StopRequest",
-    "check_rendering",
-    "draw_learning_curve",
-    "make_logger",
+    "SyncedCheckpoint",
+    "find_checkpoint",
+    "is_intact",
     "read_checkpoint_config",
     "read_metrics",
-    "record_video",
 ]
 
 METRICS = [
@@ -49,6 +45,7 @@ METRICS = [
     "train/entropy",
     "train/grad_norm",
     "train/sigma",
+    "train/undone",
     "diagnostics/kl_pair",
     "diagnostics/kl_action",
     "diagnostics/clip_fraction_pair",
@@ -61,24 +58,61 @@ METRICS = [
     "eval/zero_noise/goal_entropy",
     "eval/random_noise/goal_entropy",
 ]
-"""Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them."""
+"""Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them.
+``train/undone`` counts the updates that met a number that is not finite and were undone."""
+
+
+NOT_EVALUATED = -sys.float_info.max  # never the best
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or what a folder lists, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
+    _sync(temporary)
     os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV; a last one that was cut short is left out."""
+    with path.open(newline="") as file:
+        text = file.read()
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
     """Reads a ``metrics.csv``: column name to values, ``nan`` where empty."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = _read_rows(path)
     return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
+
+
+class SyncedCheckpoint(Checkpoint):
+    """TorchRL's checkpoint as one file, on the disk before it takes its name: a crash leaves the old one or the new."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(format="archive", **parts)
+
+    @staticmethod
+    def _publish_path(source: Path, destination: Path) -> None:
+        _sync(source)
+        os.replace(source, destination)
+        _sync(destination.parent)
 
 
 class RunFolder:
     """Where a run keeps everything: ``config.yaml``, ``metrics.csv``, ``checkpoints/``, pictures.
+
+    The folder is locked as long as the process lives. ``resume_from`` is the checkpoint to continue from, if any.
 
     Args:
         path (Path): the folder, created if needed.
@@ -86,12 +120,14 @@ class RunFolder:
     Keyword Args:
         resume (bool, optional): continue a run that is there. Defaults to ``False``.
         keep_last (int, optional): number of checkpoints kept. Defaults to ``2``.
+        keep_best (str, optional): keeps the checkpoint with the highest value of this column, too. Defaults to
+            ``None``.
         read_only (bool, optional): of a process that only loads the checkpoints of another. Defaults to ``False``.
         columns (sequence of str, optional): of ``metrics.csv``, the count of the rows first. Defaults to
             :data:`METRICS`.
 
     Raises:
-        FileExistsError: if the folder holds a run already and ``resume`` is ``False``.
+        FileExistsError: if the folder holds a run already and ``resume`` is ``False``, or if another process has it.
         FileNotFoundError: if ``resume`` is ``True`` and there is no checkpoint that can be read.
     """
 
@@ -101,6 +137,7 @@ class RunFolder:
         *,
         resume: bool = False,
         keep_last: int = 2,
+        keep_best: str | None = None,
         read_only: bool = False,
         columns: Sequence[str] = METRICS,
     ) -> None:
@@ -108,9 +145,13 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.yaml"
         self.columns = list(columns)
-        self._rotation = CheckpointRotation(self.path / "checkpoints", keep_last=keep_last)
-        if resume and self.latest() is None:
-            raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
+        self._damaged: set[Path] = set()
+        self._rotation = CheckpointRotation(
+            self.path / "checkpoints", keep_last=keep_last, keep_best=None if keep_best is None else (keep_best, "max")
+        )
+        self.resume_from: Path | None = None
+        if resume:
+            self.resume()
         if read_only:
             return
         if not resume and (self.metrics_path.exists() or self.config_path.exists()):
@@ -119,6 +160,21 @@ class RunFolder:
                 "folder with hydra.run.dir=<folder>."
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise FileExistsError(
+                f"Another process trains in {self.path}; wait for it, or choose another folder."
+            ) from None
+        for leftover in self._rotation.directory.glob(".*"):  # of a process that was killed while it saved
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def resume(self) -> None:
+        """Makes the newest checkpoint the one to continue from, ``resume_from``."""
+        self.resume_from = self.latest()
+        if self.resume_from is None:
+            raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration."""
@@ -126,9 +182,8 @@ class RunFolder:
 
     def truncate_metrics(self, count: int) -> None:
         """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
-        with self.metrics_path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row[self.columns[0]]) <= count]
-        lines = [",".join(self.columns), *(",".join(row[key] for key in self.columns) for row in rows)]
+        rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
+        lines = [",".join(self.columns), *(",".join(row.get(key, "") for key in self.columns) for row in rows)]
         _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 
     def log(self, row: dict[str, float]) -> None:
@@ -140,53 +195,89 @@ class RunFolder:
                 writer.writeheader()
             writer.writerow(row)
 
-    def save(self, checkpoint: Checkpoint, frames: int, config: dict[str, Any]) -> Path:
-        """Saves a checkpoint of ``frames`` and prunes old ones; returns its path."""
-        return self._rotation.save(checkpoint, step=frames, metadata={"frames": frames, "config": config})
+    def save(
+        self, checkpoint: Checkpoint, frames: int, config: dict[str, Any], row: dict[str, float] | None = None
+    ) -> Path:
+        """Saves a checkpoint of ``frames`` and prunes old ones.
+
+        Args:
+            checkpoint (Checkpoint): what to save.
+            frames (int): trained so far.
+            config (dict): of the run.
+            row (dict, optional): what was logged last; says how good the policy is, where it was evaluated.
+
+        Returns:
+            The path of the checkpoint.
+        """
+        if self.metrics_path.exists():
+            _sync(self.metrics_path)  # the rows that a resumed run will not write again
+        metadata = {"frames": frames, "config": config}
+        if self._rotation.keep_best is not None:
+            best = self._rotation.keep_best[0]
+            metadata[best] = (row or {}).get(best, NOT_EVALUATED)
+        return self._rotation.save(checkpoint, step=frames, metadata=metadata)
 
     def latest(self) -> Path | None:
-        """The newest checkpoint that can be read, if any."""
-        return self._rotation.latest()
+        """The newest checkpoint that is intact, if any; says which ones are not."""
+        for path in reversed(self._rotation.checkpoints()):
+            if is_intact(path):
+                return path
+            if path not in self._damaged:
+                sys.stderr.write(f"{path} is damaged; the checkpoint before it is used.\n")
+            self._damaged.add(path)
+        return None
+
+    def best(self) -> Path | None:
+        """The checkpoint that was best when it was saved, or the newest where none was evaluated."""
+        best = self._rotation.best()
+        return best if best is not None and is_intact(best) else self.latest()
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint is complete and every file in it has its checksum (CRC-32, kept by the archive)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError):
+        return False
 
 
 class StopRequest:
-    """Turns the first Ctrl-C into a request to stop after the current update; the second interrupts."""
+    """Turns the first Ctrl-C, or a SIGTERM, into a request to stop after the current update.
+
+    A second Ctrl-C interrupts at once.
+
+    Attributes:
+        received (bool): whether to stop.
+        preempted (bool): whether it was a SIGTERM, as schedulers send it before they take a machine away.
+    """
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = self.preempted = False
         self._previous = signal.signal(signal.SIGINT, self._handle)
+        signal.signal(signal.SIGTERM, self._handle)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.received = True
+        self.preempted = number == signal.SIGTERM
         signal.signal(signal.SIGINT, self._previous)
-        sys.stderr.write("\nStopping after this update; press Ctrl-C again to stop at once.\n")
+        hint = "" if self.preempted else "; press Ctrl-C again to stop at once"
+        sys.stderr.write(f"\nStopping after this update{hint}.\n")
 
 
-def make_logger(backend: str, folder: Path, config: dict[str, Any], project: str | None, mode: str | None) -> Any:
-    """The logger beside ``metrics.csv``, or ``None`` for ``csv``; a resumed run continues its own.
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint itself, or the best one of a run's folder.
 
-    Args:
-        backend (str): ``csv``, ``tensorboard`` or ``wandb``.
-        folder (Path): of the run.
-        config (dict): of the run.
-        project (str, optional): wandb's.
-        mode (str, optional): wandb's, ``offline`` or ``online``.
+    Raises:
+        FileNotFoundError: if there is none.
     """
-    if backend == "csv":
-        return None
-    run_id = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]
-    return get_logger(
-        backend,
-        logger_name=str(folder),
-        experiment_name=folder.name,
-        wandb_kwargs={
-            "project": project,
-            "mode": mode,
-            "config": config,
-            "id": run_id,
-            "resume": "allow",
-        },
-    )
+    if not (path / "checkpoints").is_dir():
+        return path
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    found = RunFolder(path, keep_best=config.get("checkpoint", {}).get("keep_best"), read_only=True).best()
+    if found is None:
+        raise FileNotFoundError(f"{path} has no readable checkpoint.")
+    return found
 
 
 def read_checkpoint_config(path: Path) -> dict[str, Any]:
@@ -199,77 +290,3 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
         return Checkpoint.manifest(path)["metadata"]["config"]
     except (CheckpointError, OSError, KeyError) as error:
         raise ValueError(f"{path} is not a readable checkpoint (missing, cut short or damaged): {error}") from error
-
-
-def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
-    """Draws training and evaluation return against frames."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    metrics = read_metrics(metrics_path)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")
-    for mode in ("zero", "random"):
-        values = metrics[f"eval/{mode}_noise/return"]
-        points = [(x, y) for x, y in zip(metrics["frames"], values, strict=True) if y == y]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o--", markersize=4, label=f"evaluation, {mode} noise")
-    axes.set(xlabel="frames", ylabel="return", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture_path, dpi=120)
-    plt.close(figure)
-
-
-def check_rendering(name: str) -> None:
-    """Fails now, not after the training, if a video cannot be made.
-
-    Args:
-        name (str): of the environment.
-
-    Raises:
-        ImportError: if the encoder or an OpenGL renderer is missing.
-    """
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.")
-    if one_simulation(name):  # Isaac Lab draws by itself
-        return
-    try:
-        import mujoco
-
-        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
-        renderer.render()
-        renderer.close()
-    except Exception as error:  # each OpenGL platform has exceptions of its own
-        raise ImportError(
-            f"video=true needs OpenGL, which failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "
-            f"({type(error).__name__}: {error}). Install a renderer (Debian: apt install libegl1 libgl1; or "
-            "libosmesa6, and set MUJOCO_GL=osmesa), or use video=false."
-        ) from error
-
-
-@torch.no_grad()
-def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, max_steps: int = 1000) -> None:
-    """Writes an mp4 of one episode of the zero-noise policy.
-
-    Args:
-        env (EnvBase): one environment made with ``render=True``.
-        actor (TensorDictModule): the policy.
-        path (Path): the file to write.
-        seed (int): of the initial state.
-        max_steps (int, optional): longest video, in steps.
-    """
-    import imageio
-
-    view = make_view(env)
-    env.set_seed(seed)
-    td = env.reset()
-    writer: Any = imageio.get_writer(path, fps=view.fps)
-    with set_exploration_type(ExplorationType.DETERMINISTIC), writer as video:
-        for _ in range(max_steps):
-            video.append_data(view.frame(td))
-            step, td = env.step_and_maybe_reset(actor(td))
-            if step["next", "done"].any():
-                break

@@ -34,7 +34,7 @@ def test_every_policy_is_tested_configured_and_documented():
     assert set(LOSSES) == set(POLICIES)
     text = (ROOT / "docs" / "methods.md").read_text()
     for name in POLICIES:
-        assert (ROOT / "sota-implementations" / "config" / "policy" / f"{name}.yaml").exists()
+        assert (ROOT / "torchrl_genpo" / "config" / "policy" / f"{name}.yaml").exists()
         assert f"`{name}`" in text
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
         assert (ROOT / "docs" / target).exists(), target

@@ -175,7 +175,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     config = OmegaConf.load(folder / "config.yaml")
     config.loss.gae_lambda = float("nan")
     OmegaConf.save(config, folder / "config.yaml")
-    output = run(f"resume={folder}", "collector.total_frames=2048", succeeds=False)
+    output = run(f"resume={folder}", "collector.total_frames=2048", "tolerance.undone_updates=2", succeeds=False)
+    assert "1 of 2 in a row" in output and (folder / "bad_batch.pt").exists()
     kept = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
     assert "DivergedError" in output and "loss_critic" in output and f"Last good checkpoint: {kept}" in output
     run(f"evaluate={kept}", "eval.num_envs=2")
@@ -253,7 +254,7 @@ def test_resume_refuses_another_configuration(finished):
         ("solver.sigma=[0.5,0.6]", ["2 values for num_steps=5"]),
         ("loss.ratio=actoin", ["ratio must be 'pair' or 'action'"]),
         ("policy.activation=mishh", ["Unknown activation", "mish"]),
-        ("resume=nowhere", ["there is no run"]),
+        ("resume=nowhere", ["There is no run in nowhere"]),
         ("evaluate=nowhere", ["nowhere", "not a readable checkpoint"]),
     ],
 )
@@ -278,3 +279,97 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
     frames = int(read_metrics(folder / "metrics.csv")["frames"][-1])
     run(f"resume={folder}", f"collector.total_frames={frames + 256}")
     assert int(read_metrics(folder / "metrics.csv")["frames"][-1]) == frames + 256
+
+
+def start(*overrides):
+    return subprocess.Popen(launch(*TINY, *overrides), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert path.exists()
+
+
+def test_preemption_saves_a_checkpoint_and_exits_with_the_schedulers_code(tmp_path):
+    folder = tmp_path / "run"
+    process = start("env=pendulum", f"hydra.run.dir={folder}", "checkpoint.preempted_exit_code=85")
+    wait_for(folder / "metrics.csv")
+    again = run(f"resume={folder}", succeeds=False) if list(folder.glob("checkpoints/*")) else None
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 85, output
+    assert again is None or "Another process trains" in again
+    frames = int(read_metrics(folder / "metrics.csv")["frames"][-1])
+    run(f"resume={folder}", f"collector.total_frames={frames + 256}")
+    assert int(read_metrics(folder / "metrics.csv")["frames"][-1]) == frames + 256
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_as_if_nothing_had_happened(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    expected = metrics(folder), weights(folder)
+    newest = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 3] ^= 4
+    newest.write_bytes(data)
+    output = run(f"resume={folder}")
+    assert f"{newest} is damaged" in output
+    for key, values in expected[0].items():
+        assert torch.equal(values.nan_to_num(-1), metrics(folder)[key].nan_to_num(-1)), key
+    assert weights(folder) == expected[1]
+
+
+def test_a_full_disk_is_explained_and_the_run_can_go_on(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished[0], folder)
+    command = " ".join(launch(f"resume={folder}", "collector.total_frames=1536"))
+    result = subprocess.run(["bash", "-c", f"ulimit -f 100; {command}"], capture_output=True, text=True)
+    assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
+    assert "File too large" in result.stderr and f"continue with resume={folder}" in result.stderr
+    run(f"resume={folder}", "collector.total_frames=1536")
+    assert metrics(folder)["frames"].tolist()[-1] == 1536
+
+
+NAN_TASK = """
+import gymnasium, numpy
+from gymnasium.envs.classic_control import PendulumEnv
+
+class Broken(PendulumEnv):
+    steps = 0
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        Broken.steps += 1
+        return obs, (float("nan") if Broken.steps in range({first}, {last}) else reward), *rest
+
+gymnasium.register("Broken-v0", Broken, max_episode_steps=100)
+"""
+
+
+def test_a_simulator_that_breaks_for_a_moment_costs_one_update(tmp_path):
+    (tmp_path / "broken.py").write_text(NAN_TASK.format(first=300, last=302))
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    options = ["env=pendulum", "env.name=broken:Broken-v0", f"hydra.run.dir={tmp_path / 'run'}"]
+    command = launch(*TINY, *options, "collector.total_frames=1024")
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "Update undone at frame 512 (1 of 5 in a row)" in result.stderr
+    assert "reward (first in step 10 of the batch, environment 3)" in result.stderr
+    columns = metrics(tmp_path / "run")
+    assert columns["train/undone"].tolist() == [0, 1, 0, 0]
+    assert columns["train/loss_critic"][2:].isfinite().all() and columns["train/return"][3].isfinite()
+
+
+def test_the_commands_do_what_the_scripts_do(finished):
+    folder, _ = finished
+    module = [sys.executable, "-m"]
+    result = subprocess.run(
+        [*module, "torchrl_genpo.commands.evaluate", folder, "eval.num_envs=2"], capture_output=True
+    )
+    assert result.returncode == 0, result.stderr
+    best = max(value for value in read_metrics(folder / "metrics.csv")["eval/zero_noise/return"] if value == value)
+    assert f"eval/zero_noise/return: {best:.1f}" in result.stdout.decode()
+    result = subprocess.run([*module, "torchrl_genpo.commands.envs"], capture_output=True, text=True)
+    for line in ("env=half_cheetah", "env=xhand/nut_bolt", "env=isaaclab/g1_rough", "env=robomimic/can", "mujoco "):
+        assert line in result.stdout

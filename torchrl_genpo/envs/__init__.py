@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.envs.common import simulator
+from torchrl_genpo.envs.common import WorkerError, name_worker_failure, simulator
 from torchrl_genpo.envs.gym import GYM_TASKS, GymState, GymView, make_gym_env
 from torchrl_genpo.envs.isaaclab import (
     ISAACLAB_TASKS,
@@ -20,7 +20,13 @@ from torchrl_genpo.envs.isaaclab import (
     stagger_episodes,
 )
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
-from torchrl_genpo.envs.transforms import RewardScaling, freeze_normalization, frozen_normalization
+from torchrl_genpo.envs.transforms import (
+    FlagNotFinite,
+    RewardScaling,
+    copy_normalization,
+    freeze_normalization,
+    frozen_normalization,
+)
 from torchrl_genpo.envs.xhand import XHAND_TASKS, NutBoltEnv, NutBoltView, make_xhand_env
 
 __all__ = [
@@ -28,9 +34,12 @@ __all__ = [
     "ISAACLAB_TASKS",
     "ROBOMIMIC_TASKS",
     "XHAND_TASKS",
+    "FlagNotFinite",
     "GymState",
     "IsaacLabSymmetry",
     "RewardScaling",
+    "WorkerError",
+    "copy_normalization",
     "freeze_normalization",
     "frozen_normalization",
     "make_env",
@@ -39,6 +48,7 @@ __all__ = [
     "make_robomimic_env",
     "make_view",
     "make_xhand_env",
+    "name_worker_failure",
     "one_simulation",
     "simulator_state",
     "stagger_episodes",

@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from multiprocessing.connection import wait
 from typing import Any
 
-from torchrl.envs import EnvBase, TransformedEnv
+from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-__all__ = ["did_you_mean", "simulator"]
+__all__ = ["WorkerError", "did_you_mean", "name_worker_failure", "simulator"]
+
+
+class WorkerError(RuntimeError):
+    """A process that simulates environments died or hung; the message says which."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -33,3 +38,26 @@ def simulator(env: EnvBase) -> Any:
     while isinstance(env, TransformedEnv):
         env = env.base_env
     return None if isinstance(env, BatchedEnvBase) else getattr(env, "_env", env)
+
+
+def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
+    """What happened to the worker processes of an environment, in a sentence, if they are why ``error`` was raised.
+
+    Args:
+        env (EnvBase): whose worker processes to look at.
+        error (Exception): raised by a step or a reset.
+    """
+    while isinstance(env, TransformedEnv):
+        env = env.base_env
+    if not isinstance(env, ParallelEnv):
+        return None
+    patience = 1.0 if isinstance(error, (EOFError, OSError)) else 0.0  # s; a pipe breaks before its process has ended
+    ended = wait([process.sentinel for process in env._workers], patience)
+    dead = {
+        str(index): str(process.exitcode) for index, process in enumerate(env._workers) if process.sentinel in ended
+    }
+    if dead:
+        return f"Worker {', '.join(dead)} of the environment died (exit code {', '.join(dead.values())})."
+    if "time limit" in str(error):  # TorchRL's own words
+        return f"A worker of the environment did not answer for {env.BATCHED_PIPE_TIMEOUT} s."
+    return None

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,9 @@ def make_gym_env(
 
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
-    env_id = GYM_TASKS.get(name, name)
+    module, _, env_id = GYM_TASKS.get(name, name).rpartition(":")
+    if module:  # Gymnasium's way to name an environment that a module registers
+        importlib.import_module(module)
     if env_id not in gymnasium.registry:
         raise ValueError(
             f"Unknown environment {name!r}.{did_you_mean(name, [*GYM_TASKS, *gymnasium.registry])} "

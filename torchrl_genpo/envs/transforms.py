@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Normalisation of observations and rewards, on TorchRL's VecNormV2."""
+"""Normalisation of observations and rewards, on TorchRL's VecNormV2, and a guard before it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
-from torchrl.data import Composite, Unbounded
+from torchrl.data import Binary, Composite, Unbounded
 from torchrl.envs import ClipTransform, EnvBase, Transform, VecNormV2
 
 __all__ = [
+    "FlagNotFinite",
     "RewardScaling",
+    "copy_normalization",
     "freeze_normalization",
     "frozen_normalization",
     "normalization_transforms",
@@ -87,6 +89,58 @@ class RewardScaling(Transform):
         return observation_spec
 
 
+class FlagNotFinite(Transform):
+    """Marks numbers that are not finite and replaces them by 0.
+
+    Before a running normalisation, which would spread a single NaN to every environment and for ever. Writes
+    ``("not_finite", <key>)``, bool ``[..., 1]``, for each key; whoever trains on the data has to look there, see
+    :func:`~torchrl_genpo.training.check_data`.
+
+    Args:
+        in_keys (sequence of NestedKey): observations and rewards ``[..., n]``.
+
+    Examples:
+        >>> from torchrl_genpo.envs import make_env
+        >>> td = make_env("pendulum", num_envs=2, normalize_observation=True, seed=0).rollout(3)
+        >>> td["next", "not_finite", "observation"].any()
+        tensor(False)
+    """
+
+    KEY = "not_finite"
+
+    def __init__(self, in_keys: Sequence[NestedKey]) -> None:
+        super().__init__(in_keys=in_keys, out_keys=in_keys)
+
+    def _flag(self, key: NestedKey) -> tuple[str, str]:
+        return self.KEY, key if isinstance(key, str) else ".".join(key)
+
+    def _call(self, next_tensordict: TensorDictBase) -> TensorDictBase:
+        for key in self.in_keys:
+            value = next_tensordict.get(key, None)
+            if value is not None:
+                finite = torch.isfinite(value)
+                next_tensordict.set(key, value.where(finite, 0))
+                next_tensordict.set(self._flag(key), ~finite.all(-1, keepdim=True))
+        return next_tensordict
+
+    def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
+        for key in self.in_keys:
+            if key not in tensordict_reset.keys(True):  # a reward
+                shape = (*self.parent.full_reward_spec[key].shape[:-1], 1)
+                flag = torch.zeros(shape, dtype=torch.bool, device=tensordict_reset.device)
+                tensordict_reset.set(self._flag(key), flag)
+        return self._call(tensordict_reset)
+
+    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+        """Adds the marks."""
+        for key in self.in_keys:
+            spec = (observation_spec if key in observation_spec.keys(True) else self.parent.full_reward_spec)[key]
+            observation_spec[self._flag(key)] = Binary(
+                shape=(*spec.shape[:-1], 1), dtype=torch.bool, device=spec.device
+            )
+        return observation_spec
+
+
 class _Normalization(VecNormV2):
     """``VecNormV2`` for numbers that hardly vary, whose mean of squares rounds to less than their squared mean."""
 
@@ -101,7 +155,8 @@ def normalization_transforms(observation_keys: Sequence[NestedKey], reward_gamma
         observation_keys (sequence of NestedKey): none for no normalisation.
         reward_gamma (float, optional): discount of :class:`RewardScaling`; ``None`` for none.
     """
-    transforms: list[Transform] = []
+    guarded = [*observation_keys, *([] if reward_gamma is None else ["reward"])]
+    transforms: list[Transform] = [FlagNotFinite(guarded)] if guarded else []
     if reward_gamma is not None:
         transforms.append(RewardScaling(reward_gamma))
     if observation_keys:
@@ -117,6 +172,12 @@ def freeze_normalization(env: EnvBase) -> EnvBase:
         if isinstance(module, VecNormV2):
             module.freeze()
     return env
+
+
+def copy_normalization(source: EnvBase, target: EnvBase) -> None:
+    """Gives an environment the running statistics of another, frozen."""
+    target.transform.load_state_dict(source.transform.state_dict())
+    freeze_normalization(target)
 
 
 @contextlib.contextmanager

@@ -289,6 +289,7 @@ def make_robomimic_env(
     observation_keys: Sequence[str] | None = None,
     dataset: str | None = None,
     num_workers: int = 0,
+    worker_timeout: float = 300.0,
     render: bool = False,
 ) -> EnvBase:
     """Builds a batch of robosuite tasks as one TorchRL environment.
@@ -315,6 +316,7 @@ def make_robomimic_env(
         observation_keys (sequence of str, optional): parts of the observation. Defaults to the task's.
         dataset (str, optional): a robomimic file, whose environment is used as it was recorded.
         num_workers (int, optional): processes; the batch is then ``[num_workers, num_envs / num_workers]``.
+        worker_timeout (float, optional): s after which a worker that does not answer is taken to hang.
         render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; without workers.
 
     Raises:
@@ -352,6 +354,7 @@ def make_robomimic_env(
         base = ParallelEnv(
             num_workers, partial(_make_batch, make, num_envs // num_workers), device=device, use_buffers=False
         )
+        base.BATCHED_PIPE_TIMEOUT = worker_timeout
     else:
         base = _make_batch(make, num_envs, device)
     sizes = base.observation_spec["observation"].shape[-1:], base.action_spec.shape[-1:]

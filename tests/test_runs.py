@@ -1,0 +1,195 @@
+"""The folder of a run: whatever happens to it, what it holds can be read."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torchrl.checkpoint import Checkpoint
+
+from torchrl_genpo.runs import RunFolder, StopRequest, SyncedCheckpoint, find_checkpoint, is_intact, read_metrics
+from torchrl_genpo.training import load_checkpoint
+
+COLUMNS = ["frames", "score"]
+
+
+def open_folder(path, **options):
+    return RunFolder(path, columns=COLUMNS, **options)
+
+
+def module(seed):
+    torch.manual_seed(seed)
+    return nn.Linear(3, 3)
+
+
+def saved(path, steps, **options):
+    """A folder with a checkpoint of another module at each step."""
+    folder = open_folder(path, **options)
+    folder.write_config("seed: 0\n")
+    for step in steps:
+        folder.save(SyncedCheckpoint(module=module(step)), step, {"seed": 0}, {"score": -abs(step - 2)})
+    return folder
+
+
+def weight_of(path):
+    target = module(99)
+    load_checkpoint(SyncedCheckpoint(module=target), path)
+    return target.weight
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, capsys):
+    folder = saved(tmp_path, [1, 2])
+    newest = folder.latest()
+    data = bytearray(newest.read_bytes())
+    position = data.index(module(2).weight.detach().numpy().tobytes())
+    data[position] ^= 1
+    newest.write_bytes(data)
+    found = folder.latest()
+    assert torch.equal(weight_of(found), module(1).weight)
+    assert f"{newest} is damaged" in capsys.readouterr().err
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert folder.latest() == found
+    found.unlink()
+    with pytest.raises(FileNotFoundError, match="no readable checkpoint"):
+        folder.resume()
+
+
+def test_a_flipped_bit_is_detected_or_harmless(tmp_path):
+    path = saved(tmp_path, [1]).latest()
+    data, expected = path.read_bytes(), module(1).weight
+    generator = torch.Generator().manual_seed(0)
+    detected = 0
+    for position in torch.randint(8 * len(data), (400,), generator=generator).tolist():
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        if not is_intact(path):
+            detected += 1
+            continue
+        try:
+            weight = weight_of(path)
+        except ValueError:
+            detected += 1
+        else:
+            assert torch.equal(weight, expected), position
+    assert detected > 200
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    folder = saved(tmp_path, range(6), keep_last=2, keep_best="score")
+    steps = [int(path.stem.split("-")[1]) for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert steps == [2, 4, 5]
+    assert folder.best().stem.endswith("2")
+    folder.save(SyncedCheckpoint(module=module(7)), 7, {"seed": 0})  # not evaluated
+    assert folder.best().stem.endswith("2")
+    (tmp_path / "config.yaml").write_text("checkpoint: {keep_best: score}\n")
+    assert find_checkpoint(tmp_path) == folder.best()
+
+
+def test_the_order_of_checkpoints_does_not_depend_on_the_clock(tmp_path):
+    folder = saved(tmp_path, [1, 2, 3], keep_last=3)
+    for path, time in zip(sorted((tmp_path / "checkpoints").iterdir()), (3e9, 1e9, 2e9), strict=True):
+        os.utime(path, (time, time))
+    assert folder.latest().stem.endswith("3")
+    folder.save(SyncedCheckpoint(module=module(4)), 4, {"seed": 0})
+    assert folder.latest().stem.endswith("4")
+
+
+def test_a_second_process_is_refused(tmp_path):
+    folder = saved(tmp_path, [1])
+    code = f"from torchrl_genpo.runs import RunFolder; RunFolder({str(tmp_path)!r}, resume=True)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode and "Another process trains in" in result.stderr
+    del folder
+    assert open_folder(tmp_path, resume=True).resume_from is not None
+
+
+def test_what_a_killed_process_left_behind_is_cleared(tmp_path):
+    saved(tmp_path, [1])
+    (tmp_path / "checkpoints" / ".checkpoint-2.torchrl.stage-1").mkdir()
+    (tmp_path / "checkpoints" / ".checkpoint-2.torchrl.archive-1").write_bytes(b"half")
+    open_folder(tmp_path, resume=True)
+    assert [path.name[0] for path in (tmp_path / "checkpoints").iterdir()] == ["c"]
+
+
+def test_a_row_that_was_cut_short_is_not_read(tmp_path):
+    folder = saved(tmp_path, [1])
+    for frames in (10, 20, 30):
+        folder.log({"frames": frames, "score": 0.5})
+    text = folder.metrics_path.read_text()
+    for end in range(len(text) - len("30,0.5\n"), len(text)):
+        folder.metrics_path.write_text(text[:end])
+        assert read_metrics(folder.metrics_path) == {"frames": [10, 20], "score": [0.5, 0.5]}, end
+        folder.truncate_metrics(20)
+        assert folder.metrics_path.read_text() == "frames,score\n10,0.5\n20,0.5\n"
+
+
+def test_rows_of_an_older_version_have_fewer_columns(tmp_path):
+    folder = saved(tmp_path, [1])
+    folder.metrics_path.write_text("frames\n10\n20\n")
+    folder.truncate_metrics(10)
+    assert folder.metrics_path.read_text() == "frames,score\n10,\n"
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
+    folder = saved(tmp_path, [1])
+    before = folder.latest().read_bytes()
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+        with pytest.raises(OSError, match="File too large"):
+            folder.save(SyncedCheckpoint(module=module(2)), 2, {"seed": 0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert folder.latest().read_bytes() == before
+    assert [path.name[0] for path in (tmp_path / "checkpoints").iterdir()] == ["c"], "no half of a file stays"
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def record_fsync(descriptor):
+        events.append(("fsync", Path(os.readlink(f"/proc/self/fd/{descriptor}")).name))
+        fsync(descriptor)
+
+    def record_replace(source, destination):
+        events.append(("replace", Path(destination).name))
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    saved(tmp_path, [1])
+    kinds = [kind for kind, _ in events[-3:]]
+    assert kinds == ["fsync", "replace", "fsync"], events
+    assert events[-3][1].startswith(".checkpoint-") and events[-1][1] == "checkpoints"
+
+
+def test_sigterm_is_told_from_ctrl_c():
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.received and not stop.preempted
+        stop = StopRequest()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.received and stop.preempted
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
+            signal.signal(number, handler)
+
+
+def test_torchrl_reads_what_is_saved(tmp_path):
+    path = saved(tmp_path, [1]).latest()
+    target = module(5)
+    Checkpoint(module=target).load(path)
+    assert torch.equal(target.weight, module(1).weight)

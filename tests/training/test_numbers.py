@@ -1,0 +1,171 @@
+"""Numbers that are not finite: named where they appear, kept out of the statistics, undone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import Compose, ParallelEnv, TransformedEnv, VecNormV2, check_env_specs
+
+from torchrl_genpo.envs import FlagNotFinite, make_env, name_worker_failure
+from torchrl_genpo.envs.transforms import normalization_transforms
+from torchrl_genpo.models import make_actor, make_critic, make_loss
+from torchrl_genpo.training import DivergedError, LastGood, check_data, check_finite, make_update
+
+NAN, INF = float("nan"), float("inf")
+KEYS = [("next", "observation"), ("next", "reward")]
+
+
+def pendulum(num_envs=3):
+    return make_env("pendulum", num_envs=num_envs, seed=0, normalize_observation=True, scale_reward=True)
+
+
+def step(env, td, key, index, value):
+    """One step whose simulator returns ``value`` for one environment."""
+    base = env.base_env
+    original = base._step
+
+    def broken(tensordict):
+        out = original(tensordict)
+        out[key] = out[key].clone()
+        out[key][index] = value
+        return out
+
+    base._step = broken
+    try:
+        return env.step_and_maybe_reset(env.rand_action(td))
+    finally:
+        base._step = original
+
+
+def statistics(env):
+    modules = [module for module in env.modules() if isinstance(module, VecNormV2)]
+    return torch.cat([leaf.flatten().double() for m in modules for part in (m._loc, m._var) for leaf in part.values()])
+
+
+@pytest.mark.parametrize("key", ["observation", "reward"])
+@pytest.mark.parametrize("value", [NAN, INF, -INF])
+def test_the_simulators_number_is_named_by_key_environment_and_step(key, value):
+    env = pendulum()
+    td = env.reset()
+    steps = []
+    for time in range(4):
+        taken, td = step(env, td, key, 1, value if time == 2 else 0.0)
+        steps.append(taken)
+    data = torch.stack(steps, 1)
+    assert statistics(env).isfinite().all()
+    with pytest.raises(DivergedError, match=rf"data: {key} \(first in step 2 of the batch, environment 1\)\.$"):
+        check_data(data, KEYS)
+    check_data(data[:, :2], KEYS)
+
+
+def test_flags_fit_the_specs():
+    env = pendulum(2)
+    check_env_specs(env)
+    assert set(env.reset()["not_finite"].keys()) == {"observation", "reward"}
+
+
+def test_without_normalisation_the_data_itself_is_looked_at():
+    data = TensorDict({"next": {"observation": torch.zeros(4, 5, 3), "reward": torch.zeros(4, 5, 1)}}, [4, 5])
+    data["next", "log"] = TensorDict({"torque": torch.zeros(4, 5, 1), "upright": torch.zeros(4, 5, 1)}, [4, 5])
+    data["next", "reward"][1, 3] = data["next", "reward"][3, 3] = data["next", "log", "torque"][1, 3] = INF
+    with pytest.raises(DivergedError) as error:
+        check_data(data, KEYS)
+    assert "reward (first in step 3 of the batch, environment 1, 3)" in str(error.value)
+    assert "log torque" in str(error.value) and "upright" not in str(error.value)
+
+
+def test_long_lists_are_cut():
+    with pytest.raises(DivergedError, match="and 12 more"):
+        check_finite({str(i): torch.tensor(NAN) for i in range(20)}, "the test")
+
+
+def test_the_guard_leaves_finite_numbers_alone():
+    plain = TransformedEnv(pendulum().base_env, Compose(*normalization_transforms([], None)))
+    guarded = TransformedEnv(pendulum().base_env, Compose(FlagNotFinite(["observation", "reward"])))
+    torch.manual_seed(0)
+    expected = plain.rollout(5)
+    plain.set_seed(0), guarded.set_seed(0)
+    torch.manual_seed(0)
+    expected = plain.rollout(5)
+    torch.manual_seed(0)
+    assert torch.equal(guarded.rollout(5)["next", "observation"], expected["next", "observation"])
+
+
+def test_the_last_good_state_comes_back():
+    torch.manual_seed(0)
+    env = pendulum()
+    loss = make_loss(make_actor(env, hidden_sizes=(8,)), make_critic(env, (8,)), clip_epsilon=0.2)
+    optimizer = torch.optim.Adam(loss.parameters())
+    td = env.rollout(5)
+
+    def state():
+        moments = [value for group in optimizer.state.values() for value in group.values()]
+        return [*(p.detach().clone() for p in loss.parameters()), *(m.clone() for m in moments), statistics(env)]
+
+    for parameter in loss.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    good = LastGood(loss, optimizer, env)
+    before = state()
+    for parameter in loss.parameters():
+        parameter.grad = torch.full_like(parameter, NAN)
+    optimizer.step()
+    env.rollout(5)
+    assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+    for _ in range(2):  # as often as needed
+        good.restore()
+        assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
+        env.rollout(5)
+    assert len(td)
+
+
+def test_a_gradient_is_named_by_its_parameter():
+    torch.manual_seed(0)
+    env = pendulum()
+    actor = make_actor(env, hidden_sizes=(8,))
+    loss = make_loss(actor, make_critic(env, (8,)), clip_epsilon=0.2)
+    with torch.no_grad():
+        batch = actor(TensorDict(observation=torch.randn(16, 4), batch_size=[16]))
+    batch["advantage"], batch["value_target"] = torch.randn(2, 16, 1)
+    broken = next(loss.critic_network_params.parameters())
+    broken.register_hook(lambda gradient: gradient * NAN)
+    update = make_update(loss, torch.optim.Adam(loss.parameters()), 1.0)
+    with pytest.raises(DivergedError, match=r"in the gradient of the loss: critic_network_params\S+\.$"):
+        update(batch)
+
+
+def make_pendulum():
+    return make_env("pendulum", num_envs=1, seed=0)
+
+
+def test_a_dead_worker_is_named_and_other_errors_are_not_its():
+    env = ParallelEnv(2, make_pendulum, use_buffers=False)
+    try:
+        env.reset()
+        assert name_worker_failure(env, RuntimeError("a bug")) is None
+        env._workers[1].kill()
+        with pytest.raises(Exception) as error:
+            env.rollout(3)
+        assert name_worker_failure(env, error.value) == "Worker 1 of the environment died (exit code -9)."
+    finally:
+        for worker in env._workers:
+            worker.kill()
+    assert name_worker_failure(make_pendulum(), RuntimeError()) is None
+
+
+def test_a_worker_that_hangs_is_named():
+    env = ParallelEnv(2, make_pendulum, use_buffers=False)
+    try:
+        env.reset()
+        env.BATCHED_PIPE_TIMEOUT = 1
+        import os
+        import signal
+
+        os.kill(env._workers[0].pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError) as error:
+            env.rollout(3)
+        assert name_worker_failure(env, error.value) == "A worker of the environment did not answer for 1 s."
+    finally:
+        for worker in env._workers:
+            worker.kill()

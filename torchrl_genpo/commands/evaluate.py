@@ -1,0 +1,37 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Evaluates a policy with zero and with random noise.
+
+genpo-eval outputs/half_cheetah/reversible_flow/...                  # the best checkpoint of a run
+genpo-eval outputs/.../checkpoints/checkpoint-000000501760.torchrl eval.num_envs=50 video=true
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """What ``genpo-train evaluate=POLICY`` does."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("policy", help="the folder of a run, or a checkpoint")
+    parser.add_argument(
+        "option",
+        nargs="*",
+        help="of genpo-train, as name=value: video=true, eval.num_envs=50, eval.rounds=2, device=cuda",
+    )
+    options = parser.parse_args()
+    for option in options.option:
+        if "=" not in option:
+            parser.error(f"options are name=value, not {option!r}")
+    from torchrl_genpo.commands import train
+
+    sys.argv[1:] = [f"evaluate='{options.policy}'", *options.option]
+    train.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Pre-trains a policy on demonstrations: a flow by flow matching, a Gaussian by maximum likelihood.
+
+genpo-collect can --episodes 100 --output can.hdf5
+genpo-pretrain env=robomimic/can pretrain.dataset=can.hdf5
+genpo-train env=robomimic/can policy.init=<the checkpoint that it names>
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchrl.checkpoint import GlobalRNGState
+from torchrl.envs import ActionScaling, EnvBase, ObservationNorm, Transform
+from tqdm import tqdm
+
+from torchrl_genpo import FlowMatchingLoss
+from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.configuration import as_dict, build_actor, build_env, load_config
+from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
+from torchrl_genpo.envs import ROBOMIMIC_TASKS
+from torchrl_genpo.models import pretrained_module
+from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
+from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config
+from torchrl_genpo.training import Progress, check_finite, evaluate, load_checkpoint
+from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
+
+COLUMNS = ["iteration", "train/loss"]
+
+
+def read_data(cfg: DictConfig) -> list[TensorDict]:
+    if cfg.pretrain.dataset is None:
+        raise ValueError(
+            "pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of examples/collect_demos.py."
+        )
+    task = ROBOMIMIC_TASKS.get(cfg.env.name.removeprefix("robomimic/"))
+    if task is None:
+        raise ValueError(f"Pre-training knows robomimic/<task>, not {cfg.env.name}.")
+    keys = cfg.env.options.get("observation_keys") or task.observation_keys
+    return read_demonstrations(
+        cfg.pretrain.dataset,
+        keys,
+        filter_key=cfg.pretrain.filter_key,
+        num_demonstrations=cfg.pretrain.num_demonstrations,
+    )
+
+
+def find_transform(env: EnvBase, kind: type[Transform]) -> Transform:
+    (found,) = (transform for transform in env.transform if isinstance(transform, kind))
+    return found
+
+
+def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
+    config = as_dict(cfg)
+    set_seeds(cfg.seed)
+    demonstrations = read_data(cfg)
+    env = build_env(cfg, max(cfg.eval.num_envs, cfg.env.options.num_workers), EVAL_SEED)
+    norm, scaling = (find_transform(env, kind) for kind in (ObservationNorm, ActionScaling))
+    ranges = [data_range(demonstrations, key) for key in ("observation", "action")]
+    sizes = norm.loc.shape[-1], scaling.loc.shape[-1] // cfg.env.options.chunk_size
+    if tuple(loc.shape[-1] for loc, _ in ranges) != sizes:
+        raise ValueError(
+            f"{cfg.pretrain.dataset} has observations of size {len(ranges[0][0])} and actions of size "
+            f"{len(ranges[1][0])}; {cfg.env.name} has {sizes[0]} and {sizes[1]}."
+        )
+    for transform, (loc, scale) in zip((norm, scaling), ranges, strict=True):
+        chunks = transform.loc.shape[-1] // loc.shape[-1]
+        transform.loc.copy_(loc.repeat(chunks))
+        transform.scale.copy_(scale.repeat(chunks))
+
+    actor = build_actor(cfg, env)
+    is_flow = isinstance(actor, ReversibleFlowActor)
+    loss = FlowMatchingLoss(actor) if is_flow else None
+    module = pretrained_module(actor)
+    average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.pretrain.ema))
+    optimizer = torch.optim.AdamW(
+        module.parameters(), cfg.pretrain.lr, weight_decay=cfg.pretrain.weight_decay, fused=True
+    )
+    buffer = make_chunk_buffer(demonstrations, cfg.env.options.chunk_size, cfg.pretrain.batch_size)
+    progress = Progress()
+    checkpoint = SyncedCheckpoint(
+        pretrained=average.module,  # what genpo.py loads, with the ranges of observations and actions
+        normalization=env.transform,
+        trained=module,
+        average=average,
+        optimizer=optimizer,
+        rng=GlobalRNGState(),
+        progress=progress,
+    )
+    if folder.resume_from is not None:
+        load_checkpoint(checkpoint, folder.resume_from, cfg.device)
+        folder.truncate_metrics(progress.frames)
+
+    def save() -> Path:
+        return folder.save(checkpoint, progress.frames, config)
+
+    path, losses = folder.latest(), []
+    bar = tqdm(total=cfg.pretrain.iterations, initial=progress.frames, unit="it")
+    while progress.frames < cfg.pretrain.iterations:
+        batch = buffer.sample().to(cfg.device)
+        batch["observation"] = (batch["observation"] - norm.loc) / norm.scale
+        batch["action"] = scaling.normalize(batch["action"])
+        value = -actor.log_prob(batch).mean() if loss is None else loss(batch)["loss_flow_matching"]
+        check_finite({"loss": value}, f"iteration {progress.frames} (nothing was updated)")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        average.update_parameters(module)
+        progress.frames += 1
+        losses.append(value.item())
+        bar.update()
+        if progress.frames % cfg.pretrain.log_interval == 0 or progress.frames == cfg.pretrain.iterations:
+            folder.log({"iteration": progress.frames, "train/loss": sum(losses) / len(losses)})
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+            losses = []
+        if progress.frames % cfg.pretrain.checkpoint_interval == 0 or progress.frames == cfg.pretrain.iterations:
+            path = save()
+    bar.close()
+
+    module.load_state_dict(average.module.state_dict())
+    if cfg.eval.rounds:
+        ways = {"reversible": actor} | ({"euler": EulerActor.of(actor)} if is_flow else {})
+        results = {way: evaluate(env, policy, EVAL_SEED, cfg.eval.rounds) for way, policy in ways.items()}
+        for way, values in results.items():
+            for key, value in values.items():
+                print(f"{way if is_flow else cfg.policy.name} {key}: {value:.3f}")
+        (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    env.close()
+    print(f"Run folder: {folder.path}")
+    print(f"Fine-tune it: python sota-implementations/genpo.py env={cfg.env.name} policy.init={path}")
+
+
+def run_evaluation(cfg: DictConfig) -> None:
+    """Evaluates a checkpoint by the solver and start of this command, or by Euler's rule, and prints the results."""
+    path = Path(cfg.evaluate)
+    saved = OmegaConf.create(read_checkpoint_config(path))
+    cfg.policy = saved.policy
+    env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
+    actor = build_actor(cfg, env)
+    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+    load_checkpoint(SyncedCheckpoint(**parts), path, cfg.device)
+    policy = EulerActor.of(actor) if cfg.euler else actor
+    for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
+        print(f"{key}: {value:.3f}")
+
+
+@hydra.main(config_path="pkg://torchrl_genpo.config", config_name="pretrain", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
+    torch.set_num_threads(cfg.num_threads)
+    with explain_errors():
+        if cfg.evaluate is not None:
+            run_evaluation(cfg)
+            return
+        resume = cfg.resume is not None
+        path = Path(cfg.resume if resume else hydra_config.runtime.output_dir)
+        if resume:
+            iterations = cfg.pretrain.iterations
+            cfg = load_config(path / "config.yaml")
+            cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
+        folder = RunFolder(path, resume=resume, columns=COLUMNS)
+        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+        pretrain(cfg, folder)
+
+
+if __name__ == "__main__":
+    main()

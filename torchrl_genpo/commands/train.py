@@ -1,0 +1,150 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Trains a policy on-policy with clipped PPO: GenPO++ (default), a Gaussian or a baseline, through one loop.
+
+genpo-train env=hopper policy=gaussian seed=1
+genpo-train resume=outputs/half_cheetah/...
+genpo-train evaluate=outputs/.../checkpoints/checkpoint-000000501760.torchrl
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from tensordict.nn import TensorDictModule
+from torchrl import logger as torchrl_log
+from torchrl.envs import EnvBase
+
+from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.configuration import build_env, fill_in, load_config, load_policy
+from torchrl_genpo.distributed import Ranks
+from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
+from torchrl_genpo.recording import check_rendering, record_video
+from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.training import DivergedError, evaluate
+from torchrl_genpo.training.loop import EVAL_SEED, Training
+
+torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
+
+RESUMABLE = {
+    "collector.total_frames",
+    "env.options.asset_root",
+    "video",
+    "logger",
+    "resume",
+    "eval",
+    "checkpoint",
+    "tolerance",
+}  # may change on resume
+
+
+def run_evaluation(path: Path, cfg: DictConfig) -> None:
+    """Evaluates a checkpoint with its own configuration and prints the returns."""
+    actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, defaults=cfg)
+    for name, value in evaluate(env, actor, EVAL_SEED, cfg.eval.rounds).items():
+        digits = 1 if name.endswith("return") else 3
+        print(f"{name}: {value:.{digits}f} ({cfg.eval.num_envs * cfg.eval.rounds} episodes)")
+    if cfg.video:
+        save_video(saved, env, actor, path.with_suffix(".mp4"))
+
+
+def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Path) -> None:
+    """Films the zero-noise policy; the last that is done with ``env``."""
+    if one_simulation(cfg.env.name):
+        env.close()
+    video_env = build_env(cfg, 1, EVAL_SEED, render=True)
+    copy_normalization(env, video_env)
+    record_video(video_env, actor, path, EVAL_SEED)
+    video_env.close()
+    print(f"Video: {path}")
+
+
+def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
+    """The configuration of the run in ``folder``, with the few overrides that may change."""
+    saved = fill_in(load_config(folder / "config.yaml"), cfg)
+    for override in overrides:
+        key = override.split("=")[0].lstrip("+~")
+        if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:
+            raise ValueError(
+                f"A resumed run keeps its configuration, and {override!r} would change it. "
+                f"May change: {', '.join(sorted(RESUMABLE - {'resume'}))}."
+            )
+        if not key.startswith("hydra"):
+            OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
+    return saved
+
+
+def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
+    """Trains, from the last checkpoint again where the environment's processes failed; returns the exit code."""
+    for restarts_left in reversed(range(cfg.tolerance.restarts + 1)):
+        training = Training(cfg, folder, ranks)
+        try:
+            stop = training.run()
+            break
+        except WorkerError as error:
+            training.close()
+            if not restarts_left or ranks.size > 1:
+                raise
+            sys.stderr.write(f"\n{error} Starting again from there.\n")
+            folder.resume()
+    if ranks.is_first:
+        if not training.is_finished:
+            frames = training.progress.frames
+            print(f"Stopped at frame {frames}. Continue with resume={folder.path}; saved {folder.latest()}")
+        elif cfg.video:
+            save_video(cfg, training.env, training.actor, folder.path / "video.mp4")
+        print(f"Run folder: {folder.path}")
+    return cfg.checkpoint.preempted_exit_code if stop.preempted and not training.is_finished else 0
+
+
+@hydra.main(config_path="pkg://torchrl_genpo.config", config_name="genpo", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    hydra_config = HydraConfig.get()
+    torch.set_num_threads(cfg.num_threads)
+    with explain_errors():
+        if cfg.evaluate is not None:
+            path = find_checkpoint(Path(cfg.evaluate))
+            if cfg.video:
+                check_rendering(read_checkpoint_config(path)["env"]["name"])
+            run_evaluation(path, cfg)
+            return
+        if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device={cfg.device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
+        resume = cfg.resume is not None
+        path = Path(hydra_config.runtime.output_dir)
+        if resume:
+            path = Path(cfg.resume)
+            cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
+        if cfg.video:
+            check_rendering(cfg.env.name)
+        ranks = Ranks(cfg.device)
+        cfg.device = ranks.device
+        folder = RunFolder(
+            path,
+            resume=resume,
+            keep_last=cfg.checkpoint.keep_last,
+            keep_best=cfg.checkpoint.keep_best,
+            read_only=not ranks.is_first,
+        )
+        if ranks.is_first:
+            folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+        try:
+            code = train(cfg, folder, ranks)
+        except (DivergedError, OSError) as error:
+            hint = f"Last good checkpoint: {folder.latest() or 'none yet'}."
+            if isinstance(error, OSError):
+                raise OSError(f"{error}. {hint} Mend it, then continue with resume={folder.path}.") from error
+            raise DivergedError(f"{error} {hint}") from error
+        finally:
+            ranks.close()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

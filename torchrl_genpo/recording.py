@@ -1,0 +1,122 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a run shows: loggers, the learning curve, videos."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict.nn import TensorDictModule
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from torchrl.record.loggers import get_logger
+
+from torchrl_genpo.envs import make_view, one_simulation
+from torchrl_genpo.runs import read_metrics
+
+__all__ = ["check_rendering", "draw_learning_curve", "make_logger", "record_video"]
+
+
+def make_logger(backend: str, folder: Path, config: dict[str, Any], project: str | None, mode: str | None) -> Any:
+    """The logger beside ``metrics.csv``, or ``None`` for ``csv``; a resumed run continues its own.
+
+    Args:
+        backend (str): ``csv``, ``tensorboard`` or ``wandb``.
+        folder (Path): of the run.
+        config (dict): of the run.
+        project (str, optional): wandb's.
+        mode (str, optional): wandb's, ``offline`` or ``online``.
+    """
+    if backend == "csv":
+        return None
+    run_id = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]
+    return get_logger(
+        backend,
+        logger_name=str(folder),
+        experiment_name=folder.name,
+        wandb_kwargs={
+            "project": project,
+            "mode": mode,
+            "config": config,
+            "id": run_id,
+            "resume": "allow",
+        },
+    )
+
+
+def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
+    """Draws training and evaluation return against frames."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    metrics = read_metrics(metrics_path)
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")
+    for mode in ("zero", "random"):
+        values = metrics[f"eval/{mode}_noise/return"]
+        points = [(x, y) for x, y in zip(metrics["frames"], values, strict=True) if y == y]
+        if points:
+            axes.plot(*zip(*points, strict=True), "o--", markersize=4, label=f"evaluation, {mode} noise")
+    axes.set(xlabel="frames", ylabel="return", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(picture_path, dpi=120)
+    plt.close(figure)
+
+
+def check_rendering(name: str) -> None:
+    """Fails now, not after the training, if a video cannot be made.
+
+    Args:
+        name (str): of the environment.
+
+    Raises:
+        ImportError: if the encoder or an OpenGL renderer is missing.
+    """
+    if importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.")
+    if one_simulation(name):  # Isaac Lab draws by itself
+        return
+    try:
+        import mujoco
+
+        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+        renderer.render()
+        renderer.close()
+    except Exception as error:  # each OpenGL platform has exceptions of its own
+        raise ImportError(
+            f"video=true needs OpenGL, which failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "
+            f"({type(error).__name__}: {error}). Install a renderer (Debian: apt install libegl1 libgl1; or "
+            "libosmesa6, and set MUJOCO_GL=osmesa), or use video=false."
+        ) from error
+
+
+@torch.no_grad()
+def record_video(env: EnvBase, actor: TensorDictModule, path: Path, seed: int, max_steps: int = 1000) -> None:
+    """Writes an mp4 of one episode of the zero-noise policy.
+
+    Args:
+        env (EnvBase): one environment made with ``render=True``.
+        actor (TensorDictModule): the policy.
+        path (Path): the file to write.
+        seed (int): of the initial state.
+        max_steps (int, optional): longest video, in steps.
+    """
+    import imageio
+
+    view = make_view(env)
+    env.set_seed(seed)
+    td = env.reset()
+    writer: Any = imageio.get_writer(path, fps=view.fps)
+    with set_exploration_type(ExplorationType.DETERMINISTIC), writer as video:
+        for _ in range(max_steps):
+            video.append_data(view.frame(td))
+            step, td = env.step_and_maybe_reset(actor(td))
+            if step["next", "done"].any():
+                break

@@ -1,0 +1,104 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What a run saves and restores."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
+from torchrl.collectors import Collector
+from torchrl.envs import EnvBase
+
+from torchrl_genpo.envs import simulator_state
+from torchrl_genpo.runs import SyncedCheckpoint
+
+__all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
+
+
+class Progress:
+    """Counters of a run that outlive a restart.
+
+    Args:
+        window (int, optional): episodes whose returns are kept. Defaults to ``20``.
+    """
+
+    def __init__(self, window: int = 20) -> None:
+        self.frames = 0
+        self.seconds = 0.0
+        self.returns: deque[float] = deque(maxlen=window)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counters as plain numbers."""
+        return {"frames": self.frames, "seconds": self.seconds, "returns": list(self.returns)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the counters."""
+        self.frames, self.seconds = state_dict["frames"], state_dict["seconds"]
+        self.returns = deque(state_dict["returns"], maxlen=self.returns.maxlen)
+
+
+class _Carrier:
+    """The tensordict in which a collector keeps its place in the environments.
+
+    TorchRL does not save it (``Collector.state_dict`` holds weights, transforms and counters only).
+    """
+
+    def __init__(self, collector: Collector) -> None:
+        self._collector = collector
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._collector._carrier.exclude("next").flatten_keys(".").to_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        carrier = self._collector._carrier
+        carrier.update(TensorDict(state_dict, batch_size=carrier.batch_size).unflatten_keys("."))
+
+
+def make_checkpoint(
+    *,
+    loss: nn.Module,
+    env: EnvBase,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: Any = None,
+    adaptive_sigma: Any = None,
+    collector: Collector | None = None,
+    progress: Progress | None = None,
+) -> Checkpoint:
+    """Binds the parts of a run to a TorchRL checkpoint: one archive, written aside and renamed.
+
+    With all parts a run continues exactly (with fresh episodes where
+    :func:`~torchrl_genpo.envs.simulator_state` cannot save the simulator); with ``loss`` and ``env`` alone it is
+    what evaluation needs (weights and normalisation).
+    """
+    parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
+    if collector is not None:  # the one that continues, not an evaluation
+        parts["rng"] = GlobalRNGState()
+        simulator = simulator_state(env)
+        if simulator is not None:
+            parts |= {"carrier": _Carrier(collector), "simulator": simulator}
+    optional = {
+        "optimizer": optimizer,
+        "schedule": schedule,
+        "adaptive_sigma": adaptive_sigma,
+        "progress": progress,
+    }
+    parts |= {name: part for name, part in optional.items() if part is not None}
+    return SyncedCheckpoint(**parts)
+
+
+def load_checkpoint(checkpoint: Checkpoint, path: Path, device: torch.device | str = "cpu") -> None:
+    """Restores every part of a checkpoint, or raises a ``ValueError`` that says why it cannot."""
+    import zipfile
+
+    try:
+        checkpoint.load(path, map_location=device)
+    except (CheckpointError, zipfile.BadZipFile, OSError) as error:
+        raise ValueError(
+            f"Cannot load checkpoint {path}: {error} It is cut short, damaged, or of another configuration."
+        ) from error

@@ -1,0 +1,130 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Evaluation by one protocol, and diagnostics of an update."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+
+from torchrl_genpo.flow import marginal_log_prob
+from torchrl_genpo.modules import ReversibleFlowActor
+
+__all__ = ["compare_ratios", "episode_log", "evaluate", "statistics_columns"]
+
+ENDS = ("episode_reward", "success", "reached_goal")  # of an episode, that are evaluated
+STATISTICS = ("log", "metrics")  # where an environment tells of an episode; the second is evaluated too
+
+
+@torch.no_grad()
+def evaluate(
+    env: EnvBase, actor: TensorDictModule, seed: int, rounds: int = 1, max_steps: int = 10_000
+) -> dict[str, float]:
+    """Mean return of one episode a round in each environment, with zero noise and with random noise.
+
+    Every call starts from the same initial states and noise, and leaves the global random state as
+    it was.
+
+    Args:
+        env (EnvBase): batched environment with ``episode_reward``; normalisation should be frozen.
+        actor (TensorDictModule): the policy.
+        seed (int): of initial states and noise.
+        rounds (int, optional): episodes of each environment. Defaults to ``1``.
+        max_steps (int, optional): an unfinished episode counts with its return so far.
+
+    Returns:
+        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them
+        ``.../success``, the part of the episodes that ended with the task solved; ``.../<name>`` for each of its
+        ``metrics``, over the episodes where it is not NaN; and ``.../goal_entropy``, the entropy, in nats, of the
+        goals that were reached, where there are several.
+    """
+    results = {}
+    for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
+        with torch.random.fork_rng(), set_exploration_type(exploration):
+            torch.manual_seed(seed)
+            env.set_seed(seed)
+            ends = _mean_end(env, actor, rounds, max_steps)
+        if (shares := ends.pop("reached_goal", None)) is not None:
+            ends["goal_entropy"] = torch.special.entr(shares / shares.sum().clamp_min(1e-9)).sum()
+        for key, value in ends.items():
+            results[f"eval/{name}_noise/{'return' if key == 'episode_reward' else key}"] = value.item()
+    return results
+
+
+def _mean_end(env: EnvBase, actor: TensorDictModule, rounds: int, max_steps: int) -> dict[str, torch.Tensor]:
+    """The mean end of ``rounds`` episodes of each environment, which do not wait for each other between them."""
+    td = env.reset()
+    counts = torch.zeros_like(td["done"], dtype=torch.long)
+    totals: dict[str, Any] = defaultdict(float)
+    weights: dict[str, Any] = defaultdict(float)
+    for step_index in range(rounds * max_steps):
+        step, td = env.step_and_maybe_reset(actor(td))
+        is_last = step_index == rounds * max_steps - 1
+        counted = (step["next", "done"] | is_last) & (counts < rounds)
+        counts += counted
+        for key, value in _ends(step["next"]).items():
+            known = counted & ~value.isnan()
+            totals[key] += value.where(known, 0.0)
+            weights[key] += known.float()
+        if (counts == rounds).all():
+            break
+    means = {key: total.flatten(0, -2).sum(0) / weights[key].flatten(0, -2).sum(0) for key, total in totals.items()}
+    return {key: mean.squeeze(-1) for key, mean in means.items()}
+
+
+def _ends(step: TensorDictBase) -> dict[str, torch.Tensor]:
+    """What the last step of an episode tells of it."""
+    return {key: step[key] for key in ENDS if key in step.keys()} | dict(step.get("metrics", {}).items())
+
+
+@torch.no_grad()
+def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilon: float) -> dict[str, float]:
+    """How far an update moved the pair (action, memory), and how far the executed action alone.
+
+    Args:
+        actor (ReversibleFlowActor): the policy after the update.
+        data (TensorDictBase): flat data to which ``actor.draw_memories`` was applied before the update.
+        clip_epsilon (float): of the loss.
+
+    Returns:
+        ``kl`` and ``clip_fraction`` of pair and action, and the mean effective sample size of the
+        action's estimate before the update, as a fraction of its memories.
+    """
+    dist = actor.get_dist(data.select(*actor.in_keys))
+    memories, log_proposal = data["memory_samples"].movedim(-2, 0), data["memory_log_proposal"].movedim(-1, 0)
+    action = data[actor.action_key]
+    new = marginal_log_prob(dist.log_prob(action.expand(len(memories), *action.shape), memories), log_proposal)
+    results = {"ess": (data["effective_sample_size"].mean() / len(memories)).item()}
+    for name, log_ratio in (
+        ("pair", actor.log_prob(data) - data[actor.log_prob_keys[0]]),
+        ("action", new.log_prob - data["marginal_log_prob"]),
+    ):
+        results[f"kl_{name}"] = -log_ratio.mean().item()
+        results[f"clip_fraction_{name}"] = ((log_ratio.exp() - 1).abs() > clip_epsilon).float().mean().item()
+    return results
+
+
+def episode_log(data: TensorDictBase) -> dict[str, float]:
+    """Means of the task's own statistics over the episodes that ended in the data, NaN left out.
+
+    These are ``("next", "log")`` and, where there is one, ``("next", "metrics")``.
+    """
+    ended = data["next", "done"].squeeze(-1)
+    if not ended.any():
+        return {}
+    logs = {name: log for group in STATISTICS for name, log in data["next"].get(group, {}).items()}
+    means = {name: log[ended].nanmean(0) for name, log in logs.items()}
+    values = torch.cat(list(means.values())).tolist() if means else []
+    return {f"task/{name}": value for name, value in zip(means, values, strict=True) if value == value}
+
+
+def statistics_columns(env: EnvBase) -> list[str]:
+    """The columns of ``metrics.csv`` that an environment's own statistics need, see :func:`episode_log`."""
+    names = {group: list(env.observation_spec.get(group, {}).keys()) for group in STATISTICS}
+    evaluated = [f"eval/{noise}_noise/{name}" for noise in ("zero", "random") for name in names["metrics"]]
+    return [f"task/{name}" for group in STATISTICS for name in names[group]] + evaluated

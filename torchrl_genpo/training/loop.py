@@ -1,0 +1,360 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The training of the entry script: clipped PPO, the same for every policy."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
+from torchrl.envs import EnvBase
+from torchrl.objectives import KLAdaptiveLR
+from torchrl.objectives.value import GAE
+from tqdm import tqdm
+
+from torchrl_genpo.configuration import as_dict, build_env, build_models, make_adaptive_sigma
+from torchrl_genpo.distributed import Ranks, SharedNormalization
+from torchrl_genpo.envs import (
+    IsaacLabSymmetry,
+    WorkerError,
+    copy_normalization,
+    frozen_normalization,
+    name_worker_failure,
+    one_simulation,
+    stagger_episodes,
+)
+from torchrl_genpo.models import has_exact_density, observation_keys, pretrained_module
+from torchrl_genpo.recording import draw_learning_curve, make_logger
+from torchrl_genpo.runs import RunFolder, StopRequest, SyncedCheckpoint, read_checkpoint_config
+from torchrl_genpo.training.checkpoint import Progress, load_checkpoint, make_checkpoint
+from torchrl_genpo.training.evaluation import compare_ratios, episode_log, evaluate, statistics_columns
+from torchrl_genpo.training.numbers import DivergedError, LastGood, check_data, check_finite
+from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
+
+__all__ = ["EVAL_SEED", "Training", "set_seeds"]
+
+EVAL_SEED = 10_000  # apart from the training seeds
+RANK_SEEDS = 1_000_003  # between the seeds of two ranks
+SCHEDULES = ("constant", "kl_adaptive", "linear")
+
+warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
+
+
+def set_seeds(seed: int) -> None:
+    """Seeds Python, NumPy and PyTorch."""
+    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
+        set_seed(seed)
+
+
+def load_pretrained(cfg: DictConfig, env: EnvBase, actor: TensorDictModule) -> None:
+    """Loads what pre-training shaped, and the ranges of its observations and actions."""
+    path = Path(cfg.policy.init)
+    saved = read_checkpoint_config(path)
+    for key in ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.name", "env.options.chunk_size"):
+        mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
+        if mine != theirs:
+            raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")
+    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+    load_checkpoint(SyncedCheckpoint(**parts), path, cfg.device)
+
+
+class Training:
+    """The parts of a run and the loop over its updates; of several ranks the first alone evaluates and writes.
+
+    An update is all or nothing: when a number that is not finite turns up in it, parameters, optimizer and
+    normalisation go back to where they were before it, and the next batch has its turn.
+
+    Args:
+        cfg (DictConfig): of the run, see ``torchrl_genpo/config/genpo.yaml``.
+        folder (RunFolder): where it writes, and what it resumes.
+        ranks (Ranks): the processes that train together.
+    """
+
+    def __init__(self, cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> None:
+        if cfg.optim.schedule not in SCHEDULES:
+            raise ValueError(f"Unknown schedule {cfg.optim.schedule!r}; choose from {', '.join(SCHEDULES)}.")
+        self.cfg, self.folder, self.ranks = cfg, folder, ranks
+        seed = cfg.seed + RANK_SEEDS * ranks.rank
+        set_seeds(seed)
+        self.env = env = build_env(cfg, cfg.env.num_envs, seed)
+        self.eval_env = None
+        if ranks.is_first and not one_simulation(cfg.env.name):
+            self.eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
+        self.actor, self.critic, self.loss = build_models(cfg, env)
+        ranks.copy_from_first(self.loss.parameters())
+        is_fine_tuning = bool(cfg.policy.get("init")) and folder.resume_from is None
+        if is_fine_tuning:
+            load_pretrained(cfg, env, self.actor)
+        self._make_optimizer()
+        self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=self.critic, average_gae=False)
+        self.collector = self._make_collector()
+        stagger_episodes(env)
+        self.symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
+        images = 1 if self.symmetry is None else self.symmetry.order
+        self.buffer = TensorDictReplayBuffer(
+            storage=LazyTensorStorage(cfg.collector.frames_per_batch * images, device=cfg.device),
+            sampler=SamplerWithoutReplacement(),
+            batch_size=cfg.loss.mini_batch_size * images,
+        )
+        self.progress = Progress(max(20, cfg.env.num_envs))
+        self.checkpoint = make_checkpoint(
+            loss=self.loss,
+            env=env,
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            adaptive_sigma=self.adaptive_sigma,
+            collector=self.collector if ranks.is_first else None,
+            progress=self.progress,
+        )
+        folder.columns += [column for column in statistics_columns(env) if column not in folder.columns]
+        if folder.resume_from is not None:
+            load_checkpoint(self.checkpoint, folder.resume_from, cfg.device)
+            if ranks.is_first:
+                folder.truncate_metrics(self.progress.frames)
+        self.normalization = SharedNormalization(env, ranks)
+        self.last_good = LastGood(self.loss, self.optimizer, env)
+        self.logger = make_logger(folder=folder.path, config=as_dict(cfg), **cfg.logger) if ranks.is_first else None
+        if is_fine_tuning and ranks.is_first:
+            folder.log({"frames": 0} | self._evaluate())
+
+    def _make_optimizer(self) -> None:
+        cfg = self.cfg
+        self.rates = {"actor": cfg.optim.lr, "critic": cfg.optim.critic_lr or cfg.optim.lr}
+        self.actor_parameters = [p for p in self.loss.actor_network_params.parameters() if p.requires_grad]
+        critic_parameters = list(self.loss.critic_network_params.parameters())
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": self.actor_parameters, "lr": self.rates["actor"]},
+                {"params": critic_parameters, "lr": self.rates["critic"]},
+            ],
+            eps=1e-5,
+            fused=True,
+        )
+        self.schedule = None
+        if cfg.optim.schedule == "kl_adaptive":
+            optim = cfg.optim
+            self.schedule = KLAdaptiveLR(self.optimizer, optim.target_kl, min_lr=optim.min_lr, max_lr=optim.max_lr)
+        self.adaptive_sigma = make_adaptive_sigma(cfg, self.actor)
+        self.update = make_update(
+            self.loss,
+            self.optimizer,
+            cfg.optim.max_grad_norm,
+            compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
+            cudagraphs=cfg.compile.cudagraphs,
+            ranks=self.ranks,
+        )
+
+    def _make_collector(self) -> Collector:
+        cfg = self.cfg
+        return Collector(
+            self.env,
+            self.actor,
+            frames_per_batch=cfg.collector.frames_per_batch,
+            total_frames=-1,  # this loop counts, over all ranks
+            device=cfg.device,
+            trust_policy=True,
+            track_traj_ids=False,
+            auto_register_policy_transforms=False,
+            no_cuda_sync=cfg.device == "cpu",
+            compile_policy={"mode": cfg.compile.mode} if cfg.compile.enabled else None,
+            cudagraph_policy=cfg.compile.cudagraphs or None,
+        )
+
+    def run(self) -> StopRequest:
+        """Trains to the last frame, or saves when it is told to stop; draws the learning curve.
+
+        Returns:
+            Whether, and by what, it was told to stop.
+
+        Raises:
+            DivergedError: after ``tolerance.undone_updates`` updates in a row that met numbers that are not finite.
+            WorkerError: if a process of the environment died or hung.
+        """
+        cfg, progress, stop = self.cfg, self.progress, StopRequest()
+        bar = tqdm(
+            total=cfg.collector.total_frames,
+            initial=progress.frames,
+            unit="frames",
+            unit_scale=True,
+            disable=not self.ranks.is_first,
+        )
+        self._start_time = time.perf_counter() - progress.seconds
+        batches, undone = iter(self.collector), 0
+        while not self.is_finished and not self.ranks.any(stop.received):
+            frames_before = progress.frames
+            self.last_good.remember()
+            update_start = time.perf_counter()
+            try:
+                data = next(batches)
+                collected = time.perf_counter()
+                progress.frames += data.numel() * self.ranks.size
+                row = self._learn(data, frames_before)
+                undone = 0
+            except DivergedError as error:
+                self.last_good.restore()
+                undone += 1
+                self._undo(error, data, undone)
+                row = {"train/undone": 1}
+            except Exception as error:
+                failure = name_worker_failure(self.env, error)
+                if failure is None:
+                    raise
+                self.last_good.restore()
+                raise WorkerError(f"{failure} Saved {self.save()}") from error
+            progress.seconds = time.perf_counter() - self._start_time
+            row |= {
+                "frames": progress.frames,
+                "time/seconds": round(progress.seconds, 3),
+                "time/collect": round(collected - update_start, 4),
+                "time/update": round(time.perf_counter() - collected, 4),
+            }
+            if not self.ranks.is_first:
+                continue
+            try:
+                if self._is_due(cfg.eval.interval, frames_before):
+                    row |= self._evaluate()
+            finally:
+                self._log(row)
+            if self._is_due(cfg.checkpoint.interval, frames_before):
+                self.save(row)
+            bar.update(progress.frames - frames_before)
+            shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
+            bar.set_postfix(
+                {key: format(row[f"train/{key}"], spec) for key, spec in shown.items() if f"train/{key}" in row}
+            )
+        bar.close()
+        if self.ranks.is_first and not self.is_finished:
+            self.save()
+        self.collector.shutdown(close_env=False)
+        if self.ranks.is_first:
+            title = f"{cfg.env.name}, {cfg.policy.name}, seed {cfg.seed}"
+            draw_learning_curve(self.folder.metrics_path, self.folder.path / "learning_curve.png", title)
+        return stop
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all frames are trained."""
+        return self.progress.frames >= self.cfg.collector.total_frames
+
+    def close(self) -> None:
+        """Ends the environments, whatever state their processes are in."""
+        for env in (self.env, self.eval_env):
+            if env is not None and not env.is_closed:
+                with contextlib.suppress(Exception):  # a dead worker cannot say goodbye
+                    env.close()
+
+    def save(self, row: dict[str, float] | None = None) -> Path:
+        """Saves a checkpoint; ``row`` is what was logged last."""
+        return self.folder.save(self.checkpoint, self.progress.frames, as_dict(self.cfg), row)
+
+    def _is_due(self, interval: int, frames_before: int) -> bool:
+        return self.is_finished or frames_before // interval < self.progress.frames // interval
+
+    def _learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
+        """One update from a collected batch ``[*envs, time]``; returns what is logged of it."""
+        cfg = self.cfg
+        self.normalization.merge()
+        keys = [("next", key) for key in (*observation_keys(self.env), "reward")]
+        check_data(data, [*keys, *(key for key in ("action", "action_log_prob") if key in data.keys())], self.ranks)
+        with torch.no_grad():
+            self.gae(data)
+        batch = data.select(*batch_keys(self.loss, self.actor), strict=False).reshape(-1)
+        if self.symmetry is not None:
+            batch = augment(batch, self.symmetry, self.actor, self.critic, cfg.loss.mini_batch_size)
+        batch = prepare(self.loss, batch)
+        watched = None
+        if has_exact_density(self.actor) and cfg.diagnostics.samples:
+            watched = self.actor.draw_memories(batch[: cfg.diagnostics.samples], cfg.diagnostics.num_memories)
+        self.buffer.empty()
+        self.buffer.extend(batch)
+        outputs = []
+        is_warming_up = frames_before < cfg.optim.critic_warmup
+        for parameter in self.actor_parameters:
+            parameter.requires_grad_(not is_warming_up)
+        if cfg.optim.schedule == "linear":
+            remaining = 1 - frames_before / cfg.collector.total_frames
+            for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
+                group["lr"] = rate * remaining
+        for _ in range(cfg.loss.epochs):
+            outputs += [self.update(mini_batch) for mini_batch in self.buffer]
+        check_finite(dict(self.loss.named_parameters()), "the parameters after the update", self.ranks)
+        if self.schedule is not None and not is_warming_up:
+            # once an update, by its last epoch: the KL is to the policy that collected, 0 at first in each update, and
+            # a step on every mini-batch would swing the rate between its limits within the update
+            last_epoch = outputs[-(len(outputs) // cfg.loss.epochs) :]
+            self.schedule.step(self.ranks.mean(torch.stack([out["kl_approx"] for out in last_epoch]).mean()))
+            if cfg.optim.critic_lr is not None:
+                # the critic's own rate says nothing about the KL
+                self.optimizer.param_groups[1]["lr"] = self.rates["critic"]
+        self.collector.update_policy_weights_()
+
+        returns, done = data["next", "episode_reward"], data["next", "done"]
+        self.progress.returns.extend(returns[done].tolist())
+        row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0}
+        row |= update_metrics(torch.stack(outputs))
+        if self.progress.returns:
+            row["train/return"] = sum(self.progress.returns) / len(self.progress.returns)
+        if watched is not None:
+            ratios = compare_ratios(self.actor, watched, cfg.loss.clip_epsilon)
+            row |= {f"diagnostics/{key}": value for key, value in ratios.items()}
+        if self.adaptive_sigma is not None:
+            row["train/sigma"] = self.actor.solver.sigma
+            quantity = torch.tensor(row[f"train/{cfg.solver.adapt.quantity}"], device=cfg.device)
+            self.adaptive_sigma.step(self.ranks.mean(quantity).item())
+        return row | episode_log(data)
+
+    def _undo(self, error: DivergedError, data: TensorDictBase, count: int) -> None:
+        """Starts new episodes after a bad batch; after too many in a row keeps the batch and gives up."""
+        limit = self.cfg.tolerance.undone_updates
+        sys.stderr.write(f"\nUpdate undone at frame {self.progress.frames} ({count} of {limit} in a row). {error}\n")
+        self.normalization = SharedNormalization(self.env, self.ranks)  # counts from what was restored
+        if count < limit:
+            self.collector.update_policy_weights_()
+            self._restart_episodes()
+            return
+        message = f"{error} {count} updates in a row were undone."
+        if self.ranks.is_first:
+            path = self.folder.path / "bad_batch.pt"
+            torch.save(data.to_dict(), path)
+            message += f" The batch is in {path}; the last good state in {self.save()}."
+        raise DivergedError(message) from error
+
+    def _restart_episodes(self) -> None:
+        self.env.set_seed(self.cfg.seed + RANK_SEEDS * self.ranks.rank + self.progress.frames)
+        self.collector.reset()
+        stagger_episodes(self.env)
+
+    def _evaluate(self) -> dict[str, float]:
+        """Evaluates with the present normalisation; where one simulation has to do, in the training's own."""
+        if self.eval_env is not None:
+            copy_normalization(self.env, self.eval_env)
+            try:
+                return evaluate(self.eval_env, self.actor, EVAL_SEED, self.cfg.eval.rounds)
+            except Exception as error:
+                failure = name_worker_failure(self.eval_env, error)
+                if failure is None:
+                    raise
+                raise WorkerError(f"During evaluation: {failure} Saved {self.save()}") from error
+        with frozen_normalization(self.env):
+            results = evaluate(self.env, self.actor, EVAL_SEED)
+        if not self.is_finished:
+            self._restart_episodes()
+        return results
+
+    def _log(self, row: dict[str, Any]) -> None:
+        self.folder.log(row)
+        if self.logger is not None:
+            for key, value in row.items():
+                self.logger.log_scalar(key, value, step=self.progress.frames)

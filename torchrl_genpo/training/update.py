@@ -1,0 +1,140 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""One update: the optimizer's step, and what goes into and comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModule
+from torch import nn
+from torchrl.objectives import ClipPPOLoss
+
+from torchrl_genpo.distributed import Ranks
+from torchrl_genpo.training.numbers import DivergedError, check_finite
+
+__all__ = ["augment", "batch_keys", "make_update", "prepare", "update_metrics"]
+
+MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy")  # over an update, that are logged
+
+
+def make_update(
+    loss: ClipPPOLoss,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
+    *,
+    compile_mode: str | None = None,
+    cudagraphs: bool = False,
+    ranks: Ranks | None = None,
+) -> Callable[[TensorDictBase], TensorDictBase]:
+    """Returns the function that makes one optimizer step on one mini-batch.
+
+    Args:
+        loss (ClipPPOLoss): the objective; every output called ``loss_*`` is minimised.
+        optimizer (Optimizer): over the parameters of ``loss``.
+        max_grad_norm (float): clipping of the gradient's norm.
+
+    Keyword Args:
+        compile_mode (str, optional): compiles loss and gradient with this ``torch.compile`` mode.
+        cudagraphs (bool, optional): captures loss and gradient in a CUDA graph.
+        ranks (Ranks, optional): processes over which gradients are averaged.
+
+    Returns:
+        A function from a batch to the detached outputs of the loss and ``grad_norm``. It raises
+        :class:`DivergedError`, before the step, when the loss or its gradient is not finite, on all ranks alike.
+    """
+    params = [p for p in loss.parameters() if p.requires_grad]
+
+    def gradients(batch: TensorDictBase) -> TensorDictBase:
+        optimizer.zero_grad(set_to_none=True)
+        out = loss(batch)
+        sum(out[key] for key in out.keys() if key.startswith("loss_")).backward()
+        return out.detach()
+
+    if compile_mode is not None:
+        gradients = torch.compile(gradients, mode=compile_mode)
+    if cudagraphs:
+        from tensordict.nn import CudaGraphModule
+
+        gradients = CudaGraphModule(gradients, in_keys=[], out_keys=[], warmup=5)
+
+    def update(batch: TensorDictBase) -> TensorDictBase:
+        out = gradients(batch)
+        if ranks is not None:
+            ranks.average_gradients(params)
+        gradients_of = {name: p.grad for name, p in loss.named_parameters() if p.grad is not None}
+        grad_norm = nn.utils.get_total_norm(gradients_of.values())
+        losses = {key: out[key] for key in out.keys() if key.startswith("loss_")}
+        try:
+            check_finite({**losses, "grad_norm": grad_norm}, "the loss", ranks)
+        except DivergedError:  # where it began, now that it no longer matters what the look costs
+            check_finite(losses, "the loss", ranks)
+            check_finite(gradients_of, "the gradient of the loss", ranks)
+            raise
+        nn.utils.clip_grads_with_norm_(params, max_grad_norm, grad_norm)
+        optimizer.step()
+        return out.set("grad_norm", grad_norm)
+
+    return update
+
+
+def batch_keys(loss: ClipPPOLoss, actor: TensorDictModule) -> list[NestedKey]:
+    """What an update reads of the collected data, after the advantages were estimated."""
+    read = [key for key in loss.in_keys if not (isinstance(key, tuple) and key[0] == "next")]
+    written = [key for key in actor.out_keys if key not in ("loc", "scale")]
+    return [*dict.fromkeys([*read, *written, "advantage", "value_target", "state_value"])]
+
+
+def prepare(loss: ClipPPOLoss, batch: TensorDictBase) -> TensorDictBase:
+    """Adds to a collected batch, before its first update, what a loss wants kept of the policy that collected it.
+
+    Stock PPO wants nothing; see :meth:`torchrl_genpo.GenPOLoss.prepare` and those of
+    :mod:`torchrl_genpo.baselines`.
+    """
+    return loss.prepare(batch) if hasattr(loss, "prepare") else batch
+
+
+@torch.no_grad()
+def augment(
+    data: TensorDictBase,
+    mirror: Callable[[TensorDictBase], TensorDictBase],
+    actor: TensorDictModule,
+    critic: TensorDictModule,
+    batch_size: int,
+) -> TensorDictBase:
+    """Adds mirror images to flat data, with the log-probabilities and values that the present networks give them.
+
+    Args:
+        data (TensorDictBase): ``[n]``, collected by ``actor``.
+        mirror (Callable): see :class:`~torchrl_genpo.envs.IsaacLabSymmetry`.
+        actor (TensorDictModule): the policy that collected the data.
+        critic (TensorDictModule): the value network.
+        batch_size (int): samples that are evaluated at a time.
+
+    Returns:
+        ``[k n]``, the data itself first. Advantages and value targets of an image are those of its original.
+    """
+    mirrored = mirror(data)
+    data, images = mirrored.split([len(data), len(mirrored) - len(data)])
+    log_probs, values = [], []
+    for part in images.split(batch_size):
+        values.append(critic(part.select(*critic.in_keys))["state_value"])
+        if "action_log_prob" in images.keys():
+            log_probs.append(actor.log_prob(part))
+    images["state_value"] = torch.cat(values)
+    if log_probs:
+        images["action_log_prob"] = torch.cat(log_probs)
+    return torch.cat([data, images])
+
+
+def update_metrics(outputs: TensorDictBase) -> dict[str, float]:
+    """Means of what the mini-batches ``[n]`` of an update returned, as columns of ``metrics.csv``."""
+    means = outputs.mean(0)
+    metrics = {f"train/{key}": means[key].item() for key in MEANS if key in means.keys()}
+    metrics["train/kl"] = means["kl_approx"].item()
+    if "inversion_error" in outputs.keys():
+        # the first mini-batch, where no parameter has changed yet
+        metrics["train/inversion_error"] = outputs["inversion_error"][0].item()
+    return metrics
