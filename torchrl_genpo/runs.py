@@ -154,7 +154,7 @@ class RunFolder:
             self.resume()
         if read_only:
             return
-        if not resume and (self.metrics_path.exists() or self.config_path.exists()):
+        if not resume and self._has_begun:
             raise FileExistsError(
                 f"{self.path} already holds a run. Continue it with resume={self.path}, or choose another "
                 "folder with hydra.run.dir=<folder>."
@@ -171,10 +171,18 @@ class RunFolder:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def resume(self) -> None:
-        """Makes the newest checkpoint the one to continue from, ``resume_from``."""
+        """Makes the newest checkpoint the one to continue from, ``resume_from``.
+
+        There is none in a run that was killed before its first, which it saves before its first update: nothing is
+        lost when that starts from the beginning.
+        """
         self.resume_from = self.latest()
-        if self.resume_from is None:
+        if self.resume_from is None and self._has_begun:
             raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
+
+    @property
+    def _has_begun(self) -> bool:
+        return self.metrics_path.exists() or any(self._rotation.directory.glob("checkpoint-*"))
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration."""
@@ -182,6 +190,8 @@ class RunFolder:
 
     def truncate_metrics(self, count: int) -> None:
         """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
+        if not self.metrics_path.exists():
+            return
         rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
         lines = [",".join(self.columns), *(",".join(row.get(key, "") for key in self.columns) for row in rows)]
         _write_atomically(self.metrics_path, "\n".join(lines) + "\n")

@@ -102,7 +102,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     def save() -> Path:
         return folder.save(checkpoint, progress.frames, config)
 
-    path, losses = folder.latest(), []
+    path, losses = save(), []  # from here on the run can be resumed
     bar = tqdm(total=cfg.pretrain.iterations, initial=progress.frames, unit="it")
     while progress.frames < cfg.pretrain.iterations:
         batch = buffer.sample().to(cfg.device)

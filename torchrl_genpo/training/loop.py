@@ -94,8 +94,7 @@ class Training:
             self.eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
         self.actor, self.critic, self.loss = build_models(cfg, env)
         ranks.copy_from_first(self.loss.parameters())
-        is_fine_tuning = bool(cfg.policy.get("init")) and folder.resume_from is None
-        if is_fine_tuning:
+        if cfg.policy.get("init") and folder.resume_from is None:
             load_pretrained(cfg, env, self.actor)
         self._make_optimizer()
         self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=self.critic, average_gae=False)
@@ -122,12 +121,14 @@ class Training:
         if folder.resume_from is not None:
             load_checkpoint(self.checkpoint, folder.resume_from, cfg.device)
             if ranks.is_first:
-                folder.truncate_metrics(self.progress.frames)
+                folder.truncate_metrics(self.progress.frames or -1)
         self.normalization = SharedNormalization(env, ranks)
         self.last_good = LastGood(self.loss, self.optimizer, env)
         self.logger = make_logger(folder=folder.path, config=as_dict(cfg), **cfg.logger) if ranks.is_first else None
-        if is_fine_tuning and ranks.is_first:
-            folder.log({"frames": 0} | self._evaluate())
+        if ranks.is_first and not self.progress.frames:
+            self.save()  # from here on every run can be resumed
+            if cfg.policy.get("init"):
+                folder.log({"frames": 0} | self._evaluate())
 
     def _make_optimizer(self) -> None:
         cfg = self.cfg

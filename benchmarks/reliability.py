@@ -1,0 +1,83 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The report on reliability, from what crash.py, fuzz.py, soak.py and scaling.py have measured.
+
+python benchmarks/reliability.py     # writes reliability.md again from the parts that are there
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from provenance import RESULTS, commit, machine, versions
+
+PARTS = ("crash", "fuzz", "soak", "scaling")
+
+
+def save_part(name: str, data: dict[str, Any]) -> None:
+    """Saves what a script has measured, with where it comes from, and writes the report again."""
+    origin = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(data | origin, indent=1) + "\n")
+    write_report()
+
+
+def crash_lines(data: dict[str, Any]) -> list[str]:
+    return [
+        f"Runs of {', '.join(data['tasks'])} that met a fault, were resumed, and were compared with an undisturbed run "
+        "to the last bit. Lost: could not be resumed. Wrong: another result.",
+        "",
+        "| fault | injected | lost | wrong | |",
+        "|---|---:|---:|---:|---|",
+        *(f"| {f['fault']} | {f['injected']} | {f['lost']} | {f['wrong']} | {f['note']} |" for f in data["faults"]),
+    ]
+
+
+def fuzz_lines(data: dict[str, Any]) -> list[str]:
+    return [
+        "| what | tried | failed | |",
+        "|---|---:|---:|---|",
+        *(f"| {f['what']} | {f['tried']} | {f['failed']} | {f['note']} |" for f in data["counts"]),
+    ]
+
+
+def soak_lines(data: dict[str, Any]) -> list[str]:
+    return [
+        f"{data['frames']:,} environment steps of `{data['options']}` in {data['hours']:.2f} h.",
+        "",
+        "| | second tenth | last tenth | change |",
+        "|---|---:|---:|---:|",
+        *(
+            f"| {name} | {before:.5g} | {after:.5g} | {100 * (after / before - 1):+.2f} % |"
+            for name, (before, after) in data["quantities"].items()
+        ),
+    ]
+
+
+def scaling_lines(data: dict[str, Any]) -> list[str]:
+    return data["lines"]
+
+
+def write_report() -> None:
+    """Writes ``reliability.md``."""
+    titles = {"crash": "Crashes", "fuzz": "Fuzzing", "soak": "Soak", "scaling": "Scale"}
+    writers = {"crash": crash_lines, "fuzz": fuzz_lines, "soak": soak_lines, "scaling": scaling_lines}
+    lines = ["# Reliability"]
+    for name in PARTS:
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            data = json.loads(path.read_text())
+            lines += ["", f"## {titles[name]}", "", *writers[name](data), ""]
+            lines += [f"Command: `{data['command']}`. Commit: {data['commit']}.  "]
+            lines += [f"Versions: {data['versions']}.  ", f"Machine: {data['machine']}."]
+    (RESULTS / "reliability.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    write_report()
