@@ -8,12 +8,13 @@ one resumes, so that the benchmarks on top may be stopped and repeated at will, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -71,20 +72,24 @@ class Run:
     name: str  # of the benchmark
     task: str
     policy: str
+    options: tuple[str, ...]  # of the entry script, that make the policy
     seed: int
     frames: int | None  # None: as the task's configuration has it
     overrides: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        return ROOT / "outputs" / self.name / self.task / self.policy / str(self.seed)
+        """Another one for every configuration."""
+        digest = hashlib.sha256(json.dumps(self.command).encode()).hexdigest()[:8]
+        return ROOT / "outputs" / self.name / self.task / self.policy / f"{self.seed}-{digest}"
 
-    def command(self, options: Sequence[str]) -> list[str]:
-        """The entry script's options; ``options`` are the policy's."""
+    @property
+    def command(self) -> list[str]:
+        """The entry script's options."""
         frames = [] if self.frames is None else [f"collector.total_frames={self.frames}"]
-        return [f"env={self.task}", *options, *self.overrides, f"seed={self.seed}", *frames]
+        return [f"env={self.task}", *self.options, *self.overrides, f"seed={self.seed}", *frames]
 
-    def execute(self, options: Sequence[str]) -> None:
+    def execute(self) -> None:
         """Runs or resumes the entry script and adds a line to the results."""
         self.folder.mkdir(parents=True, exist_ok=True)
         origin_path, output_path = self.folder / "origin.json", self.folder / "output.txt"
@@ -93,7 +98,7 @@ class Run:
         else:
             for name in ("config.yaml", "metrics.csv"):  # of a start that never reached a checkpoint
                 (self.folder / name).unlink(missing_ok=True)
-            command = [*self.command(options), f"hydra.run.dir={self.folder}"]
+            command = [*self.command, f"hydra.run.dir={self.folder}"]
             origin_path.write_text(json.dumps({"commit": commit(), "versions": versions(), "machine": machine()}))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with output_path.open("a") as output:
@@ -152,16 +157,16 @@ def read_results(name: str) -> dict[Run, dict[str, Any]]:
     for line in path.read_text().splitlines() if path.exists() else []:
         record = json.loads(line)
         key = {field: record[field] for field in Run.__dataclass_fields__}
-        found[Run(**(key | {"overrides": tuple(record["overrides"])}))] = record
+        found[Run(**(key | {field: tuple(record[field]) for field in ("options", "overrides")}))] = record
     return found
 
 
-def execute_all(runs: Sequence[Run], options: Callable[[str], Sequence[str]], workers: int) -> None:
-    """Executes what is not finished, ``workers`` at a time; ``options`` gives those of a policy."""
+def execute_all(runs: Sequence[Run], workers: int) -> None:
+    """Executes what is not finished, ``workers`` at a time."""
     RESULTS.mkdir(exist_ok=True)
     with ThreadPoolExecutor(workers) as pool:
         finished = {run for name in {run.name for run in runs} for run in read_results(name)}
-        list(pool.map(lambda run: run.execute(options(run.policy)), [run for run in runs if run not in finished]))
+        list(pool.map(Run.execute, [run for run in runs if run not in finished]))
 
 
 def last(record: dict[str, Any], column: str) -> float:

@@ -139,12 +139,14 @@ def main() -> None:
     name = "isaaclab_small" if options.small else "isaaclab"
     if not options.report:
         runs = [
-            Run(name, f"isaaclab/{task}", policy, seed, None, SMALL if options.small else ())
+            Run(
+                name, f"isaaclab/{task}", policy, tuple(POLICIES[policy][1]), seed, None, SMALL if options.small else ()
+            )
             for seed in options.seeds
             for task in options.tasks
             for policy in options.policies
         ]
-        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+        execute_all(runs, options.workers)
     results = read_results(name)
     if not results:
         sys.exit(f"No finished run in benchmarks/results/{name}.jsonl; start some without --report.")

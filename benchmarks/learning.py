@@ -142,12 +142,12 @@ def main() -> None:
 
     if not options.report:
         runs = [
-            Run(options.name, task, policy, seed, options.frames, tuple(options.override))
+            Run(options.name, task, policy, tuple(POLICIES[policy][1]), seed, options.frames, tuple(options.override))
             for seed in options.seeds
             for policy in options.policies
             for task in options.tasks
         ]
-        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+        execute_all(runs, options.workers)
     records = sorted(read_results(options.name).values(), key=lambda record: record["seed"])
     if not records:
         sys.exit(f"No finished run in {results_path(options.name)}; start some without --report.")

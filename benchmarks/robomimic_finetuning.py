@@ -183,7 +183,17 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
     runs = []
     for seed, task, policy in product(seeds, tasks, policies):
         init = pretrained(task, POLICIES[policy][1], seed).relative_to(ROOT)
-        runs.append(Run("robomimic", f"robomimic/{task}", policy, seed, None, (f"policy.init={init}",)))
+        runs.append(
+            Run(
+                "robomimic",
+                f"robomimic/{task}",
+                policy,
+                tuple(POLICIES[policy][1]),
+                seed,
+                None,
+                (f"policy.init={init}",),
+            )
+        )
     return runs
 
 
@@ -274,7 +284,7 @@ def main() -> None:
         measure_networks(options.tasks, options.seeds)
     elif options.stage == "finetune":
         runs = finetuning_runs(options.tasks, options.policies, options.seeds)
-        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+        execute_all(runs, options.workers)
     elif options.stage == "stills":
         draw_stills(options.tasks, RESULTS / "robomimic_stills.png")
     title = "A pre-trained policy before its first update: success by solver and start"

@@ -268,8 +268,12 @@ def main() -> None:
     if options.stage == "throughput":
         measure_throughput(RESULTS / "xhand_throughput.md")
     if options.stage == "train":
-        runs = [Run("xhand", TASK, policy, seed, None) for seed in options.seeds for policy in options.policies]
-        execute_all(runs, lambda policy: POLICIES[policy][1], options.workers)
+        runs = [
+            Run("xhand", TASK, policy, tuple(POLICIES[policy][1]), seed, None)
+            for seed in options.seeds
+            for policy in options.policies
+        ]
+        execute_all(runs, options.workers)
     if options.stage == "robustness":
         measure_robustness(robustness)
     report_training(RESULTS / "xhand.md")
