@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +236,30 @@ def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_u
 
     output = run(*finetune, "policy.hidden_sizes=[16,16]", succeeds=False)
     assert "policy.hidden_sizes=[32, 32]" in output and "Traceback" not in output
+
+
+@needs_robosuite
+def test_a_worker_that_dies_is_named_and_the_run_starts_again_from_its_last_good_state(tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "sota-implementations/genpo.py", "env=robomimic/can", "env.num_envs=4", *SMALL]
+    command += ["collector.frames_per_batch=16", "collector.total_frames=320", "loss.mini_batch_size=8"]
+    command += ["eval.interval=1000", "eval.num_envs=2", f"hydra.run.dir={folder}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (folder / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+    assert re.search(
+        r"Worker \d of the environment died \(exit code -9\)\. Saved .*\. Starting again from there\.", output
+    )
+    assert read_metrics(folder / "metrics.csv")["frames"] == [16 * i for i in range(1, 21)]
 
 
 @needs_robosuite
