@@ -64,9 +64,9 @@ METRICS = [
 """Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them."""
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -122,14 +122,14 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration."""
-        _write_atomically(self.config_path, text)
+        write_atomically(self.config_path, text)
 
     def truncate_metrics(self, count: int) -> None:
         """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
         with self.metrics_path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row[self.columns[0]]) <= count]
         lines = [",".join(self.columns), *(",".join(row[key] for key in self.columns) for row in rows)]
-        _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
+        write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 
     def log(self, row: dict[str, float]) -> None:
         """Appends one row to ``metrics.csv``."""

@@ -1,0 +1,133 @@
+// This source code is licensed under the MIT license found in the
+// LICENSE file in the root directory of this source tree.
+// Draws the charts of a report with uPlot, and draws them again when a control, the width or the colour scheme changes.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const controls = document.querySelector(".controls");
+  const charts = [...document.querySelectorAll(".chart")];
+  const plots = new Map();
+  const LOW = 1, MEDIAN = 2, HIGH = 3, SEEDS = 4; // rows of a group's table, after x
+
+  const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const fade = (color, alpha) => color + Math.round(255 * alpha).toString(16).padStart(2, "0");
+  const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
+  const number = (v) => {
+    const size = Math.abs(v);
+    if (v == null) return "-";
+    if (size >= 10000) return compact.format(v);
+    return size && size < 0.001 ? v.toExponential(size * 1e9 % 1 ? 1 : 0) : String(Number(v.toPrecision(4)));
+  };
+  const short = (v) => (v == null ? "" : v && Math.abs(v) < 0.001 ? v.toExponential(Number.isInteger(Math.log10(Math.abs(v))) ? 0 : 1) : compact.format(v));
+
+  // Every group brings an x of its own: uPlot.join aligns them. The first table stretches x over the whole task.
+  function tables(chart, axis, end) {
+    const shown = new FormData(controls).getAll("group").map(Number);
+    const groups = chart.groups.map((id, i) => ({ id, table: chart[axis][i] }));
+    return [{ table: [[0, end]] }, ...groups.filter(({ id, table }) => table && shown.includes(id))];
+  }
+
+  function options(element, groups, task, axis, isLog) {
+    const eachSeed = controls.elements.seeds.checked;
+    const series = [{}], bands = [], medians = [];
+    for (const { id, table } of groups.slice(1)) {
+      const color = css(`--c${id % data.colors}`), first = series.length;
+      const dash = id >= data.colors ? [6, 4] : undefined;
+      table.slice(1).forEach((_, i) => {
+        const row = i + 1, isMedian = row === MEDIAN, isSeed = row >= SEEDS;
+        series.push({
+          show: isMedian || !isSeed || eachSeed,
+          stroke: isMedian ? color : isSeed ? fade(color, 0.55) : "transparent",
+          width: isMedian ? 2 : isSeed ? 1 : 0,
+          dash: isMedian ? dash : undefined,
+          points: isMedian ? { size: 6, fill: color } : { show: false },
+          value: id,
+        });
+      });
+      bands.push({ series: [first + HIGH - 1, first + LOW - 1], fill: fade(color, 0.16) });
+      medians.push({ id, color, row: first + MEDIAN - 1 });
+    }
+    const ink = { stroke: css("--muted"), font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: css("--grid"), width: 1 } };
+    return {
+      width: element.clientWidth,
+      height: element.clientHeight,
+      legend: { show: false },
+      padding: [10, 14, 0, 0],
+      cursor: {
+        y: false,
+        sync: { key: `task ${element.dataset.task}`, scales: ["x", null], setSeries: false },
+        points: { show: (u, i) => medians.some(({ row }) => row === i) },
+      },
+      scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
+      axes: [
+        { ...ink, size: 38, label: task.axes[axis].label, labelSize: 16, labelGap: -2, labelFont: ink.font, values: (u, ticks) => ticks.map(short), space: 60 },
+        { ...ink, size: 52, values: (u, ticks) => ticks.map(short) },
+      ],
+      series,
+      bands,
+      hooks: { init: [(u) => addTip(u, element)], setCursor: [(u) => fillTip(u, medians, task.axes[axis].label)] },
+    };
+  }
+
+  function addTip(u, element) {
+    u.tip = document.createElement("div");
+    u.tip.className = "tip";
+    u.tip.hidden = true;
+    u.over.append(u.tip);
+    u.element = element;
+  }
+
+  // The charts of a task share a cursor, but only the one that is pointed at or focused tells its values.
+  function fillTip(u, medians, unit) {
+    const { left, idxs } = u.cursor;
+    const isHere = u.element.matches(":hover") || document.activeElement === u.element;
+    u.tip.hidden = left < 0 || !isHere;
+    if (u.tip.hidden) return;
+    const found = medians.map((m) => ({ ...m, value: u.data[m.row][idxs[m.row]], x: u.data[0][idxs[m.row]] })).filter((m) => m.value != null);
+    found.sort((a, b) => b.value - a.value);
+    u.tip.replaceChildren(...found.map(({ id, color, value, x }) => {
+      const line = document.createElement("div"), dot = document.createElement("i"), at = document.createElement("small");
+      dot.style.background = color;
+      at.textContent = `at ${short(x)} ${unit}`;
+      line.append(dot, `${number(value)}  ${data.labels[id]}`, at);
+      return line;
+    }));
+    u.tip.hidden = !found.length;
+    const isRight = left > u.over.clientWidth / 2;
+    u.tip.style.left = isRight ? "auto" : `${left + 12}px`;
+    u.tip.style.right = isRight ? `${u.over.clientWidth - left + 12}px` : "auto";
+    u.tip.style.top = "4px";
+  }
+
+  function draw(element) {
+    plots.get(element)?.destroy();
+    plots.delete(element);
+    if (!element.clientWidth) return; // in a closed section: drawn when it opens
+    const task = data.tasks[element.dataset.task], chart = task.charts[element.dataset.column];
+    const axis = controls.elements.axis.value;
+    const groups = tables(chart, axis, task.axes[axis].end);
+    plots.set(element, new uPlot(options(element, groups, task, axis, chart.log), uPlot.join(groups.map(({ table }) => table)), element));
+  }
+  const drawAll = () => charts.forEach(draw);
+
+  function step(event) {
+    const u = plots.get(event.currentTarget), way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!u || !way) return;
+    event.preventDefault();
+    const left = u.cursor.left < 0 ? 0 : u.cursor.left + way * u.over.clientWidth / 40;
+    u.setCursor({ left: Math.min(Math.max(left, 0), u.over.clientWidth), top: u.over.clientHeight / 2 });
+  }
+
+  controls.reset(); // a browser that reloads keeps what was chosen
+  controls.addEventListener("change", drawAll);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  const watch = new ResizeObserver((entries) => entries.forEach(({ target }) => {
+    const u = plots.get(target);
+    if (!u || u.width !== target.clientWidth) draw(target);
+  }));
+  for (const element of charts) {
+    element.addEventListener("keydown", step);
+    element.addEventListener("blur", () => plots.get(element)?.setCursor({ left: -10, top: -10 }));
+    watch.observe(element);
+  }
+})();
