@@ -110,18 +110,17 @@ def _labels(differences: Mapping[str, list[Any]], groups: Sequence[Sequence[Run]
     parts = {key: _departures(key, differences[key]) for key in sorted(differences, key=_rank)}
     for key in reversed(list(parts)):
         shorter = {other: part for other, part in parts.items() if other != key}
-        before, after = _joined(parts, policies), _joined(shorter, policies)
-        says_nothing = any(a == policy != b for a, b, policy in zip(after, before, policies, strict=True))
-        if not (key.endswith(".name") or says_nothing) and len(set(after)) == len(set(before)):
+        before, after = _joined(parts, len(groups)), _joined(shorter, len(groups))
+        empties = after.count("") > before.count("")  # a group whose only departure this was
+        if not (key.endswith(".name") or empties) and len(set(after)) == len(set(before)):
             parts = shorter
-    labels = _joined(parts, policies)
+    labels = [label or policy for label, policy in zip(_joined(parts, len(groups)), policies, strict=True)]
     repeated = {label for label in labels if labels.count(label) > 1}  # such as 1 and "1", which look the same
     return [f"{label} ({i + 1})" if label in repeated else label for i, label in enumerate(labels)]
 
 
-def _joined(parts: Mapping[str, list[str]], policies: Sequence[str]) -> list[str]:
-    rows = [", ".join(row[i] for row in parts.values() if row[i]) for i in range(len(policies))]
-    return [row or policy for row, policy in zip(rows, policies, strict=True)]
+def _joined(parts: Mapping[str, list[str]], count: int) -> list[str]:
+    return [", ".join(row[i] for row in parts.values() if row[i]) for i in range(count)]
 
 
 def _departures(key: str, values: list[Any]) -> list[str]:
@@ -150,40 +149,51 @@ def _rank(key: str) -> int:
     return next((i for i, name in enumerate(NAMING) if key == name or key.startswith(f"{name}.")), len(NAMING))
 
 
-def curves(runs: Sequence[Run], column: str, axis: str) -> dict[str, Any] | None:
-    """A column of the metrics over the seeds, on a grid that they share.
+def curves(runs: Sequence[Run], column: str) -> dict[str, np.ndarray] | None:
+    """A column of the metrics over the seeds, on a grid of frames that they share.
 
     Between its own points a seed is interpolated; where one has more than :data:`POINTS`, means of neighbours stand for
     them. Median and band are told only where every seed has values.
 
     Args:
-        runs (sequence of Run): the seeds.
+        runs (sequence of Run): the seeds. One without any value is left out of the statistics.
         column (str): of the metrics.
-        axis (str): the column along which they are compared, ``frames`` or ``time/seconds``.
 
     Returns:
-        ``x`` ``[points]``, ``median``, ``low``, ``high`` ``[points]`` and ``seeds`` ``[seeds, points]``, ``nan`` where
-        not known; ``None`` if no run has a value. Runs without any are left out of the statistics.
+        ``frames``, ``seconds`` (the wall-clock at the seeds' median pace), ``low``, ``median`` and ``high``
+        ``[points]``, and ``seeds`` ``[seeds, points]``, ``nan`` where not known; ``None`` if no run has a value.
     """
     known = []
     for run in runs:
-        x, y = run.column(axis), run.column(column)
-        x = np.where((run.column("frames") == 0) & np.isnan(x), 0.0, x)  # the evaluation before training takes no time
-        keep = np.isfinite(x) & np.isfinite(y)
-        known.append(_thin(x[keep], y[keep]))
-    drawn = [(x, y) for x, y in known if len(x)]
+        frames, values = run.column("frames"), run.column(column)
+        keep = np.isfinite(values)
+        known.append(_thin(frames[keep], values[keep]))
+    drawn = [x for x, _ in known if len(x)]
     if not drawn:
         return None
-    first = drawn[0][0]
-    if all(np.array_equal(x, first) for x, _ in drawn):
-        grid = first
+    if all(np.array_equal(x, drawn[0]) for x in drawn):
+        grid = drawn[0]
     else:
-        ends = min(x[0] for x, _ in drawn), max(x[-1] for x, _ in drawn)
-        grid = np.linspace(*ends, max(len(x) for x, _ in drawn))
-    nowhere = np.full(len(grid), np.nan)
-    seeds = np.stack([np.interp(grid, x, y, left=np.nan, right=np.nan) if len(x) else nowhere for x, y in known])
+        grid = np.linspace(min(x[0] for x in drawn), max(x[-1] for x in drawn), max(len(x) for x in drawn))
+    seeds = np.stack([_interpolate(grid, *points) for points in known])
     low, median, high = spread(seeds[[len(x) > 0 for x, _ in known]])
-    return {"x": grid, "median": median, "low": low, "high": high, "seeds": seeds}
+    return {"frames": grid, "seconds": _clock(runs, grid), "low": low, "median": median, "high": high, "seeds": seeds}
+
+
+def _interpolate(grid: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.interp(grid, x, y, left=np.nan, right=np.nan) if len(x) else np.full(len(grid), np.nan)
+
+
+def _clock(runs: Sequence[Run], grid: np.ndarray) -> np.ndarray:
+    """Seconds at the frames of a grid: sums of the median step, so that it never runs backwards where a seed ends."""
+    points = np.concatenate([[0.0], grid])
+    times = []
+    for run in runs:
+        frames, seconds = run.column("frames"), run.column("time/seconds")
+        keep = np.isfinite(seconds) & (frames > 0)  # no time is told for an evaluation before training
+        times.append(_interpolate(points, np.array([0.0, *frames[keep]]), np.array([0.0, *seconds[keep]])))
+    steps = np.ma.masked_invalid(np.diff(times, axis=1))
+    return np.cumsum(np.ma.median(steps, axis=0).filled(np.nan))
 
 
 def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -147,8 +147,7 @@ def _task(task: Task, colors: Mapping[str, int], videos: Mapping[Path, str]) -> 
             data = {
                 "log": chart.is_log and all((values[np.isfinite(values)] > 0).all() for values in columns),
                 "groups": [colors[group.label] for group in task.groups],
-                "frames": [_curve(group, chart.column, "frames", 1.0) for group in task.groups],
-                "clock": [_curve(group, chart.column, "time/seconds", seconds) for group in task.groups],
+                "curves": [_curve(group, chart.column, seconds) for group in task.groups],
             }
             sections[name].append({"chart": chart, "summary": _summary(task, chart), "data": data})
     return {
@@ -178,13 +177,21 @@ def _data(task: Mapping[str, Any]) -> dict[str, Any]:
     return {"axes": task["axes"], "charts": {item["chart"].column: item["data"] for item in items}}
 
 
-def _curve(group: Group, column: str, axis: str, unit: float) -> list[list[float | None]] | None:
-    """Of one group, as the script draws it: x, low, median, high and each seed."""
-    found = curves(group.runs, column, axis)
+def _curve(group: Group, column: str, unit: float) -> dict[str, list[Any]] | None:
+    """Of one group, as the script draws it; ``unit`` seconds of its wall-clock are one of the axis."""
+    found = curves(group.runs, column)
     if found is None:
         return None
-    rows = [found["x"] / unit, found["low"], found["median"], found["high"], *found["seeds"]]
-    return [[float(f"{value:.5g}") if np.isfinite(value) else None for value in row] for row in rows]
+    rows = [found[name] for name in ("low", "median", "high")]
+    return {
+        "frames": _rounded(found["frames"]),
+        "clock": _rounded(found["seconds"] / unit),
+        "rows": [_rounded(row) for row in [*rows, *found["seeds"]]],
+    }
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
 
 
 def _summary(task: Task, chart: Chart) -> str:

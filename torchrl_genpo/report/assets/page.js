@@ -7,7 +7,7 @@
   const controls = document.querySelector(".controls");
   const charts = [...document.querySelectorAll(".chart")];
   const plots = new Map();
-  const LOW = 1, MEDIAN = 2, HIGH = 3, SEEDS = 4; // rows of a group's table, after x
+  const LOW = 0, MEDIAN = 1, HIGH = 2; // rows of a group's curve; then one for each seed
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const fade = (color, alpha) => color + Math.round(255 * alpha).toString(16).padStart(2, "0");
@@ -20,32 +20,22 @@
   };
   const short = (v) => (v == null ? "" : v && Math.abs(v) < 0.001 ? v.toExponential(Number.isInteger(Math.log10(Math.abs(v))) ? 0 : 1) : compact.format(v));
 
-  // Every group brings an x of its own: uPlot.join aligns them. The first table stretches x over the whole task.
-  function tables(chart, axis, end) {
-    const shown = new FormData(controls).getAll("group").map(Number);
-    const groups = chart.groups.map((id, i) => ({ id, table: chart[axis][i] }));
-    return [{ table: [[0, end]] }, ...groups.filter(({ id, table }) => table && shown.includes(id))];
-  }
-
   function options(element, groups, task, axis, isLog) {
     const eachSeed = controls.elements.seeds.checked;
     const series = [{}], bands = [], medians = [];
-    for (const { id, table } of groups.slice(1)) {
+    for (const { id, curve } of groups) {
       const color = css(`--c${id % data.colors}`), first = series.length;
-      const dash = id >= data.colors ? [6, 4] : undefined;
-      table.slice(1).forEach((_, i) => {
-        const row = i + 1, isMedian = row === MEDIAN, isSeed = row >= SEEDS;
-        series.push({
-          show: isMedian || !isSeed || eachSeed,
-          stroke: isMedian ? color : isSeed ? fade(color, 0.55) : "transparent",
-          width: isMedian ? 2 : isSeed ? 1 : 0,
-          dash: isMedian ? dash : undefined,
-          points: isMedian ? { size: 6, fill: color } : { show: false },
-          value: id,
-        });
+      const isDense = curve.frames.length > 60;
+      curve.rows.forEach((_, row) => {
+        if (row === MEDIAN) {
+          series.push({ stroke: color, width: isDense ? 1.5 : 2, dash: id >= data.colors ? [6, 4] : undefined, points: { size: 6, fill: color } });
+        } else {
+          const isEdge = row < HIGH + 1; // of the band, which alone is seen
+          series.push({ show: isEdge || eachSeed, stroke: isEdge ? "transparent" : fade(color, 0.55), width: isEdge ? 0 : 1, points: { show: false } });
+        }
       });
-      bands.push({ series: [first + HIGH - 1, first + LOW - 1], fill: fade(color, 0.16) });
-      medians.push({ id, color, row: first + MEDIAN - 1 });
+      bands.push({ series: [first + HIGH, first + LOW], fill: fade(color, 0.16) });
+      medians.push({ id, color, row: first + MEDIAN });
     }
     const ink = { stroke: css("--muted"), font: "11px system-ui, sans-serif", ticks: { show: false }, grid: { stroke: css("--grid"), width: 1 } };
     return {
@@ -60,12 +50,12 @@
       },
       scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
       axes: [
-        { ...ink, size: 38, label: task.axes[axis].label, labelSize: 16, labelGap: -2, labelFont: ink.font, values: (u, ticks) => ticks.map(short), space: 60 },
+        { ...ink, size: 26, label: task.axes[axis].label, labelSize: 16, labelGap: 0, labelFont: ink.font, values: (u, ticks) => ticks.map(short), space: 60 },
         { ...ink, size: 52, values: (u, ticks) => ticks.map(short) },
       ],
       series,
       bands,
-      hooks: { init: [(u) => addTip(u, element)], setCursor: [(u) => fillTip(u, medians, task.axes[axis].label)] },
+      hooks: { init: [(u) => addTip(u, element)], setCursor: [(u) => fillTip(u, medians)] },
     };
   }
 
@@ -78,7 +68,7 @@
   }
 
   // The charts of a task share a cursor, but only the one that is pointed at or focused tells its values.
-  function fillTip(u, medians, unit) {
+  function fillTip(u, medians) {
     const { left, idxs } = u.cursor;
     const isHere = u.element.matches(":hover") || document.activeElement === u.element;
     u.tip.hidden = left < 0 || !isHere;
@@ -88,7 +78,7 @@
     u.tip.replaceChildren(...found.map(({ id, color, value, x }) => {
       const line = document.createElement("div"), dot = document.createElement("i"), at = document.createElement("small");
       dot.style.background = color;
-      at.textContent = `at ${short(x)} ${unit}`;
+      at.textContent = `at ${short(x)}`;
       line.append(dot, `${number(value)}  ${data.labels[id]}`, at);
       return line;
     }));
@@ -105,8 +95,11 @@
     if (!element.clientWidth) return; // in a closed section: drawn when it opens
     const task = data.tasks[element.dataset.task], chart = task.charts[element.dataset.column];
     const axis = controls.elements.axis.value;
-    const groups = tables(chart, axis, task.axes[axis].end);
-    plots.set(element, new uPlot(options(element, groups, task, axis, chart.log), uPlot.join(groups.map(({ table }) => table)), element));
+    const shown = new FormData(controls).getAll("group").map(Number);
+    const groups = chart.groups.map((id, i) => ({ id, curve: chart.curves[i] })).filter(({ id, curve }) => curve && shown.includes(id));
+    // every group has an x of its own; the first table, which holds nothing else, stretches x over the whole task
+    const joined = uPlot.join([[[0, task.axes[axis].end]], ...groups.map(({ curve }) => [curve[axis], ...curve.rows])]);
+    plots.set(element, new uPlot(options(element, groups, task, axis, chart.log), joined, element));
   }
   const drawAll = () => charts.forEach(draw);
 
