@@ -114,7 +114,13 @@ def _labels(differences: Mapping[str, list[Any]], groups: Sequence[Sequence[Run]
         empties = after.count("") > before.count("")  # a group whose only departure this was
         if not (key.endswith(".name") or empties) and len(set(after)) == len(set(before)):
             parts = shorter
-    labels = [label or policy for label, policy in zip(_joined(parts, len(groups)), policies, strict=True)]
+    labels = _joined(parts, len(groups))
+    brief = _joined(
+        {key: ["" if part.startswith("no ") else part for part in row] for key, row in parts.items()}, len(groups)
+    )
+    if len(set(brief)) == len(set(labels)):
+        labels = brief
+    labels = [label or policy for label, policy in zip(labels, policies, strict=True)]
     repeated = {label for label in labels if labels.count(label) > 1}  # such as 1 and "1", which look the same
     return [f"{label} ({i + 1})" if label in repeated else label for i, label in enumerate(labels)]
 

@@ -12,13 +12,12 @@
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const fade = (color, alpha) => color + Math.round(255 * alpha).toString(16).padStart(2, "0");
   const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 });
-  const number = (v) => {
-    const size = Math.abs(v);
-    if (v == null) return "-";
-    if (size >= 10000) return compact.format(v);
-    return size && size < 0.001 ? v.toExponential(size * 1e9 % 1 ? 1 : 0) : String(Number(v.toPrecision(4)));
+  const text = (v, digits) => {
+    const rounded = Number(v.toPrecision(digits)), size = Math.abs(rounded);
+    if (size >= 10000) return compact.format(rounded);
+    return size && size < 0.001 ? rounded.toExponential() : String(rounded);
   };
-  const short = (v) => (v == null ? "" : v && Math.abs(v) < 0.001 ? v.toExponential(Number.isInteger(Math.log10(Math.abs(v))) ? 0 : 1) : compact.format(v));
+  const short = (ticks) => ticks.map((v) => (v == null ? "" : text(v, 3))); // null: a tick that uPlot leaves blank
 
   function options(element, groups, task, axis, isLog) {
     const eachSeed = controls.elements.seeds.checked;
@@ -50,8 +49,8 @@
       },
       scales: { x: { time: false }, y: isLog ? { distr: 3 } : {} },
       axes: [
-        { ...ink, size: 26, label: task.axes[axis].label, labelSize: 16, labelGap: 0, labelFont: ink.font, values: (u, ticks) => ticks.map(short), space: 60 },
-        { ...ink, size: 52, values: (u, ticks) => ticks.map(short) },
+        { ...ink, size: 26, label: task.axes[axis].label, labelSize: 16, labelGap: 0, labelFont: ink.font, values: (u, ticks) => short(ticks), space: 60 },
+        { ...ink, size: 52, values: (u, ticks) => short(ticks) },
       ],
       series,
       bands,
@@ -78,8 +77,8 @@
     u.tip.replaceChildren(...found.map(({ id, color, value, x }) => {
       const line = document.createElement("div"), dot = document.createElement("i"), at = document.createElement("small");
       dot.style.background = color;
-      at.textContent = `at ${short(x)}`;
-      line.append(dot, `${number(value)}  ${data.labels[id]}`, at);
+      at.textContent = `at ${text(x, 3)}`;
+      line.append(dot, `${text(value, 4)}  ${data.labels[id]}`, at);
       return line;
     }));
     u.tip.hidden = !found.length;
