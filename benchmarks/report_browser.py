@@ -16,9 +16,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Browser, Error, Page, sync_playwright
 from provenance import RESULTS
 
@@ -104,9 +106,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, open_browser() as browser:
         path = Path(folder) / "report.html"
         write_report(options.runs, path)
-        size = {"width": 1160, "height": 880}
+        size = {"width": 1240, "height": 900}
         with open_report(browser, path, viewport=size, color_scheme="light") as (page, said):
-            page.screenshot(path=RESULTS / "report.png")
+            picture = Image.open(BytesIO(page.screenshot()))
+            picture.quantize(128).save(RESULTS / "report.png", optimize=True)
             open_sections(page)
             pixels = drawn(page)
             assert not said, said

@@ -86,7 +86,7 @@ def test_a_chart_tells_its_values_to_the_pointer_and_to_the_arrow_keys(browser, 
         page.wait_for_selector('[data-column="train/return"] .tip', state="hidden")
         chart.focus()
         page.keyboard.press("ArrowRight")
-        assert "at 1K" in chart.locator(".tip").inner_text()
+        assert "at 1000" in chart.locator(".tip").inner_text()
         page.keyboard.press("ArrowRight")
         page.keyboard.press("Tab")
         page.wait_for_selector('[data-column="train/return"] .tip', state="hidden")

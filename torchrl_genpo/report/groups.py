@@ -13,7 +13,7 @@ import numpy as np
 
 from torchrl_genpo.report.reading import Run
 
-__all__ = ["Group", "Task", "curves", "group_runs", "option_text", "spread"]
+__all__ = ["Group", "Task", "curves", "group_runs", "option_text", "seed_order", "spread"]
 
 POINTS = 200  # of a curve, at most
 QUARTILES_FROM = 5  # seeds; below, the band holds all of them
@@ -82,14 +82,15 @@ def group_runs(runs: Sequence[Run]) -> list[Task]:
         groups.setdefault(json.dumps(config, sort_keys=True, default=str), []).append(run)
     tasks = []
     for name, groups in found.items():
-        members = [sorted(group, key=_seed_order) for group in groups.values()]
+        members = [sorted(group, key=seed_order) for group in groups.values()]
         differences = _differences([group[0].config for group in members])
         labels = _labels(differences, members)
         tasks.append(Task(name, [Group(*pair) for pair in zip(labels, members, strict=True)], differences))
     return tasks
 
 
-def _seed_order(run: Run) -> tuple[float, str]:
+def seed_order(run: Run) -> tuple[float, str]:
+    """The key that sorts runs by their seeds."""
     return (run.seed, "") if isinstance(run.seed, int) else (float("inf"), str(run.seed))
 
 
@@ -159,10 +160,10 @@ def curves(runs: Sequence[Run], column: str) -> dict[str, np.ndarray] | None:
     """A column of the metrics over the seeds, on a grid of frames that they share.
 
     Between its own points a seed is interpolated; where one has more than :data:`POINTS`, means of neighbours stand for
-    them. Median and band are told only where every seed has values.
+    them. Median and band are those of the seeds that have values there.
 
     Args:
-        runs (sequence of Run): the seeds. One without any value is left out of the statistics.
+        runs (sequence of Run): the seeds.
         column (str): of the metrics.
 
     Returns:
@@ -182,7 +183,7 @@ def curves(runs: Sequence[Run], column: str) -> dict[str, np.ndarray] | None:
     else:
         grid = np.linspace(min(x[0] for x in drawn), max(x[-1] for x in drawn), max(len(x) for x in drawn))
     seeds = np.stack([_interpolate(grid, *points) for points in known])
-    low, median, high = spread(seeds[[len(x) > 0 for x, _ in known]])
+    low, median, high = spread(seeds)
     return {"frames": grid, "seconds": _clock(runs, grid), "low": low, "median": median, "high": high, "seeds": seeds}
 
 
@@ -208,16 +209,18 @@ def spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     The band holds all of few values, and the middle half of five or more.
 
     Args:
-        values (np.ndarray): ``[seeds, ...]``.
+        values (np.ndarray): ``[seeds, points]``, ``nan`` where not known.
 
     Example:
-        >>> [float(value) for value in spread(np.array([1.0, 5.0, 2.0]))]
+        >>> [value.item() for value in spread(np.array([[1.0], [5.0], [2.0]]))]
         [1.0, 2.0, 5.0]
-        >>> [float(value) for value in spread(np.array([0.0, 1.0, 2.0, 3.0, 100.0]))]
+        >>> [value.item() for value in spread(np.array([[0.0], [1.0], [2.0], [3.0], [100.0]]))]
         [1.0, 2.0, 3.0]
     """
     edge = 0.25 if len(values) >= QUARTILES_FROM else 0.0
-    low, median, high = np.quantile(values, [edge, 0.5, 1 - edge], axis=0)
+    known = np.isfinite(values).any(0)
+    low, median, high = np.full((3, values.shape[1]), np.nan)
+    low[known], median[known], high[known] = np.nanquantile(values[:, known], [edge, 0.5, 1 - edge], axis=0)
     return low, median, high
 
 

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import torchrl_genpo
 from torchrl_genpo.report.catalogue import OWN, Chart, charts
-from torchrl_genpo.report.groups import Group, Task, curves, group_runs, option_text
+from torchrl_genpo.report.groups import Group, Task, curves, group_runs, option_text, seed_order
 from torchrl_genpo.report.reading import read_runs
 from torchrl_genpo.runs import METRICS, write_atomically
 
@@ -73,6 +73,7 @@ def write_report(paths: Sequence[Path], output: Path, video_limit: float = 50.0)
         written=datetime.now().astimezone(),
         software=f"torchrl_genpo {torchrl_genpo.__version__}, torchrl {version('torchrl')}, torch {version('torch')}",
         runs=runs,
+        seeds=dict.fromkeys(str(run.seed) for run in sorted(runs, key=seed_order)),
         labels=colors,
         colors=COLORS,
         warnings=warnings,

@@ -95,6 +95,7 @@ class Run:
         if not self.is_finished and self.total_frames:
             yield (
                 f"Unfinished: {self.frames:,} of {self.total_frames:,} frames ({self.frames / self.total_frames:.0%}). "
+                "Beyond, its group's median is that of the other seeds. "
                 f"If it is not running, continue it with resume={self.path}."
             )
         errors = self.column("train/inversion_error")
