@@ -160,11 +160,13 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'"
 def test_names_and_values_from_files_stay_text(make_run, report, tmp_path):
     name = HOSTILE.replace("/", "|")  # a folder's name has no slash
     make_run(f"{name}/1", extra=[HOSTILE], **{"policy.name": HOSTILE, "env.name": HOSTILE})
+    make_run("byte \udcff of no character", seed=3)
     make_run(f"{name}/2", seed=HOSTILE, updates=3, **{"policy.name": "flow", "env.name": HOSTILE, "optim.x": HOSTILE})
     page = report(tmp_path)
     assert page.tags.count("script") == 2 and "img" not in page.tags
     assert not [attribute for attribute in page.attributes if attribute[1].startswith("on")]
     assert HOSTILE in page.text and name in page.text and HOSTILE in page.data["labels"]
+    assert "byte ? of no character" in page.text
     assert HOSTILE in page.values("data-column")
 
 

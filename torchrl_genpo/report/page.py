@@ -83,7 +83,7 @@ def write_report(paths: Sequence[Path], output: Path, video_limit: float = 50.0)
         duration=duration,
         option_text=option_text,
     )
-    write_atomically(output, page)
+    write_atomically(output, page.encode("utf-8", "replace").decode())  # a folder's name need not be Unicode
     return [f"{path}: {text}" for path, text in warnings]
 
 
