@@ -28,6 +28,7 @@ __all__ = [
     "is_intact",
     "read_checkpoint_config",
     "read_metrics",
+    "write_atomically",
 ]
 
 METRICS = [
@@ -74,9 +75,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file that is whole, old or new, whatever happens."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")
     _sync(temporary)
     os.replace(temporary, path)
     _sync(path.parent)
@@ -186,7 +188,7 @@ class RunFolder:
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration."""
-        _write_atomically(self.config_path, text)
+        write_atomically(self.config_path, text)
 
     def truncate_metrics(self, count: int) -> None:
         """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
@@ -194,7 +196,7 @@ class RunFolder:
             return
         rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
         lines = [",".join(self.columns), *(",".join(row.get(key, "") for key in self.columns) for row in rows)]
-        _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
+        write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 
     def log(self, row: dict[str, float]) -> None:
         """Appends one row to ``metrics.csv``."""

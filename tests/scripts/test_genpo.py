@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 from torchrl.checkpoint import CheckpointRotation
 
+from torchrl_genpo.report import write_report
 from torchrl_genpo.runs import METRICS, read_metrics
 
 SCRIPT = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
@@ -118,6 +121,17 @@ def test_a_run_leaves_its_folder(finished):
     assert str(folder) in output
 
 
+def test_a_run_has_a_report_with_every_metric(finished, tmp_path):
+    folder, _ = finished
+    assert not write_report([folder], tmp_path / "report.html"), "warnings about a whole run"
+    page = (tmp_path / "report.html").read_text()
+    measured = [key for key, values in read_metrics(folder / "metrics.csv").items() if any(v == v for v in values)]
+    assert len(measured) > 10
+    for column in measured:
+        assert f'data-column="{column}"' in page or column in ("frames", "time/seconds"), column
+    assert "<h1>pendulum</h1>" in page
+
+
 def test_evaluate_gives_what_training_reported(finished):
     folder, _ = finished
     checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
@@ -182,20 +196,62 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     run(f"evaluate={kept}", "eval.num_envs=2")
 
 
-@pytest.mark.parametrize("backend", ["tensorboard", "wandb"])
-def test_loggers_work_offline_and_continue_with_the_run(tmp_path, backend):
-    train(tmp_path / "run", 512, "env=pendulum", f"logger={backend}")
-    run(f"resume={tmp_path / 'run'}", "collector.total_frames=1024")
-    if backend == "wandb":
-        runs = [path.name.split("-")[-1] for path in (tmp_path / "run" / "wandb").glob("offline-run-*")]
-        assert len(runs) == 2 and len(set(runs)) == 1, runs
-        return
+def tensorboard_scalars(folder):
+    """Every value that was logged, by the name of its metric and its step."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(tmp_path / "run" / "run")).Reload()
-    assert [e.step for e in events.Scalars("train/kl")] == [256, 512, 768, 1024]
-    logged = torch.tensor([e.value for e in events.Scalars("train/kl")])
-    torch.testing.assert_close(logged, metrics(tmp_path / "run")["train/kl"])
+    events = EventAccumulator(str(folder / "run")).Reload()
+    return {(name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)}
+
+
+def wandb_records(path):
+    """The records of a file of wandb's, which is a LevelDB log after seven bytes: parts in blocks of 32 KiB."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, position, record = path.read_bytes(), 7, b""
+    while position + 7 <= len(data):
+        if (room := 32768 - position % 32768) < 7:
+            position += room
+            continue
+        size, kind = struct.unpack("<HB", data[position + 4 : position + 7])
+        record += data[position + 7 : position + 7 + size]
+        position += 7 + size
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(record)
+            record = b""
+
+
+def wandb_scalars(folder):
+    logged = {}
+    for path in (folder / "wandb").glob("offline-run-*/*.wandb"):
+        for record in wandb_records(path):
+            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            steps = [value for name, value in row.items() if name.split("/")[-1] == "step"]
+            values = {name: value for name, value in row.items() if name[0] != "_" and name.split("/")[-1] != "step"}
+            logged |= {(name, steps[0]): value for name, value in values.items()}
+    return logged
+
+
+@pytest.mark.parametrize(("backend", "read"), [("tensorboard", tensorboard_scalars), ("wandb", wandb_scalars)])
+def test_loggers_show_every_metric_under_its_name_offline_and_continue_with_the_run(tmp_path, backend, read):
+    folder = tmp_path / "run"
+    train(folder, 512, *EVERYTHING, f"logger={backend}")
+    run(f"resume={folder}", "collector.total_frames=1024")
+    if backend == "wandb":
+        runs = [path.name.split("-")[-1] for path in (folder / "wandb").glob("offline-run-*")]
+        assert len(runs) == 2 and len(set(runs)) == 1, runs
+    columns = read_metrics(folder / "metrics.csv")
+    written = {
+        (name, int(frames)): value
+        for name, values in columns.items()
+        for frames, value in zip(columns["frames"], values, strict=True)
+        if value == value
+    }
+    logged = read(folder)
+    assert logged.keys() == written.keys()
+    assert {name for name, _ in written} >= {"train/sigma", "diagnostics/ess", "eval/random_noise/return"}
+    for key, value in written.items():
+        assert logged[key] == pytest.approx(value, rel=1e-6), key
 
 
 def test_video_is_written_or_the_missing_renderer_is_named_before_training(tmp_path):

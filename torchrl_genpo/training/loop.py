@@ -128,7 +128,7 @@ class Training:
         if ranks.is_first and not self.progress.frames:
             self.save()  # from here on every run can be resumed
             if cfg.policy.get("init"):
-                folder.log({"frames": 0} | self._evaluate())
+                self._log({"frames": 0} | self._evaluate())
 
     def _make_optimizer(self) -> None:
         cfg = self.cfg

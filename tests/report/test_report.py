@@ -1,0 +1,317 @@
+"""Reports: what they read, how they group and summarise it, and that a page is whole, safe and self-contained."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from torchrl_genpo.commands.report import main
+from torchrl_genpo.report import group_runs, read_run, read_runs, write_report
+from torchrl_genpo.report.groups import POINTS, curves
+from torchrl_genpo.report.page import number
+from torchrl_genpo.runs import METRICS
+
+VOID = {"meta", "link", "input", "br", "line"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in turn; gathers attributes and text outside of style and scripts."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.tags, self.text, self.data = [], [], [], "", None
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag not in VOID:
+            self.open.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open[-1][0] == tag, f"</{tag}> closes {self.open[-1]} at {self.getpos()}"
+            self.open.pop()
+
+    def handle_data(self, data):
+        tag, attributes = self.open[-1] if self.open else ("", {})
+        if attributes.get("id") == "data":
+            self.data = json.loads(data)
+        elif tag not in ("style", "script"):
+            self.text += data
+
+    def values(self, name):
+        return [value for _, key, value in self.attributes if key == name]
+
+
+@pytest.fixture
+def report(tmp_path):
+    def write(*runs, **options):
+        write_report(runs, tmp_path / "report.html", **options)
+        return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    return write
+
+
+def test_a_page_is_well_formed_and_needs_nothing_from_outside(make_run, report, tmp_path):
+    make_run("flow/1")
+    make_run("gaussian/1", **{"policy.name": "gaussian"})
+    page = report(tmp_path)
+    assert page.tags[:2] == ["html", "head"] and "noscript" in page.tags
+    for tag, name, value in page.attributes:
+        assert name not in ("src", "href", "srcset", "action", "data") or value.startswith(("data:", "#")), (tag, value)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    style = re.search(r"<style>(.*?)</style>", source, re.DOTALL)[1]
+    assert "@import" not in style and "url(" not in style
+    (policy,) = [value for value in page.values("content") if "default-src" in value]
+    assert "default-src 'none'" in policy and "http" not in policy
+    assert not list(tmp_path.glob(".*")), "temporary files were left behind"
+
+
+def test_every_metric_has_a_chart_with_a_description(make_run, report):
+    page = report(make_run("run"))
+    assert set(page.values("data-column")) == {*METRICS, "task/turns", "eval/zero_noise/turns"} - {
+        "frames",
+        "time/seconds",
+    }
+    described = [value for value in page.values("aria-label") if "reversible_flow ends at" in value]
+    assert len(described) == len(page.values("data-column")) == len(page.data["tasks"][0]["charts"])
+
+
+def test_runs_that_differ_in_the_seed_are_one_curve_and_others_are_beside_it(make_run, report, tmp_path):
+    for seed in (3, 1, 2):
+        make_run(f"flow/{seed}", seed=seed)
+    make_run("gaussian/1", offset=2.0, **{"policy.name": "gaussian"})
+    page = report(tmp_path)
+    assert page.data["labels"] == ["reversible_flow", "gaussian"]
+    flow, gaussian = page.data["tasks"][0]["charts"]["train/kl"]["curves"]
+    assert len(flow["rows"]) == 6 and len(gaussian["rows"]) == 4  # low, median, high, then each seed
+    low, median, high, *seeds = flow["rows"]
+    assert seeds == [low, median, high]  # by seed, and larger with it
+    assert low[0] < median[0] < high[0] and flow["frames"] == [1000 * i for i in range(1, 13)]
+    assert flow["clock"] == [float(i) for i in range(1, 13)] and gaussian["clock"][-1] == 24  # minutes
+    block = page.text[page.text.index("Last evaluation") :]
+    ends = [number(read_run(tmp_path / f"flow/{i}").column("eval/zero_noise/return")[-1]) for i in (1, 2, 3)]
+    assert f"{ends[1]} ({', '.join(ends)})" in block
+
+
+def test_only_what_differs_is_compared_and_the_whole_configuration_is_there(make_run, report, tmp_path):
+    make_run("a", **{"start.tau": 0.3})
+    make_run("b", seed=2, **{"start.tau": 1.0})
+    page = report(tmp_path)
+    (task,) = group_runs(read_runs([tmp_path])[0])
+    assert task.differences == {"start.tau": [0.3, 1.0]}
+    assert [group.label for group in task.groups] == ["start.tau=0.3", "start.tau=1.0"]
+    assert page.text.count("total_frames: 12000") == 2
+
+
+CONSISTENT, PAPER = {"start.name": "consistent"}, {"start.name": "paper"}
+
+
+@pytest.mark.parametrize(
+    ("options", "labels"),
+    [
+        (
+            [{}, {"loss.ratio": "action", "loss.num_memories": 4}, {"optim.lr": 1e-3}],
+            ["reversible_flow", "loss.ratio=action", "optim.lr=0.001"],
+        ),
+        (
+            [{"policy.name": "gaussian", "policy.activation": "tanh"}, {"policy.activation": "mish"}],
+            ["gaussian", "reversible_flow"],
+        ),
+        (
+            [CONSISTENT | {"start.tau": 0.1}, CONSISTENT | {"start.tau": 1}, PAPER, PAPER | {"loss.epochs": 5}],
+            ["consistent, start.tau=0.1", "consistent, start.tau=1", "paper", "paper, loss.epochs=5"],
+        ),
+        ([{"x": 1}, {"x": "1"}], ["x=1 (1)", "x=1 (2)"]),
+    ],
+)
+def test_labels_are_short_and_tell_groups_apart(make_run, tmp_path, options, labels):
+    for i, group in enumerate(options):
+        make_run(str(i), **group)
+    (task,) = group_runs(read_runs([tmp_path])[0])
+    assert [group.label for group in task.groups] == labels
+
+
+def test_an_option_that_is_null_is_as_one_that_an_older_configuration_lacks(make_run, tmp_path):
+    make_run("old", seed=1)
+    make_run("new", seed=2, **{"optim.critic_lr": None})
+    (task,) = group_runs(read_runs([tmp_path])[0])
+    assert len(task.groups) == 1
+
+
+def test_each_task_has_charts_of_its_own(make_run, report, tmp_path):
+    make_run("a")
+    make_run("b", **{"env.name": "walker2d"})
+    page = report(tmp_path)
+    assert len(page.data["tasks"]) == 2 and page.data["labels"] == ["reversible_flow"]
+    assert {"#task-0", "#task-1"} <= set(page.values("href"))
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>&\"'"
+
+
+def test_names_and_values_from_files_stay_text(make_run, report, tmp_path):
+    name = HOSTILE.replace("/", "|")  # a folder's name has no slash
+    make_run(f"{name}/1", extra=[HOSTILE], **{"policy.name": HOSTILE, "env.name": HOSTILE})
+    make_run("byte \udcff of no character", seed=3)
+    make_run(f"{name}/2", seed=HOSTILE, updates=3, **{"policy.name": "flow", "env.name": HOSTILE, "optim.x": HOSTILE})
+    page = report(tmp_path)
+    assert page.tags.count("script") == 2 and "img" not in page.tags
+    assert not [attribute for attribute in page.attributes if attribute[1].startswith("on")]
+    assert HOSTILE in page.text and name in page.text and HOSTILE in page.data["labels"]
+    assert "byte ? of no character" in page.text
+    assert HOSTILE in page.values("data-column")
+
+
+def test_references_in_a_configuration_are_not_followed(make_run, report, monkeypatch, tmp_path):
+    monkeypatch.setenv("GENPO_SECRET", "do-not-tell")
+    folder = make_run("run")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + "x: ${oc.env:GENPO_SECRET}\n")
+    report(folder)
+    assert "do-not-tell" not in (tmp_path / "report.html").read_text()
+
+
+def test_damage_is_left_out_and_told(make_run, tmp_path):
+    folder = make_run("run")
+    file = folder / "metrics.csv"
+    lines = file.read_text().splitlines()
+    lines[3] = lines[3].replace("0.001", "zero", 1).replace(lines[3].split(",")[1], "a\0b")
+    lines.insert(6, lines[5])  # the same frames again
+    lines[-1] = lines[-1][: len(lines[-1]) // 2]  # cut short
+    file.write_text("\n".join(lines))
+    run = read_run(folder)
+    assert run.damaged == [4, 7, 14] and run.metrics["frames"].tolist() == [1000, 2000, *range(4000, 12000, 1000)]
+    warnings = "\n".join(run.warnings())
+    assert "3 damaged rows of metrics.csv left out (lines 4, 7, 14)" in warnings
+    assert "Unfinished: 11,000 of 12,000 frames (92%)" in warnings and f"resume={folder}" in warnings
+
+
+def test_a_large_inversion_error_and_infinite_values_are_told(make_run, report):
+    folder = make_run("run")
+    file = folder / "metrics.csv"
+    file.write_text(file.read_text().replace("1.2e-05", "0.25").replace("1.1e-05", "inf"))
+    page = report(folder)
+    assert "The inversion error reached" in page.text and "in 2 of 12 updates" in page.text
+    assert "Infinite values, not drawn: train/inversion_error" in page.text
+    assert page.data["tasks"][0]["charts"]["train/inversion_error"]["curves"][0]["rows"][1][-2:] == [1e-5, 0.25]
+
+
+def test_the_same_run_is_taken_once_and_a_repeated_seed_is_told(make_run, report):
+    first, second = make_run("a"), make_run("b")
+    page = report(first, first.parent, second)
+    assert "2 in" not in page.text and f"seed 1 as {first}" in page.text
+
+
+def test_a_run_that_was_never_evaluated_has_a_page(make_run, report):
+    page = report(make_run("run", updates=3))
+    assert "None of these runs was evaluated" in page.text and "Never evaluated so far" in page.text
+
+
+def test_seeds_with_other_frames_are_interpolated_and_each_counts_where_it_has_values(make_run, tmp_path):
+    make_run("a", seed=1)
+    make_run("b", seed=2, updates=6)
+    runs = read_runs([tmp_path])[0]
+    runs[1].metrics["frames"] += 500
+    found = curves(runs, "train/return")
+    x, y = runs[0].column("frames"), runs[0].column("train/return")
+    np.testing.assert_allclose(found["seeds"][0], np.interp(found["frames"], x, y))
+    both = (found["frames"] >= 1500) & (found["frames"] <= 6500)
+    assert both.sum() >= 5 and (np.isfinite(found["seeds"][1]) == both).all()
+    np.testing.assert_allclose(found["median"][both], found["seeds"][:, both].mean(0))
+    np.testing.assert_allclose(found["median"][~both], found["seeds"][0][~both])
+
+
+def test_wall_clock_does_not_run_backwards_where_a_slow_seed_ends(make_run, tmp_path):
+    make_run("slow", seed=1, updates=6)
+    make_run("fast", seed=2)
+    runs = read_runs([tmp_path])[0]
+    (fast,) = [run for run in runs if run.seed == 2]
+    fast.metrics["time/seconds"] /= 10
+    seconds = curves(runs, "train/return")["seconds"]
+    np.testing.assert_allclose(np.diff(seconds), [33.0] * 5 + [6.0] * 6)
+
+
+def test_long_runs_are_drawn_by_means_that_keep_their_level(make_run):
+    run = read_run(make_run("run"))
+    frames = np.arange(1.0, 1001.0)
+    noisy = np.where(np.arange(1000) % 2, 3.0, 1.0) + frames
+    run.metrics = {"frames": frames, "time/seconds": frames / 10, "train/kl": noisy}
+    found = curves([run], "train/kl")
+    assert len(found["frames"]) <= POINTS
+    keep = slice(0, -1)  # means of five: three low, two high or the reverse
+    assert np.abs(found["median"] - found["frames"] - 2)[keep].max() <= 0.2 + 1e-9
+    np.testing.assert_allclose(found["seconds"], found["frames"] / 10)
+
+
+def test_the_band_is_the_middle_half_of_five_seeds(make_run, tmp_path):
+    for seed in range(1, 6):
+        make_run(str(seed), seed=seed)
+    found = curves(read_runs([tmp_path])[0], "train/kl")
+    np.testing.assert_allclose([found["low"], found["high"]], found["seeds"][[1, 3]])
+
+
+def test_videos_are_embedded_up_to_the_limit_which_is_told(make_run, report):
+    folder = make_run("run")
+    (folder / "video.mp4").write_bytes(b"v" * 1000)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "checkpoint-1.mp4").write_bytes(b"w" * 500_000)
+    page = report(folder, video_limit=0.4)
+    assert page.values("src") == ["data:video/mp4;base64," + "dnZ2" * 333 + "dg=="]
+    assert "checkpoint-1.mp4 (0.5 MB) not embedded: over the limit, which --video-limit MB raises" in page.text
+
+
+def test_an_old_page_is_replaced_whole_or_not_at_all(make_run, tmp_path, capsys):
+    folder, output = make_run("run"), tmp_path / "report.html"
+    output.write_text("old")
+    with pytest.raises(SystemExit):
+        main([str(folder), str(folder / "nothing"), "--output", str(output)])
+    assert output.read_text() == "old"
+    assert main([str(folder), "--output", str(output)]) == 0
+    assert f"Report: {output}" in capsys.readouterr().out and "<!DOCTYPE html>" in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "messages"),
+    [
+        (lambda folder: (folder / "metrics.csv").unlink(), ["is not a run", "no metrics.csv", "first update"]),
+        (lambda folder: (folder / "metrics.csv").write_text("frames,train/kl\n"), ["no readable row yet", "Wait"]),
+        (lambda folder: (folder / "metrics.csv").write_text(""), ["no column 'frames'"]),
+        (lambda folder: (folder / "metrics.csv").write_text("iteration\n1\n"), ["no column 'frames'", "pretrain.py"]),
+        (lambda folder: (folder / "config.yaml").unlink(), ["no config.yaml", "Copy it again"]),
+        (lambda folder: (folder / "config.yaml").write_text("a: [1"), ["not readable YAML", "Restore it"]),
+        (lambda folder: (folder / "config.yaml").write_text("[1]"), ["holds no options"]),
+    ],
+)
+def test_mistakes_are_explained_with_the_folder_and_the_remedy(make_run, tmp_path, spoil, messages):
+    folder = make_run("spoilt")
+    spoil(folder)
+    with pytest.raises(SystemExit) as error:
+        main([str(folder), "--output", str(tmp_path / "report.html")])
+    for message in [str(folder), *messages]:
+        assert message in str(error.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_above_leaves_out_what_cannot_be_read_and_says_so(make_run, report, tmp_path):
+    make_run("good")
+    (make_run("spoilt") / "config.yaml").unlink()
+    page = report(tmp_path)
+    assert re.search(r"1\s+runs?|runs\s*1", page.text) and "Left out" in page.text and "no config.yaml" in page.text
+
+
+@pytest.mark.parametrize(
+    ("runs", "output", "message"),
+    [("nowhere", "r.html", "nowhere is not a folder"), ("run", "no/r.html", "folder that exists")],
+)
+def test_paths_that_are_not_there_are_named(make_run, tmp_path, runs, output, message):
+    make_run("run")
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / runs), "--output", str(tmp_path / output)])
