@@ -18,7 +18,7 @@ from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from yaml import YAMLError
 
-from torchrl_genpo.envs import freeze_normalization, make_env
+from torchrl_genpo.envs import close_quietly, freeze_normalization, make_env
 from torchrl_genpo.flow import AdaptiveSigma
 from torchrl_genpo.models import (
     has_exact_density,
@@ -72,7 +72,7 @@ def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any) -> EnvBa
         **(as_dict(cfg.env.options) if cfg.env.get("options") else {}),
         **kwargs,
     )
-    atexit.register(lambda: env.is_closed or env.close())  # Python would wait for its worker processes for ever
+    atexit.register(close_quietly, env)  # Python would wait for its worker processes for ever
     return env
 
 

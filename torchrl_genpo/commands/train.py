@@ -91,7 +91,7 @@ def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
             training.close()
             if not restarts_left or ranks.size > 1:
                 raise
-            sys.stderr.write(f"\n{error} Starting again from there.\n")
+            sys.stderr.write(f"\n{error}. Starting again from there.\n")
             folder.resume()
     if ranks.is_first:
         if not training.is_finished:

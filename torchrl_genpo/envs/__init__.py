@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.envs.common import WorkerError, name_worker_failure, simulator
+from torchrl_genpo.envs.common import WorkerError, close_quietly, name_worker_failure, simulator
 from torchrl_genpo.envs.gym import GYM_TASKS, GymState, GymView, make_gym_env
 from torchrl_genpo.envs.isaaclab import (
     ISAACLAB_TASKS,
@@ -39,6 +39,7 @@ __all__ = [
     "IsaacLabSymmetry",
     "RewardScaling",
     "WorkerError",
+    "close_quietly",
     "copy_normalization",
     "freeze_normalization",
     "frozen_normalization",

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import signal
 from collections.abc import Iterable
 from multiprocessing.connection import wait
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-__all__ = ["WorkerError", "did_you_mean", "name_worker_failure", "simulator"]
+__all__ = ["WorkerError", "close_quietly", "did_you_mean", "name_worker_failure", "simulator"]
 
 
 class WorkerError(RuntimeError):
@@ -40,6 +42,13 @@ def simulator(env: EnvBase) -> Any:
     return None if isinstance(env, BatchedEnvBase) else getattr(env, "_env", env)
 
 
+def close_quietly(env: EnvBase) -> None:
+    """Closes an environment, whatever state its processes are in."""
+    if not env.is_closed:
+        with contextlib.suppress(RuntimeError, OSError, EOFError):  # a dead worker cannot say goodbye
+            env.close()
+
+
 def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
     """What happened to the worker processes of an environment, in a sentence, if they are why ``error`` was raised.
 
@@ -53,11 +62,12 @@ def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
         return None
     patience = 1.0 if isinstance(error, (EOFError, OSError)) else 0.0  # s; a pipe breaks before its process has ended
     ended = wait([process.sentinel for process in env._workers], patience)
-    dead = {
-        str(index): str(process.exitcode) for index, process in enumerate(env._workers) if process.sentinel in ended
-    }
+    dead = {index: worker.exitcode for index, worker in enumerate(env._workers) if worker.sentinel in ended}
+    if len(set(dead.values())) > 1:  # TorchRL has ended the others
+        dead = {index: code for index, code in dead.items() if code != -signal.SIGTERM}
     if dead:
-        return f"Worker {', '.join(dead)} of the environment died (exit code {', '.join(dead.values())})."
+        numbers, codes = (", ".join(map(str, part)) for part in (dead.keys(), dead.values()))
+        return f"Worker {numbers} of the environment died (exit code {codes})."
     if "time limit" in str(error):  # TorchRL's own words
         return f"A worker of the environment did not answer for {env.BATCHED_PIPE_TIMEOUT} s."
     return None

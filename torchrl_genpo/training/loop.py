@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import sys
 import time
@@ -29,6 +28,7 @@ from torchrl_genpo.distributed import Ranks, SharedNormalization
 from torchrl_genpo.envs import (
     IsaacLabSymmetry,
     WorkerError,
+    close_quietly,
     copy_normalization,
     frozen_normalization,
     name_worker_failure,
@@ -252,9 +252,8 @@ class Training:
     def close(self) -> None:
         """Ends the environments, whatever state their processes are in."""
         for env in (self.env, self.eval_env):
-            if env is not None and not env.is_closed:
-                with contextlib.suppress(Exception):  # a dead worker cannot say goodbye
-                    env.close()
+            if env is not None:
+                close_quietly(env)
 
     def save(self, row: dict[str, float] | None = None) -> Path:
         """Saves a checkpoint; ``row`` is what was logged last."""
