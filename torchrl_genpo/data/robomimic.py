@@ -230,6 +230,8 @@ def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tupl
         >>> bool((((steps["observation"] - loc) / scale).abs() < 1.001).all())
         True
     """
+    if not demonstrations:
+        raise ValueError("There is no demonstration to take the range of.")
     values = torch.cat([demonstration[key] for demonstration in demonstrations])
     low, high = values.amin(0), values.amax(0)
     scale = (high - low) / 2
@@ -257,6 +259,9 @@ def make_chunk_buffer(
     Keyword Args:
         folder (str or Path, optional): where to keep the memory-mapped files. Defaults to a temporary one.
 
+    Raises:
+        ValueError: for a size below 1, or no demonstration.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -265,6 +270,11 @@ def make_chunk_buffer(
         >>> make_chunk_buffer([steps], chunk_size=3, batch_size=8).sample()["action"].shape
         torch.Size([8, 6])
     """
+    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+    if not demonstrations:
+        raise ValueError("There is no demonstration to make chunks of.")
     chunks = ActionChunkTransform(chunk_size, chunk_key="chunk")
     steps = []
     for demonstration in demonstrations:
