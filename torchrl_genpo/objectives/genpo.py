@@ -56,8 +56,8 @@ class GenPOLoss(ClipPPOLoss):
 
     Raises:
         TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
-        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio; in ``forward``, for
-            an empty batch.
+        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio; in ``forward``,
+            for an empty batch.
         KeyError: in ``forward``, if the data lacks the memory, or the memories of ``draw_memories``.
 
     Examples:
