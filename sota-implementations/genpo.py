@@ -28,6 +28,7 @@ import hydra
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torchrl import logger as torchrl_log
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
@@ -45,6 +46,7 @@ from torchrl_genpo.envs import (
     one_simulation,
     stagger_episodes,
 )
+from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import has_exact_density, observation_keys, pretrained_module
 from torchrl_genpo.runs import (
     RunFolder,
@@ -54,6 +56,7 @@ from torchrl_genpo.runs import (
     make_logger,
     read_checkpoint_config,
     record_video,
+    remove_unused,
 )
 from torchrl_genpo.training import (
     DivergedError,
@@ -359,8 +362,10 @@ OmegaConf.register_new_resolver("run_dir", lambda resume, default: resume or def
 @hydra.main(config_path="config", config_name="genpo", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     hydra_config = hydra.core.hydra_config.HydraConfig.get()
-    torch.set_num_threads(cfg.num_threads)
+    folder, resume = None, False
     try:
+        check_config(cfg)
+        torch.set_num_threads(cfg.num_threads)
         if cfg.evaluate is not None:
             if cfg.video:
                 check_rendering(read_checkpoint_config(Path(cfg.evaluate))["env"]["name"])
@@ -373,6 +378,7 @@ def main(cfg: DictConfig) -> None:
         if resume:
             path = Path(cfg.resume)
             cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
+            check_config(cfg)
         if cfg.video:
             check_rendering(cfg.env.name)
         ranks = Ranks(cfg.device)
@@ -386,9 +392,11 @@ def main(cfg: DictConfig) -> None:
             raise DivergedError(f"{error} Last good checkpoint: {folder.latest() or 'none yet'}.") from error
         finally:
             ranks.close()
-    except (DivergedError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (DivergedError, ValueError, OSError, ImportError, OmegaConfBaseException) as error:
         # what a user can mend: the message, not the traceback
         sys.exit(f"{type(error).__name__}: {error}")
+    finally:
+        remove_unused(Path(hydra_config.runtime.output_dir), folder)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ __all__ = [
     "read_checkpoint_config",
     "read_metrics",
     "record_video",
+    "remove_unused",
 ]
 
 METRICS = [
@@ -108,6 +109,7 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.yaml"
         self.columns = list(columns)
+        self.is_new = False
         self._rotation = CheckpointRotation(self.path / "checkpoints", keep_last=keep_last)
         if resume and self.latest() is None:
             raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self.path / 'checkpoints'}.")
@@ -119,6 +121,7 @@ class RunFolder:
                 "folder with hydra.run.dir=<folder>."
             )
         self.path.mkdir(parents=True, exist_ok=True)
+        self.is_new = not resume
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration."""
@@ -147,6 +150,21 @@ class RunFolder:
     def latest(self) -> Path | None:
         """The newest checkpoint that can be read, if any."""
         return self._rotation.latest()
+
+
+def remove_unused(path: Path, folder: RunFolder | None) -> None:
+    """Removes the folder of a run that ended before its first update, so that the next one may have it.
+
+    Args:
+        path (Path): the folder, which is removed if it is empty (Hydra makes it before anything is checked).
+        folder (RunFolder, optional): of the run, if it came so far: it may hold the configuration that the run wrote.
+    """
+    if not path.is_dir():
+        return
+    if folder is not None and folder.is_new and [entry.name for entry in path.iterdir()] == [folder.config_path.name]:
+        folder.config_path.unlink()
+    if not any(path.iterdir()):
+        path.rmdir()
 
 
 class StopRequest:

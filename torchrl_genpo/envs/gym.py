@@ -64,6 +64,7 @@ def make_gym_env(
     Raises:
         ValueError: if the name is unknown, ``num_envs`` is not positive, or the action space is not
             a box.
+        ImportError: if the task needs a package that is missing.
 
     Examples:
         >>> from torchrl_genpo.envs import make_env
@@ -83,7 +84,10 @@ def make_gym_env(
         )
 
     def make() -> gymnasium.Env:
-        env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
+        try:
+            env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
+        except (gymnasium.error.Error, ImportError) as error:  # one that needs a package, or is no longer kept
+            raise ImportError(f"Gymnasium cannot make {env_id}: {error}") from error
         if not isinstance(env.action_space, gymnasium.spaces.Box):
             raise ValueError(f"{env_id} has a {type(env.action_space).__name__} action space; a flow needs a Box.")
         env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
