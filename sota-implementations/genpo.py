@@ -27,6 +27,7 @@ if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get(
 import hydra
 import numpy as np
 import torch
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torchrl import logger as torchrl_log
@@ -399,5 +400,17 @@ def main(cfg: DictConfig) -> None:
         remove_unused(Path(hydra_config.runtime.output_dir), folder)
 
 
+def run() -> None:
+    """Runs the script; what is wrong with the command line itself is a message, too, not Hydra's stack."""
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        return main()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        sys.exit(f"{type(error).__name__}: {error}{cause}")
+
+
 if __name__ == "__main__":
-    main()
+    run()

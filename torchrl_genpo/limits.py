@@ -6,17 +6,19 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 __all__ = ["LIMITS", "SECTIONS", "Choice", "Number", "Sizes", "Text", "check_config", "check_memory"]
 
 BYTES = 4  # of a number
+DEVICE = r"cpu|(cuda|xpu)(:\d{1,3})?|mps"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Number:
 
     Attributes:
         low (float): smallest value.
-        high (float): largest value: far above what makes sense, so that a slip of the keyboard does not fill the memory.
+        high (float): largest value: far above what makes sense, lest a slip of the keyboard fill the memory.
         is_whole (bool): whether it must be an integer.
         is_open (bool): whether ``low`` itself is excluded.
         is_optional (bool): whether it may be ``null``.
@@ -102,7 +104,8 @@ POSITIVE = Number(0, 1e6, is_open=True)
 NOT_NEGATIVE = Number(0, 1e6)
 FRACTION = Number(0, 1)
 NETWORK = {"hidden_sizes": Sizes(), "activation": Text()}
-SECTIONS = ("collector", "critic", "env", "eval", "loss", "policy")  # that must be there, and be mappings
+SECTIONS = ("checkpoint", "collector", "compile", "critic", "diagnostics", "env", "eval", "logger", "loss", "optim")
+SECTIONS += ("policy", "pretrain", "solver", "start")  # mappings of options, where they are there
 
 LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "seed": _count(0, 2**31 - 1),
@@ -162,6 +165,7 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "loss.critic_coeff": NOT_NEGATIVE,
     "loss.entropy_coeff": NOT_NEGATIVE,
     "loss.normalize_advantage": FLAG,
+    "loss.ratio": Choice(("pair", "action")),
     "loss.num_memories": _count(1, 1e4),
     "loss.epochs": _count(1, 1e6),
     "loss.mini_batch_size": _count(1, 1e9),
@@ -222,16 +226,17 @@ def check_config(cfg: DictConfig) -> None:
     for section in SECTIONS:
         if section in values and not isinstance(values[section], dict):
             raise ValueError(f"{section}={values[section]}: {section} must be a mapping of options.")
-    try:
-        torch.device(values.get("device", "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"device={values['device']}: use cpu, cuda or cuda:<number>.") from error
+    device = values.get("device", "cpu")
+    if re.fullmatch(DEVICE, device) is None:
+        raise ValueError(f"device={device}: use cpu, cuda or cuda:<number>.")
+    if values.get("compile", {}).get("cudagraphs") and not device.startswith("cuda"):
+        raise ValueError(f"compile.cudagraphs=true needs a CUDA device, not device={device}.")
     optim = values.get("optim", {})
     if optim.get("min_lr", 0) > optim.get("max_lr", math.inf):
         raise ValueError(f"optim.min_lr={optim['min_lr']} is above optim.max_lr={optim['max_lr']}.")
     for name in ("policy", "critic"):
         widths = values.get(name, {}).get("hidden_sizes", [])
-        weights = sum(a * b for a, b in zip(widths, widths[1:], strict=False))
+        weights = sum(a * b for a, b in pairwise(widths))
         # parameters, gradients and two moments of the optimizer
         check_memory(4 * BYTES * weights, f"{name}.hidden_sizes={widths}")
 

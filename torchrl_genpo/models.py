@@ -242,6 +242,11 @@ def make_loss(actor: TensorDictModuleBase, critic: TensorDictModule, **kwargs: A
         loss_class = FPOLoss
     elif isinstance(actor, PolicyFlowActor):
         loss_class = PolicyFlowLoss
+    # TorchRL's losses take any keyword and drop what they do not know
+    known = {name for base in loss_class.__mro__ for name in inspect.signature(base.__init__).parameters}
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        raise ValueError(f"{loss_class.__name__} has no option {', '.join(unknown)}.")
     return loss_class(actor, critic, **kwargs)
 
 
