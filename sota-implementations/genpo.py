@@ -75,6 +75,7 @@ from torchrl_genpo.training import (
     statistics_columns,
     update_metrics,
 )
+from torchrl_genpo.untrusted import read_yaml
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
 warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
@@ -150,7 +151,7 @@ def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictC
     config_path = folder / "config.yaml"
     if not config_path.exists():
         raise FileNotFoundError(f"resume={folder}: there is no run ({config_path} is missing).")
-    saved = fill_in(OmegaConf.load(config_path), cfg)
+    saved = fill_in(read_yaml(config_path), cfg)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:

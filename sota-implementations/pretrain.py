@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from genpo import EVAL_SEED  # registers the resolvers of the configuration, too
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.checkpoint import Checkpoint, GlobalRNGState
 from torchrl.envs import ActionScaling, EnvBase, ObservationNorm, Transform
@@ -28,10 +29,12 @@ from torchrl_genpo import FlowMatchingLoss
 from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
+from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
-from torchrl_genpo.runs import RunFolder, read_checkpoint_config
+from torchrl_genpo.runs import RunFolder, read_checkpoint_config, remove_unused
 from torchrl_genpo.training import DivergedError, Progress, check_finite, evaluate, load_checkpoint
+from torchrl_genpo.untrusted import read_yaml
 
 COLUMNS = ["iteration", "train/loss"]
 
@@ -157,8 +160,10 @@ def run_evaluation(cfg: DictConfig) -> None:
 @hydra.main(config_path="config", config_name="pretrain", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     hydra_config = hydra.core.hydra_config.HydraConfig.get()
-    torch.set_num_threads(cfg.num_threads)
+    folder = None
     try:
+        check_config(cfg)
+        torch.set_num_threads(cfg.num_threads)
         if cfg.evaluate is not None:
             run_evaluation(cfg)
             return
@@ -166,13 +171,16 @@ def main(cfg: DictConfig) -> None:
         path = Path(cfg.resume if resume else hydra_config.runtime.output_dir)
         if resume:
             iterations = cfg.pretrain.iterations
-            cfg = OmegaConf.load(path / "config.yaml")
+            cfg = read_yaml(path / "config.yaml")
+            check_config(cfg)
             cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
         folder = RunFolder(path, resume=resume, columns=COLUMNS)
         folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
         pretrain(cfg, folder, resume)
-    except (DivergedError, ValueError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (DivergedError, ValueError, OSError, ImportError, OmegaConfBaseException) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    finally:
+        remove_unused(Path(hydra_config.runtime.output_dir), folder)
 
 
 if __name__ == "__main__":

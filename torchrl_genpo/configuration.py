@@ -18,6 +18,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.flow import AdaptiveSigma
+from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import (
     has_exact_density,
     make_actor,
@@ -132,6 +133,7 @@ def load_policy(
         fill_in(cfg, defaults)
     for key, value in {"device": device, **(overrides or {})}.items():
         OmegaConf.update(cfg, key, value)
+    check_config(cfg)
     env = build_env(cfg, num_envs, seed)
     if "pretrained" in Checkpoint.manifest(path)["components"]:
         actor = build_actor(cfg, env)

@@ -103,9 +103,11 @@ FLAG = Choice((True, False))
 POSITIVE = Number(0, 1e6, is_open=True)
 NOT_NEGATIVE = Number(0, 1e6)
 FRACTION = Number(0, 1)
-NETWORK = {"hidden_sizes": Sizes(), "activation": Text()}
-SECTIONS = ("checkpoint", "collector", "compile", "critic", "diagnostics", "env", "eval", "logger", "loss", "optim")
-SECTIONS += ("policy", "pretrain", "solver", "start")  # mappings of options, where they are there
+NETWORK: dict[str, Sizes | Text] = {"hidden_sizes": Sizes(), "activation": Text()}
+SECTIONS = frozenset(
+    "checkpoint collector compile critic diagnostics env eval logger loss optim policy pretrain solver start".split()
+)
+"""Mappings of options, where they are there."""
 
 LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "seed": _count(0, 2**31 - 1),
@@ -215,7 +217,7 @@ def check_config(cfg: DictConfig) -> None:
         ValueError: seed=-1: seed must be an integer of at least 0 and at most 2.14748e+09.
     """
     try:
-        values = OmegaConf.to_container(cfg, resolve=True)
+        values: Any = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}") from error
     for name, rule in LIMITS.items():
@@ -223,7 +225,7 @@ def check_config(cfg: DictConfig) -> None:
         problem = rule.problem(value) if is_there else None
         if problem is not None:
             raise ValueError(f"{name}={'null' if value is None else value}: {name} {problem}.")
-    for section in SECTIONS:
+    for section in sorted(SECTIONS):
         if section in values and not isinstance(values[section], dict):
             raise ValueError(f"{section}={values[section]}: {section} must be a mapping of options.")
     device = values.get("device", "cpu")

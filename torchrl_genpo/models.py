@@ -243,7 +243,8 @@ def make_loss(actor: TensorDictModuleBase, critic: TensorDictModule, **kwargs: A
     elif isinstance(actor, PolicyFlowActor):
         loss_class = PolicyFlowLoss
     # TorchRL's losses take any keyword and drop what they do not know
-    known = {name for base in loss_class.__mro__ for name in inspect.signature(base.__init__).parameters}
+    constructors = [vars(base)["__init__"] for base in loss_class.__mro__[:-1] if "__init__" in vars(base)]
+    known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
     unknown = sorted(set(kwargs) - known)
     if unknown:
         raise ValueError(f"{loss_class.__name__} has no option {', '.join(unknown)}.")

@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from tensordict.nn import TensorDictModule
-from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
+from torchrl.checkpoint import Checkpoint, CheckpointRotation
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.record.loggers import get_logger
 
 from torchrl_genpo.envs import make_view, one_simulation
+from torchrl_genpo.untrusted import check_checkpoint
 
 __all__ = [
     "METRICS",
@@ -72,10 +73,26 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
+    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    rows = _read_rows(path)
+    try:
+        return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file; one that was cut short, as by a crash, is left out."""
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            return [row for row in reader if None not in row and None not in row.values()]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 class RunFolder:
@@ -129,9 +146,11 @@ class RunFolder:
 
     def truncate_metrics(self, count: int) -> None:
         """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
-        with self.metrics_path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row[self.columns[0]]) <= count]
-        lines = [",".join(self.columns), *(",".join(row[key] for key in self.columns) for row in rows)]
+        try:
+            rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
+            lines = [",".join(self.columns), *(",".join(row[key] for key in self.columns) for row in rows)]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{self.metrics_path} is damaged, or of another run: {error}.") from error
         _write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 
     def log(self, row: dict[str, float]) -> None:
@@ -149,7 +168,10 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest checkpoint that can be read, if any."""
-        return self._rotation.latest()
+        try:
+            return self._rotation.latest()
+        except (AttributeError, RuntimeError) as error:  # what TorchRL does not expect of a file
+            raise ValueError(f"A file in {self._rotation.directory} is no checkpoint: {error}") from error
 
 
 def remove_unused(path: Path, folder: RunFolder | None) -> None:
@@ -211,12 +233,9 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
     """The configuration that a checkpoint was saved with.
 
     Raises:
-        ValueError: if the file is not a checkpoint, cut short or damaged.
+        ValueError: if the file is not a checkpoint, cut short or damaged, or holds what could run code.
     """
-    try:
-        return Checkpoint.manifest(path)["metadata"]["config"]
-    except (CheckpointError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint (missing, cut short or damaged): {error}") from error
+    return check_checkpoint(path)["metadata"]["config"]
 
 
 def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:

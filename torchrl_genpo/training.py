@@ -22,6 +22,7 @@ from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import simulator_state
 from torchrl_genpo.flow import marginal_log_prob
 from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.untrusted import check_checkpoint
 
 __all__ = [
     "DivergedError",
@@ -297,8 +298,8 @@ class Progress:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the counters."""
-        self.frames, self.seconds = state_dict["frames"], state_dict["seconds"]
-        self.returns = deque(state_dict["returns"], maxlen=self.returns.maxlen)
+        self.frames, self.seconds = int(state_dict["frames"]), float(state_dict["seconds"])
+        self.returns = deque(map(float, state_dict["returns"]), maxlen=self.returns.maxlen)
 
 
 class _Carrier:
@@ -354,6 +355,7 @@ def load_checkpoint(checkpoint: Checkpoint, path: Path, device: torch.device | s
     """Restores every part of a checkpoint, or raises a ``ValueError`` that says why it cannot."""
     import zipfile
 
+    check_checkpoint(Path(path))
     try:
         checkpoint.load(path, map_location=device)
     except (CheckpointError, zipfile.BadZipFile, OSError) as error:

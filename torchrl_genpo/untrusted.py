@@ -44,10 +44,21 @@ OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|m
 SYMBOLS = {"Symbol", "Integer", "Add", "Mul", "Pow", "Max", "Min", "FloorDiv", "Mod"}
 SYMBOLS |= {"positive", "integer", "nonnegative", "True", "False"}
 NAME = re.compile(r"[\w.:+-]*")
+EXTENT = r"L\['\w+'\]\.(stride|size)\(\)\[\d+\]"
+GUARD = re.compile(rf"{EXTENT} (==|!=|<=|>=|<|>) ({EXTENT}|\d+)")  # what is compiled to check inputs
 FREE_TEXT = ("stack_trace", "nn_module_stack", "torch_fn")  # where a node comes from: shown, never run
 CONTAINERS = (None, "builtins.tuple", "builtins.list", "builtins.dict")
 
-BROKEN = (zipfile.BadZipFile, OSError, RuntimeError, KeyError, TypeError, AttributeError, EOFError, OverflowError)
+BROKEN: tuple[type[Exception], ...] = (
+    zipfile.BadZipFile,
+    OSError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OverflowError,
+)
 BROKEN += (ValueError, IndexError, ArithmeticError, AssertionError, NotImplementedError, MemoryError)
 
 
@@ -154,7 +165,8 @@ def _check_tensors(description: dict[str, Any], sizes: dict[str, int | None]) ->
         elif isinstance(value, dict):
             dtype = getattr(torch, value["dtype"].removeprefix("torch."))
             shape = value["shape"]
-            if not (isinstance(dtype, torch.dtype) and all(isinstance(n, int) and n >= 0 for n in shape)):
+            is_known = isinstance(dtype, torch.dtype) and value.get("is_nested", False) is False
+            if not (is_known and all(isinstance(n, int) and n >= 0 for n in shape)):
                 raise ValueError(f"{name} has the shape {shape} and type {value['dtype']!r}.")
             claimed = math.prod(shape) * dtype.itemsize
             if claimed and sizes.get(name) != claimed:
@@ -233,7 +245,7 @@ def _check_graph(graph: Any) -> None:
         elif key in ("in_spec", "out_spec"):
             is_known = not text or _is_plain_tree(parse_json(text, key)[1])
         else:
-            is_known = key != "guards_code" and NAME.fullmatch(text) is not None
+            is_known = (GUARD if key == "guards_code" else NAME).fullmatch(text) is not None
         if not is_known:
             raise ValueError(f"its graph has the {key or 'name'} {text[:100]!r}, which this library never writes.")
 

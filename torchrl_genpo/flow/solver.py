@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -207,12 +207,12 @@ class ReversibleSolver(PairSolver):
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number and (isinstance(value, str) or not isinstance(value, Sequence)):
             raise ValueError(f"sigma must be a number or a sequence of one a step, got {value!r}.")
-        values = [value] * self.num_steps if is_number else list(value)  # type: ignore[arg-type, list-item]
+        values: list[Any] = [value] * self.num_steps if is_number else list(value)  # type: ignore[arg-type]
         if len(values) != self.num_steps:
             raise ValueError(f"sigma has {len(values)} values for num_steps={self.num_steps}: give one, or one a step.")
-        values = [_checked_sigma(s) for s in values]
-        self._sigma = values[0] if is_number else tuple(values)
-        self._set_coefficients([(1 - s, s) for s in values])
+        checked = [_checked_sigma(s) for s in values]
+        self._sigma = checked[0] if is_number else tuple(checked)
+        self._set_coefficients([(1 - s, s) for s in checked])
 
     def _set_coefficients(self, coefficients: list[tuple[float, ...]]) -> None:
         self.coefficients = coefficients
