@@ -104,8 +104,9 @@ POSITIVE = Number(0, 1e6, is_open=True)
 NOT_NEGATIVE = Number(0, 1e6)
 FRACTION = Number(0, 1)
 NETWORK: dict[str, Sizes | Text] = {"hidden_sizes": Sizes(), "activation": Text()}
-SECTIONS = frozenset(
-    "checkpoint collector compile critic diagnostics env eval logger loss optim policy pretrain solver start".split()
+SECTIONS = (
+    *("checkpoint", "collector", "compile", "critic", "diagnostics", "env", "eval"),
+    *("logger", "loss", "optim", "policy", "pretrain", "solver", "start"),
 )
 """Mappings of options, where they are there."""
 
@@ -225,7 +226,7 @@ def check_config(cfg: DictConfig) -> None:
         problem = rule.problem(value) if is_there else None
         if problem is not None:
             raise ValueError(f"{name}={'null' if value is None else value}: {name} {problem}.")
-    for section in sorted(SECTIONS):
+    for section in SECTIONS:
         if section in values and not isinstance(values[section], dict):
             raise ValueError(f"{section}={values[section]}: {section} must be a mapping of options.")
     device = values.get("device", "cpu")

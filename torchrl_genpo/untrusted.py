@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import pickle
 import re
 import zipfile
 from collections.abc import Iterator
@@ -59,7 +60,15 @@ BROKEN: tuple[type[Exception], ...] = (
     EOFError,
     OverflowError,
 )
-BROKEN += (ValueError, IndexError, ArithmeticError, AssertionError, NotImplementedError, MemoryError)
+BROKEN += (
+    pickle.PickleError,
+    ValueError,
+    IndexError,
+    ArithmeticError,
+    AssertionError,
+    NotImplementedError,
+    MemoryError,
+)
 
 
 def parse_json(text: str | bytes, what: str) -> Any:
@@ -104,7 +113,7 @@ def read_yaml(path: Path) -> DictConfig:
         config = OmegaConf.create(text)
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no configuration: {error}") from error
-    if not isinstance(config, DictConfig):
+    if not isinstance(config, DictConfig) or not config:
         raise ValueError(f"{path} is no configuration: it holds no mapping of options.")
     return config
 
@@ -136,6 +145,9 @@ def _check_checkpoint(path: Path) -> dict[str, Any]:
             if record["adapter"] != "torchrl.state_dict" or not set(record["files"]) >= {"state.json"}:
                 raise ValueError(f"a part of it is stored as {record['adapter']!r}.")
             root = record["path"]
+            absent = {f"{root}/{name}" for name in record["files"]} - set(sizes)
+            if absent:
+                raise ValueError(f"it has no {min(absent)[:100]!r}.")
             shapes = parse_json(archive.read(f"{root}/state/meta.json"), "meta.json")
             _check_tensors(shapes, {name: sizes.get(f"{root}/state/{name}.memmap") for name in shapes})
             _check_schema(parse_json(archive.read(f"{root}/state.json"), "state.json"), set())
@@ -228,7 +240,7 @@ def _read_program(path: Path) -> io.BytesIO:
 def _check_weights(config: Any) -> None:
     for name, weight in config["config"].items():
         if weight["use_pickle"] is not False or re.fullmatch(r"(weight|tensor)_\d+", weight["path_name"]) is None:
-            raise ValueError(f"{name} is stored by pickle.")
+            raise ValueError(f"{name} is stored as {weight['path_name']!r}, by pickle or elsewhere.")
 
 
 def _check_graph(graph: Any) -> None:

@@ -86,8 +86,8 @@ def _find_data(group: Any, key: str, where: str) -> Any:
     import h5py
 
     data = _find(group, key, where)
-    if not isinstance(data, h5py.Dataset) or data.shape is None:
-        raise ValueError(f"{where}: {key!r} is no dataset.")
+    if not isinstance(data, h5py.Dataset) or not data.shape:
+        raise ValueError(f"{where}: {key!r} is no dataset with rows.")
     if data.external or data.is_virtual:
         raise ValueError(f"{where}: {key!r} is kept in other files; copy it into this one.")
     size, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
@@ -132,7 +132,7 @@ def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[
         masks = file.get("mask", {})
         if filter_key not in masks:
             raise ValueError(f"{path} has no filter key {filter_key!r}; it has {', '.join(masks) or 'none'}.")
-        found = np.atleast_1d(_find_data(masks, filter_key, f"{path}: mask")[()]).ravel().tolist()
+        found = _find_data(masks, filter_key, f"{path}: mask")[()].ravel().tolist()
         names = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
     strange = [name for name in names if re.fullmatch(r"\w*_\d{1,9}", name) is None]
     if strange:
@@ -187,8 +187,11 @@ def read_demonstrations(
 
 def _read_demonstration(group: Any, observation_keys: Sequence[str], where: str) -> TensorDictBase:
     def read(key: str, length: int | None) -> Tensor:
+        data = _find_data(group, key, where)
+        if data.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: {key!r} cannot be read: it holds {data.dtype}, not real numbers.")
         try:
-            value = np.asarray(_find_data(group, key, where)[()], dtype=np.float32)
+            value = np.asarray(data[()], dtype=np.float32)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{where}: {key!r} cannot be read: {error}") from error
         if length is not None and len(value) != length:

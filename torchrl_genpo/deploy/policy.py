@@ -63,7 +63,20 @@ class ExportedPolicy:
             folder / FILES[runtime], self.metadata["outputs"]
         )
         """From batched inputs to batched outputs by name, as ``metadata`` describes them; remembers nothing."""
+        self._check_run(folder / FILES[runtime])
         self._history: np.ndarray | None = None
+
+    def _check_run(self, path: Path) -> None:
+        """Runs the policy once, which also pays for what the first run costs."""
+        try:
+            outputs = self.run(
+                {name: np.zeros((1, *shape), np.float32) for name, shape in self.metadata["inputs"].items()}
+            )
+            sizes = {name: value.shape[1:] for name, value in outputs.items()}
+        except Exception as error:  # each runtime has exceptions of its own
+            raise ValueError(f"{path} cannot be run as {path.parent / 'policy.json'} says: {error}") from error
+        if sizes["action"] != (self.metadata["action"]["size"],):
+            raise ValueError(f"{path} has actions of {sizes['action']}, not of {self.metadata['action']['size']}.")
 
     def reset(self) -> None:
         """Forgets the history: the next observation begins an episode."""
