@@ -47,7 +47,7 @@ from torchrl_genpo.envs import (
     one_simulation,
     stagger_episodes,
 )
-from torchrl_genpo.limits import check_config
+from torchrl_genpo.limits import TRAINING, check_config
 from torchrl_genpo.models import has_exact_density, observation_keys, pretrained_module
 from torchrl_genpo.runs import (
     RunFolder,
@@ -366,7 +366,7 @@ def main(cfg: DictConfig) -> None:
     hydra_config = hydra.core.hydra_config.HydraConfig.get()
     folder, resume = None, False
     try:
-        check_config(cfg)
+        check_config(cfg, TRAINING)
         torch.set_num_threads(cfg.num_threads)
         if cfg.evaluate is not None:
             if cfg.video:
@@ -380,7 +380,7 @@ def main(cfg: DictConfig) -> None:
         if resume:
             path = Path(cfg.resume)
             cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
-            check_config(cfg)
+            check_config(cfg, TRAINING)
         if cfg.video:
             check_rendering(cfg.env.name)
         ranks = Ranks(cfg.device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["LIMITS", "SECTIONS", "Choice", "Number", "Sizes", "Text", "check_config", "check_memory"]
+__all__ = ["LIMITS", "SECTIONS", "TRAINING", "Choice", "Number", "Sizes", "Text", "check_config", "check_memory"]
 
 BYTES = 4  # of a number
 DEVICE = r"cpu|(cuda|xpu)(:\d{1,3})?|mps"
@@ -203,11 +203,23 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
 """What a value of the configuration may be, by its dotted name; checked where it is there."""
 
 
-def check_config(cfg: DictConfig) -> None:
+ALWAYS = (
+    *("seed", "device", "video", "num_threads", "collector", "critic", "loss", "optim"),
+    *("diagnostics", "eval", "checkpoint", "compile"),
+)
+TRAINING = (
+    *("policy.name", "env.name", "env.num_envs", "env.normalize_observation", "env.scale_reward"),
+    *(name for name in LIMITS if name.split(".")[0] in ALWAYS),
+)
+"""What ``genpo.py`` reads of every configuration."""
+
+
+def check_config(cfg: DictConfig, required: Sequence[str] = ()) -> None:
     """Checks the values of a configuration one by one, and those that must agree.
 
     Args:
         cfg (DictConfig): of ``genpo.py`` or ``pretrain.py``, or of a checkpoint.
+        required (sequence of str, optional): what must be there, such as :data:`TRAINING`.
 
     Raises:
         ValueError: names the option, its value and what it may be.
@@ -221,14 +233,16 @@ def check_config(cfg: DictConfig) -> None:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}") from error
-    for name, rule in LIMITS.items():
-        value, is_there = _select(values, name)
-        problem = rule.problem(value) if is_there else None
-        if problem is not None:
-            raise ValueError(f"{name}={'null' if value is None else value}: {name} {problem}.")
     for section in SECTIONS:
         if section in values and not isinstance(values[section], dict):
             raise ValueError(f"{section}={values[section]}: {section} must be a mapping of options.")
+    for name, rule in LIMITS.items():
+        value, is_there = _select(values, name)
+        problem = rule.problem(value) if is_there else None
+        if not is_there and name in required:
+            raise ValueError(f"{name} is missing: leave it where it is, or give it a value.")
+        if problem is not None:
+            raise ValueError(f"{name}={'null' if value is None else value}: {name} {problem}.")
     device = values.get("device", "cpu")
     if re.fullmatch(DEVICE, device) is None:
         raise ValueError(f"device={device}: use cpu, cuda or cuda:<number>.")
