@@ -17,6 +17,7 @@ import random
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 # MuJoCo chooses its renderer when it is imported, as TorchRL does below; without a display EGL can draw
@@ -401,8 +402,8 @@ def main(cfg: DictConfig) -> None:
         remove_unused(Path(hydra_config.runtime.output_dir), folder)
 
 
-def run() -> None:
-    """Runs the script; what is wrong with the command line itself is a message, too, not Hydra's stack."""
+def run(main: Callable[[], None]) -> None:
+    """Runs a script; what is wrong with the command line itself is a message, too, not Hydra's stack."""
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
         return main()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
@@ -414,4 +415,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    run()
+    run(main)

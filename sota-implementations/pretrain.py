@@ -17,7 +17,7 @@ from pathlib import Path
 import hydra
 import numpy as np
 import torch
-from genpo import EVAL_SEED  # registers the resolvers of the configuration, too
+from genpo import EVAL_SEED, run  # registers the resolvers of the configuration, too
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -184,4 +184,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

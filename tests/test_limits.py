@@ -46,6 +46,7 @@ def test_every_configuration_that_is_shipped_keeps_the_limits(choice):
         ({"optim": {"lr": "fast"}}, r"optim\.lr=fast: .* a number above 0"),
         ({"policy": {"hidden_sizes": [64, 0]}}, r"policy\.hidden_sizes=\[64, 0\]"),
         ({"critic": {"hidden_sizes": [100_000] * 50}}, "GiB of memory"),
+        ({"collector": {"frames_per_batch": 10**9}}, "GiB of memory"),
         ({"video": 1}, "video=1: video must be true or false"),
         ({"env": {"name": ""}}, r"env\.name=: env\.name must be a text"),
         ({"loss": 3}, "loss=3: loss must be a mapping"),

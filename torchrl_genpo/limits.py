@@ -235,14 +235,14 @@ def check_config(cfg: DictConfig, required: Sequence[str] = ()) -> None:
         raise ValueError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}") from error
     for section in SECTIONS:
         if section in values and not isinstance(values[section], dict):
-            raise ValueError(f"{section}={values[section]}: {section} must be a mapping of options.")
+            raise ValueError(f"{section}={_shown(values[section])}: {section} must be a mapping of options.")
     for name, rule in LIMITS.items():
         value, is_there = _select(values, name)
         problem = rule.problem(value) if is_there else None
         if not is_there and name in required:
             raise ValueError(f"{name} is missing: leave it where it is, or give it a value.")
         if problem is not None:
-            raise ValueError(f"{name}={'null' if value is None else value}: {name} {problem}.")
+            raise ValueError(f"{name}={_shown(value)}: {name} {problem}.")
     device = values.get("device", "cpu")
     if re.fullmatch(DEVICE, device) is None:
         raise ValueError(f"device={device}: use cpu, cuda or cuda:<number>.")
@@ -251,6 +251,8 @@ def check_config(cfg: DictConfig, required: Sequence[str] = ()) -> None:
     optim = values.get("optim", {})
     if optim.get("min_lr", 0) > optim.get("max_lr", math.inf):
         raise ValueError(f"optim.min_lr={optim['min_lr']} is above optim.max_lr={optim['max_lr']}.")
+    frames = values.get("collector", {}).get("frames_per_batch", 0)
+    check_memory(64 * BYTES * frames, f"collector.frames_per_batch={frames}")  # of a small task, in the three places
     for name in ("policy", "critic"):
         widths = values.get(name, {}).get("hidden_sizes", [])
         weights = sum(a * b for a, b in pairwise(widths))
@@ -265,6 +267,11 @@ def check_memory(size: int, what: str) -> None:
         raise ValueError(
             f"{what} would take about {size / 2**30:.0f} GiB of memory; this machine has {available / 2**30:.0f} GiB."
         )
+
+
+def _shown(value: Any) -> str:
+    """A value as a command line has it, not too long."""
+    return "null" if value is None else f"{value!s:.200}"
 
 
 def _select(values: Any, name: str) -> tuple[Any, bool]:

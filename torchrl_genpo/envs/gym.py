@@ -14,6 +14,7 @@ from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum,
 from torchrl_genpo.envs.common import did_you_mean, simulator
 from torchrl_genpo.envs.multi_goal import MULTI_GOAL
 from torchrl_genpo.envs.transforms import normalization_transforms
+from torchrl_genpo.limits import check_memory
 
 __all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
 
@@ -27,6 +28,8 @@ GYM_TASKS = {
     "walker2d": "Walker2d-v5",
 }
 """Short names of the Gymnasium tasks; any other Gymnasium id works too."""
+
+SIMULATION = 2**18  # bytes of one environment, at least
 
 
 def make_gym_env(
@@ -62,8 +65,8 @@ def make_gym_env(
         render (bool, optional): makes frames for :class:`GymView`.
 
     Raises:
-        ValueError: if the name is unknown, ``num_envs`` is not positive, or the action space is not
-            a box.
+        ValueError: if the name is unknown, ``num_envs`` is not positive or does not fit in memory, or the action
+            space is not a box.
         ImportError: if the task needs a package that is missing.
 
     Examples:
@@ -76,6 +79,7 @@ def make_gym_env(
 
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+    check_memory(SIMULATION * num_envs, f"num_envs={num_envs}")
     env_id = GYM_TASKS.get(name, name)
     if env_id not in gymnasium.registry:
         raise ValueError(
