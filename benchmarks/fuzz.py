@@ -5,8 +5,8 @@
     python benchmarks/fuzz.py                       # all of it: about an hour on one core
     python benchmarks/fuzz.py --examples 0 --files 0 # the command lines only; what was counted before stays
 
-atheris is not used: it guides by the coverage of Python code, and what parses these files (HDF5, zip, JSON, YAML, ONNX) is
-in C. JSON that lies inside of an archive with the right checksums gets farther than its mutations would.
+atheris is not used: it guides by the coverage of Python code, and what parses these files (HDF5, zip, JSON, YAML,
+ONNX) is in C. JSON that lies inside of an archive with the right checksums gets farther than its mutations would.
 
 Writes the counts, and every failure with what reproduces it, to ``benchmarks/results/fuzz.json``.
 """
