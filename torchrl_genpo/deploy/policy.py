@@ -170,7 +170,7 @@ def _run_torch(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays
 
     @torch.no_grad()
     def run(inputs: Arrays) -> Arrays:
-        outputs = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        outputs = module(**{name: torch.tensor(value) for name, value in inputs.items()})
         return {name: value.numpy() for name, value in zip(output_names, outputs, strict=True)}
 
     return run
