@@ -16,10 +16,10 @@ from torchrl.checkpoint import Checkpoint
 from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
-from yaml import YAMLError
 
 from torchrl_genpo.envs import close_quietly, freeze_normalization, make_env
 from torchrl_genpo.flow import AdaptiveSigma
+from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import (
     has_exact_density,
     make_actor,
@@ -37,7 +37,6 @@ __all__ = [
     "build_env",
     "build_models",
     "fill_in",
-    "load_config",
     "load_policy",
     "make_adaptive_sigma",
 ]
@@ -113,24 +112,6 @@ def make_adaptive_sigma(cfg: DictConfig, actor: TensorDictModule) -> AdaptiveSig
     return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
 
 
-def load_config(path: Path) -> DictConfig:
-    """Reads the ``config.yaml`` of a run.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is not a configuration.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"There is no run in {path.parent}: {path.name} is missing.")
-    try:
-        config = OmegaConf.load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a configuration: {error}") from error
-    if not isinstance(config, DictConfig):
-        raise ValueError(f"{path} is not a configuration: it holds no options by name.")
-    return config
-
-
 def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
     """Gives options that are newer than a saved configuration their default values; what is saved stays."""
     for key, value in defaults.items():
@@ -170,6 +151,7 @@ def load_policy(
         fill_in(cfg, defaults)
     for key, value in {"device": device, **(overrides or {})}.items():
         OmegaConf.update(cfg, key, value)
+    check_config(cfg)
     env = build_env(cfg, num_envs, seed)
     if "pretrained" in Checkpoint.manifest(path)["components"]:
         actor = build_actor(cfg, env)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -83,9 +84,19 @@ def _choose(kind: str, name: str, choices: Iterable[str]) -> str:
     return name
 
 
+def _check_options(kind: str, function: Callable[..., Any], options: Iterable[str], given: Iterable[str] = ()) -> None:
+    """Raises a ``ValueError`` for an option that a function does not have, or that is ``given`` to it otherwise."""
+    names = [name for name in inspect.signature(function).parameters if name not in given]
+    unknown = sorted(set(options) - set(names))
+    if unknown:
+        raise ValueError(f"{kind} has no option {', '.join(unknown)}; it has {', '.join(names) or 'none'}.")
+
+
 def make_solver(name: str, **kwargs: Any) -> PairSolver:
     """Builds a solver of :data:`SOLVERS` by its name."""
-    return SOLVERS[_choose("solver", name, SOLVERS)](**kwargs)
+    solver = SOLVERS[_choose("solver", name, SOLVERS)]
+    _check_options(f"solver {name}", solver, kwargs)
+    return solver(**kwargs)
 
 
 def make_start(
@@ -101,6 +112,8 @@ def make_start(
     :class:`~torchrl_genpo.ConsistentStart`, sizes excepted.
     """
     _choose("start", name, ("consistent", "independent"))
+    sizes = ("scale", "action_dim", "context_dim", "num_memories")
+    _check_options(f"start {name}", ConsistentStart if name == "consistent" else IndependentStart, kwargs, sizes)
     if scale != "unit" or kwargs.get("learn_tau") == "per_dimension":
         kwargs["action_dim"] = velocity.action_dim
     if scale == "state_dependent":
@@ -173,6 +186,9 @@ def make_actor(
         start (mapping, optional): of :data:`PAIR_FLOWS` only, arguments of :func:`make_start`. Defaults to an
             independent start with a learned scale.
         options (mapping, optional): of :data:`SURROGATE_FLOWS` only, further arguments of their actor.
+
+    Raises:
+        ValueError: for an unknown name or option, or one that does not fit the others.
     """
     _choose("policy", name, POLICIES)
     obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
@@ -182,11 +198,13 @@ def make_actor(
         return gaussian_actor(loc, action_dim).to(env.device)
     velocity: VelocityMLP | VelocityTransformer
     if transformer is not None:
+        _check_options("policy.transformer", VelocityTransformer, transformer, ("obs_dim", "action_dim"))
         velocity = VelocityTransformer(obs_dim, action_dim, time_embedding_dim=time_embedding_dim, **transformer)
     else:
         activation_class = ACTIVATIONS[_choose("activation", activation, ACTIVATIONS)]
         velocity = VelocityMLP(obs_dim, action_dim, hidden_sizes, activation_class, time_embedding_dim)
     if name in SURROGATE_FLOWS:
+        _check_options("policy.options", SURROGATE_FLOWS[name], options or {}, ("velocity",))
         return SURROGATE_FLOWS[name](velocity, **(options or {})).to(env.device)
     actor_class, solver_class = PAIR_FLOWS[name]
     solver = solver_class() if solver is None else solver  # type: ignore[call-arg]
@@ -224,6 +242,12 @@ def make_loss(actor: TensorDictModuleBase, critic: TensorDictModule, **kwargs: A
         loss_class = FPOLoss
     elif isinstance(actor, PolicyFlowActor):
         loss_class = PolicyFlowLoss
+    # TorchRL's losses take any keyword and drop what they do not know
+    constructors = [vars(base)["__init__"] for base in loss_class.__mro__[:-1] if "__init__" in vars(base)]
+    known = {name for constructor in constructors for name in inspect.signature(constructor).parameters}
+    unknown = sorted(set(kwargs) - known)
+    if unknown:
+        raise ValueError(f"{loss_class.__name__} has no option {', '.join(unknown)}.")
     return loss_class(actor, critic, **kwargs)
 
 

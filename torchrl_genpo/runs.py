@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
-from torchrl.checkpoint import Checkpoint, CheckpointError, CheckpointRotation
+from torchrl.checkpoint import Checkpoint, CheckpointRotation
+
+from torchrl_genpo.untrusted import check_checkpoint, read_yaml
 
 __all__ = [
     "METRICS",
@@ -86,16 +87,25 @@ def write_atomically(path: Path, text: str) -> None:
 
 def _read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV; a last one that was cut short is left out."""
-    with path.open(newline="") as file:
-        text = file.read()
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    return [row for row in csv.DictReader(lines) if None not in row and None not in row.values()]
+    try:
+        text = path.read_text(encoding="utf-8")
+        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return [row for row in rows if None not in row and None not in row.values()]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty."""
+    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
     rows = _read_rows(path)
-    return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
+    try:
+        return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}.") from error
 
 
 class SyncedCheckpoint(Checkpoint):
@@ -148,6 +158,7 @@ class RunFolder:
         self.config_path = self.path / "config.yaml"
         self.columns = list(columns)
         self._damaged: set[Path] = set()
+        self._is_new = not resume and not read_only
         self._rotation = CheckpointRotation(
             self.path / "checkpoints", keep_last=keep_last, keep_best=None if keep_best is None else (keep_best, "max")
         )
@@ -175,8 +186,7 @@ class RunFolder:
     def resume(self) -> None:
         """Makes the newest checkpoint the one to continue from, ``resume_from``.
 
-        There is none in a run that was killed before its first, which it saves before its first update: nothing is
-        lost when that starts from the beginning.
+        There is none in a run that was killed before it saved its first, untrained: that starts from the beginning.
         """
         self.resume_from = self.latest()
         if self.resume_from is None and self._has_begun:
@@ -184,7 +194,17 @@ class RunFolder:
 
     @property
     def _has_begun(self) -> bool:
-        return self.metrics_path.exists() or any(self._rotation.directory.glob("checkpoint-*"))
+        trained = (path for path in self._rotation.directory.glob("checkpoint-*") if int("0" + path.stem[11:]))
+        return self.metrics_path.exists() or any(trained)
+
+    def remove_unused(self) -> None:
+        """Removes what a run left that ended before its first update, so that the next one may have the folder."""
+        if not self._is_new or self._has_begun:
+            return
+        self._lock.release()
+        shutil.rmtree(self._rotation.directory, ignore_errors=True)
+        for path in (self.config_path, Path(self._lock.lock_file)):
+            path.unlink(missing_ok=True)
 
     def write_config(self, text: str) -> None:
         """Writes the resolved configuration."""
@@ -194,7 +214,10 @@ class RunFolder:
         """Drops the rows after ``count`` frames (the first column), which a resumed run writes again."""
         if not self.metrics_path.exists():
             return
-        rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
+        try:
+            rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{self.metrics_path} is damaged, or of another run: {error}.") from error
         lines = [",".join(self.columns), *(",".join(row.get(key, "") for key in self.columns) for row in rows)]
         write_atomically(self.metrics_path, "\n".join(lines) + "\n")
 
@@ -231,7 +254,11 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is intact, if any; says which ones are not."""
-        for path in reversed(self._rotation.checkpoints()):
+        try:
+            paths = self._rotation.checkpoints()
+        except (AttributeError, RuntimeError) as error:  # what TorchRL does not expect of a file
+            raise ValueError(f"A file in {self._rotation.directory} is no checkpoint: {error}") from error
+        for path in reversed(paths):
             if is_intact(path):
                 return path
             if path not in self._damaged:
@@ -285,7 +312,7 @@ def find_checkpoint(path: Path) -> Path:
     """
     if not (path / "checkpoints").is_dir():
         return path
-    config = yaml.safe_load((path / "config.yaml").read_text())
+    config = read_yaml(path / "config.yaml")
     found = RunFolder(path, keep_best=config.get("checkpoint", {}).get("keep_best"), read_only=True).best()
     if found is None:
         raise FileNotFoundError(f"{path} has no readable checkpoint.")
@@ -296,9 +323,6 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
     """The configuration that a checkpoint was saved with.
 
     Raises:
-        ValueError: if the file is not a checkpoint, cut short or damaged.
+        ValueError: if the file is not a checkpoint, cut short or damaged, or holds what could run code.
     """
-    try:
-        return Checkpoint.manifest(path)["metadata"]["config"]
-    except (CheckpointError, OSError, KeyError) as error:
-        raise ValueError(f"{path} is not a readable checkpoint (missing, cut short or damaged): {error}") from error
+    return check_checkpoint(path)["metadata"]["config"]

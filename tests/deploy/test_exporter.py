@@ -72,6 +72,13 @@ def test_the_files_take_batches_of_any_size(policy_folder):
         assert policy.run(inputs)["action"].shape == (size, 8)
 
 
+@pytest.mark.parametrize("size", [1, 5])
+def test_the_program_takes_contiguous_tensors(policy_folder, size):
+    program = torch.export.load(policy_folder / "policy.pt2").module()
+    action, _ = program(observation=torch.zeros(size, 24), history=torch.zeros(size, 2, 24))
+    assert action.shape == (size, 8)
+
+
 def test_the_folder_says_what_the_policy_is(policy_folder):
     metadata = json.loads((policy_folder / "policy.json").read_text())
     assert metadata["dt"] == 0.05 and metadata["policy"]["num_steps"] == 5

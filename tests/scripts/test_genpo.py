@@ -308,9 +308,9 @@ def test_resume_refuses_another_configuration(finished):
         ("start=consistent start.tau=0", ["tau must be a positive finite number", "no density"]),
         ("solver=three_step solver.a=4", ["three_step is stable for a in (0, 3)"]),
         ("solver.sigma=[0.5,0.6]", ["2 values for num_steps=5"]),
-        ("loss.ratio=actoin", ["ratio must be 'pair' or 'action'"]),
+        ("loss.ratio=actoin", ["loss.ratio must be pair or action"]),
         ("policy.activation=mishh", ["Unknown activation", "mish"]),
-        ("resume=nowhere", ["There is no run in nowhere"]),
+        ("resume=nowhere", ["there is no run"]),
         ("evaluate=nowhere", ["nowhere", "not a readable checkpoint"]),
     ],
 )

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,8 +47,8 @@ class FPOActor(EulerActor):
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__(velocity, num_steps, in_keys=in_keys, action_key=action_key)
-        if perturbation < 0:
-            raise ValueError(f"perturbation must not be negative, got {perturbation}.")
+        if not 0 <= perturbation < math.inf:
+            raise ValueError(f"perturbation must be finite and not negative, got {perturbation}.")
         self.perturbation = perturbation
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -52,8 +52,8 @@ class PolicyFlowActor(TensorDictModuleBase):
         super().__init__()
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
-        if initial_scale <= 0:
-            raise ValueError(f"initial_scale must be positive, got {initial_scale}.")
+        if not 0 < initial_scale < math.inf:
+            raise ValueError(f"initial_scale must be positive and finite, got {initial_scale}.")
         self.velocity = velocity
         self.num_steps = num_steps
         self.log_scale = nn.Parameter(torch.full((velocity.action_dim,), math.log(initial_scale)))

@@ -5,13 +5,25 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_genpo.envs import WorkerError
 from torchrl_genpo.training import DivergedError
 
-__all__ = ["explain_errors"]
+__all__ = ["explain_errors", "hydra_command"]
+
+MISTAKES = (DivergedError, WorkerError, ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
+"""What a user can mend."""
 
 
 @contextlib.contextmanager
@@ -19,5 +31,38 @@ def explain_errors() -> Iterator[None]:
     """Ends the process with the message, not the traceback, of what a user can mend."""
     try:
         yield
-    except (DivergedError, WorkerError, ValueError, OSError, ImportError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    except MISTAKES as error:
+        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
+        sys.exit(f"{type(error).__name__}: {error}{cause}")
+
+
+def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
+    """Makes a command of a function that takes a configuration and returns an exit code.
+
+    Options are Hydra's, of ``torchrl_genpo/config/<config_name>.yaml``. Mistakes are messages (``HYDRA_FULL_ERROR=1``
+    shows where they were found), and a run that never began leaves no folder.
+    """
+
+    def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
+        @hydra.main(config_path="pkg://torchrl_genpo.config", config_name=config_name, version_base="1.3")
+        @functools.wraps(function)
+        def launch(cfg: DictConfig) -> None:
+            output = Path(HydraConfig.get().runtime.output_dir)
+            try:
+                code = function(cfg)
+            finally:
+                if output.is_dir() and not any(output.iterdir()):
+                    output.rmdir()
+            if code:
+                sys.exit(code)
+
+        @functools.wraps(function)
+        def main() -> None:
+            shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
+            with contextlib.nullcontext() if shows_all else explain_errors():
+                launch()
+
+        return main
+
+    return decorate

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -23,15 +22,17 @@ from torchrl.envs import ActionScaling, EnvBase, ObservationNorm, Transform
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
-from torchrl_genpo.commands.common import explain_errors
-from torchrl_genpo.configuration import as_dict, build_actor, build_env, load_config
+from torchrl_genpo.commands.common import hydra_command
+from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
+from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config
 from torchrl_genpo.training import Progress, check_finite, evaluate, load_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
+from torchrl_genpo.untrusted import read_yaml
 
 COLUMNS = ["iteration", "train/loss"]
 
@@ -152,23 +153,27 @@ def run_evaluation(cfg: DictConfig) -> None:
         print(f"{key}: {value:.3f}")
 
 
-@hydra.main(config_path="pkg://torchrl_genpo.config", config_name="pretrain", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    hydra_config = HydraConfig.get()
+@hydra_command("pretrain")
+def main(cfg: DictConfig) -> int:
+    check_config(cfg)
     torch.set_num_threads(cfg.num_threads)
-    with explain_errors():
-        if cfg.evaluate is not None:
-            run_evaluation(cfg)
-            return
-        resume = cfg.resume is not None
-        path = Path(cfg.resume if resume else hydra_config.runtime.output_dir)
-        if resume:
-            iterations = cfg.pretrain.iterations
-            cfg = load_config(path / "config.yaml")
-            cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
-        folder = RunFolder(path, resume=resume, columns=COLUMNS)
-        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    if cfg.evaluate is not None:
+        run_evaluation(cfg)
+        return 0
+    resume = cfg.resume is not None
+    path = Path(cfg.resume if resume else HydraConfig.get().runtime.output_dir)
+    if resume:
+        iterations = cfg.pretrain.iterations
+        cfg = read_yaml(path / "config.yaml")
+        check_config(cfg)
+        cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
+    folder = RunFolder(path, resume=resume, columns=COLUMNS)
+    folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    try:
         pretrain(cfg, folder)
+    finally:
+        folder.remove_unused()
+    return 0
 
 
 if __name__ == "__main__":

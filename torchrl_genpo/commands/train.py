@@ -13,7 +13,6 @@ import logging
 import sys
 from pathlib import Path
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
@@ -21,14 +20,16 @@ from tensordict.nn import TensorDictModule
 from torchrl import logger as torchrl_log
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.commands.common import explain_errors
-from torchrl_genpo.configuration import build_env, fill_in, load_config, load_policy
+from torchrl_genpo.commands.common import hydra_command
+from torchrl_genpo.configuration import build_env, fill_in, load_policy
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
+from torchrl_genpo.limits import TRAINING, check_config
 from torchrl_genpo.recording import check_rendering, record_video
 from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.loop import EVAL_SEED, Training
+from torchrl_genpo.untrusted import read_yaml
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
 
@@ -67,7 +68,10 @@ def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Pat
 
 def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run in ``folder``, with the few overrides that may change."""
-    saved = fill_in(load_config(folder / "config.yaml"), cfg)
+    config_path = folder / "config.yaml"
+    if not config_path.exists():
+        raise FileNotFoundError(f"resume={folder}: there is no run ({config_path} is missing).")
+    saved = fill_in(read_yaml(config_path), cfg)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:
@@ -103,47 +107,47 @@ def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
     return cfg.checkpoint.preempted_exit_code if stop.preempted and not training.is_finished else 0
 
 
-@hydra.main(config_path="pkg://torchrl_genpo.config", config_name="genpo", version_base="1.3")
-def main(cfg: DictConfig) -> None:
-    hydra_config = HydraConfig.get()
+@hydra_command("genpo")
+def main(cfg: DictConfig) -> int:
+    check_config(cfg, TRAINING)
     torch.set_num_threads(cfg.num_threads)
-    with explain_errors():
-        if cfg.evaluate is not None:
-            path = find_checkpoint(Path(cfg.evaluate))
-            if cfg.video:
-                check_rendering(read_checkpoint_config(path)["env"]["name"])
-            run_evaluation(path, cfg)
-            return
-        if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={cfg.device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
-        resume = cfg.resume is not None
-        path = Path(hydra_config.runtime.output_dir)
-        if resume:
-            path = Path(cfg.resume)
-            cfg = resumed_config(path, cfg, list(hydra_config.overrides.task))
+    if cfg.evaluate is not None:
+        path = find_checkpoint(Path(cfg.evaluate))
         if cfg.video:
-            check_rendering(cfg.env.name)
-        ranks = Ranks(cfg.device)
-        cfg.device = ranks.device
-        folder = RunFolder(
-            path,
-            resume=resume,
-            keep_last=cfg.checkpoint.keep_last,
-            keep_best=cfg.checkpoint.keep_best,
-            read_only=not ranks.is_first,
-        )
-        if ranks.is_first:
-            folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
-        try:
-            code = train(cfg, folder, ranks)
-        except (DivergedError, OSError) as error:
-            hint = f"Last good checkpoint: {folder.latest() or 'none yet'}."
-            if isinstance(error, OSError):
-                raise OSError(f"{error}. {hint} Mend it, then continue with resume={folder.path}.") from error
-            raise DivergedError(f"{error} {hint}") from error
-        finally:
-            ranks.close()
-    sys.exit(code)
+            check_rendering(read_checkpoint_config(path)["env"]["name"])
+        run_evaluation(path, cfg)
+        return 0
+    if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={cfg.device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
+    resume = cfg.resume is not None
+    path = Path(HydraConfig.get().runtime.output_dir)
+    if resume:
+        path = Path(cfg.resume)
+        cfg = resumed_config(path, cfg, list(HydraConfig.get().overrides.task))
+        check_config(cfg, TRAINING)
+    if cfg.video:
+        check_rendering(cfg.env.name)
+    ranks = Ranks(cfg.device)
+    cfg.device = ranks.device
+    folder = RunFolder(
+        path,
+        resume=resume,
+        keep_last=cfg.checkpoint.keep_last,
+        keep_best=cfg.checkpoint.keep_best,
+        read_only=not ranks.is_first,
+    )
+    if ranks.is_first:
+        folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
+    try:
+        return train(cfg, folder, ranks)
+    except DivergedError as error:
+        raise DivergedError(f"{error} Last good checkpoint: {folder.latest() or 'none yet'}.") from error
+    except OSError as error:
+        hint = f"Last good checkpoint: {folder.latest() or 'none yet'}. Mend it, then continue with resume={path}."
+        raise OSError(f"{error}. {hint}") from error
+    finally:
+        ranks.close()
+        folder.remove_unused()
 
 
 if __name__ == "__main__":

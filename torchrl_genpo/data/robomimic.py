@@ -8,9 +8,12 @@ A file holds ``data/demo_<i>/{obs/<key>, next_obs/<key>, actions, rewards, dones
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,9 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import ActionChunkTransform
 
+from torchrl_genpo.limits import BYTES, check_memory
+from torchrl_genpo.untrusted import parse_json
+
 __all__ = [
     "data_range",
     "make_chunk_buffer",
@@ -30,25 +36,64 @@ __all__ = [
 ]
 
 ROBOSUITE = 1  # robomimic's number for this family of environments
+MAX_COMPRESSION = 2000  # bytes of a dataset for each that is stored; the best of HDF5's compressors is half of it
 INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
 
 
-def _open(path: Path) -> Any:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    """The open file; whatever the HDF5 library meets in it is a ``ValueError``."""
     try:
         import h5py
     except ImportError as error:
         raise ImportError(f"robomimic's files need h5py: {INSTALL}.") from error
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} is not a whole HDF5 file (cut short, or another format): {error}") from error
-    if "data" not in file:
-        keys = ", ".join(file) or "nothing"
+    try:
+        if not isinstance(file.get("data"), h5py.Group):
+            raise ValueError(f"{path} is not a robomimic file: it has no group 'data', but {_names(file)}.")
+        yield file
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, UnicodeError, OverflowError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    finally:
         file.close()
-        raise ValueError(f"{path} is not a robomimic file: it has no group 'data', but {keys}.")
-    return file
+
+
+def _names(group: Any) -> str:
+    return ", ".join(sorted(group)) or "nothing"
+
+
+def _find(group: Any, key: str, where: str) -> Any:
+    """What a group of the file itself has under a key."""
+    import h5py
+
+    for name in key.split("/"):
+        if not isinstance(group, h5py.Group) or name not in group:
+            there = _names(group) if isinstance(group, h5py.Group) else "nothing"
+            raise ValueError(f"{where} has no {key!r}; there are {there}.")
+        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
+            raise ValueError(f"{where}: {key!r} is a link to another file; copy it into this one.")
+        group = group[name]
+    return group
+
+
+def _find_data(group: Any, key: str, where: str) -> Any:
+    """A dataset that is in the file itself and holds as much as it claims, unread."""
+    import h5py
+
+    data = _find(group, key, where)
+    if not isinstance(data, h5py.Dataset) or not data.shape:
+        raise ValueError(f"{where}: {key!r} is no dataset with rows.")
+    if data.external or data.is_virtual:
+        raise ValueError(f"{where}: {key!r} is kept in other files; copy it into this one.")
+    size, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
+    if size > MAX_COMPRESSION * stored:
+        raise ValueError(f"{where}: {key!r} claims {size} bytes, of which {stored} are stored: the file is damaged.")
+    return data
 
 
 def read_env_args(path: str | Path) -> dict[str, Any]:
@@ -62,10 +107,12 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     with _open(path) as file:
-        try:
-            env_args = json.loads(file["data"].attrs["env_args"])
-        except (KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path}: data.attrs['env_args'] is missing or no JSON ({error}).") from error
+        text = file["data"].attrs.get("env_args")
+        if not isinstance(text, (str, bytes)):
+            raise ValueError(f"{path}: data.attrs['env_args'] is missing or no text.")
+        env_args = parse_json(text, f"{path}: data.attrs['env_args']")
+    if not isinstance(env_args, dict) or not isinstance(env_args.get("env_kwargs"), dict):
+        raise ValueError(f"{path}: data.attrs['env_args'] has no env_kwargs.")
     if env_args.get("type") != ROBOSUITE:
         raise ValueError(f"{path}: the environment is of type {env_args.get('type')}, not {ROBOSUITE} (robosuite).")
     kwargs = env_args["env_kwargs"]
@@ -85,7 +132,11 @@ def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[
         masks = file.get("mask", {})
         if filter_key not in masks:
             raise ValueError(f"{path} has no filter key {filter_key!r}; it has {', '.join(masks) or 'none'}.")
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in masks[filter_key][:]]
+        found = _find_data(masks, filter_key, f"{path}: mask")[()].ravel().tolist()
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in found]
+    strange = [name for name in names if re.fullmatch(r"\w*_\d{1,9}", name) is None]
+    if strange:
+        raise ValueError(f"{path}: {strange[0][:100]!r} is not the name of a demonstration, such as demo_0.")
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
@@ -112,7 +163,8 @@ def read_demonstrations(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is not robomimic's or damaged; names the demonstration and the key.
+        ValueError: if the file is not robomimic's or damaged, or would take more memory than there is; names the
+            demonstration and the key.
     """
     path = Path(path)
     demonstrations: list[TensorDictBase] = []
@@ -120,20 +172,26 @@ def read_demonstrations(
         names = _demonstration_names(file, path, filter_key)[:num_demonstrations]
         if not names:
             raise ValueError(f"{path} holds no demonstration" + (f" under {filter_key!r}." if filter_key else "."))
+        keys = ["actions", "rewards", "dones", *(f"obs/{key}" for key in observation_keys)]
+        size = 0
         for name in names:
             if name not in file["data"]:
                 raise ValueError(f"{path}: {name}, named by the filter key {filter_key!r}, is missing.")
+            group = _find(file["data"], name, str(path))
+            size += sum(_find_data(group, key, f"{path}: {name}").size for key in keys)
+        check_memory(2 * BYTES * size, f"{path}, with {size} numbers in {len(names)} demonstrations,")  # and a copy
+        for name in names:
             demonstrations.append(_read_demonstration(file["data"][name], observation_keys, f"{path}: {name}"))
     return demonstrations
 
 
 def _read_demonstration(group: Any, observation_keys: Sequence[str], where: str) -> TensorDictBase:
     def read(key: str, length: int | None) -> Tensor:
-        if key not in group:
-            parent = group.get(key.rpartition("/")[0], {}) if "/" in key else group
-            raise ValueError(f"{where} has no {key!r}; there are {', '.join(sorted(parent)) or 'none'}.")
+        data = _find_data(group, key, where)
+        if data.dtype.kind not in "biuf":
+            raise ValueError(f"{where}: {key!r} cannot be read: it holds {data.dtype}, not real numbers.")
         try:
-            value = np.asarray(group[key][()], dtype=np.float32)
+            value = np.asarray(data[()], dtype=np.float32)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{where}: {key!r} cannot be read: {error}") from error
         if length is not None and len(value) != length:
@@ -230,6 +288,8 @@ def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tupl
         >>> bool((((steps["observation"] - loc) / scale).abs() < 1.001).all())
         True
     """
+    if not demonstrations:
+        raise ValueError("There is no demonstration to take the range of.")
     values = torch.cat([demonstration[key] for demonstration in demonstrations])
     low, high = values.amin(0), values.amax(0)
     scale = (high - low) / 2
@@ -257,6 +317,9 @@ def make_chunk_buffer(
     Keyword Args:
         folder (str or Path, optional): where to keep the memory-mapped files. Defaults to a temporary one.
 
+    Raises:
+        ValueError: for a size below 1, or no demonstration.
+
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
@@ -265,6 +328,11 @@ def make_chunk_buffer(
         >>> make_chunk_buffer([steps], chunk_size=3, batch_size=8).sample()["action"].shape
         torch.Size([8, 6])
     """
+    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+    if not demonstrations:
+        raise ValueError("There is no demonstration to make chunks of.")
     chunks = ActionChunkTransform(chunk_size, chunk_key="chunk")
     steps = []
     for demonstration in demonstrations:

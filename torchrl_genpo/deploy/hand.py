@@ -13,8 +13,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
+from torchrl_genpo.untrusted import read_yaml
 
 __all__ = ["DeployConfig", "HandBackend", "HandConfig", "HandError", "HandState", "SafetyConfig", "load_config"]
 
@@ -175,8 +177,8 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     try:
         config = OmegaConf.structured(DeployConfig)
         if path is not None:
-            config = OmegaConf.merge(config, OmegaConf.load(path))
+            config = OmegaConf.merge(config, read_yaml(Path(path)))
         return OmegaConf.to_object(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, YAMLError) as error:
         where = ", ".join(filter(None, [str(path or ""), *overrides]))
         raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error

@@ -5,12 +5,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+
+from torchrl_genpo.untrusted import parse_json, read_program
 
 __all__ = ["ExportedPolicy"]
 
@@ -18,6 +20,7 @@ Runtime: TypeAlias = Literal["onnx", "torch"]
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 FORMAT = 1  # of policy.json
+MAX_SIZE = 10**6  # of an input
 FILES: dict[Runtime, str] = {"onnx": "policy.onnx", "torch": "policy.pt2"}
 """The same policy for each runtime."""
 INSTALL = "pip install 'torchrl-genpo[deploy]'"
@@ -36,7 +39,7 @@ class ExportedPolicy:
 
     Raises:
         FileNotFoundError: if there is no policy.
-        ValueError: for an unknown runtime or a newer format.
+        ValueError: for an unknown runtime, a newer format, or a file that is damaged or holds what no export does.
         ImportError: without ONNX Runtime, if it is asked for.
     """
 
@@ -50,11 +53,7 @@ class ExportedPolicy:
                 f"{folder} holds no policy ({path.name} is missing). Write one with: python -m "
                 "torchrl_genpo.deploy.export <checkpoint> <folder>"
             )
-        self.metadata: dict[str, Any] = json.loads(path.read_text())
-        if self.metadata["format"] > FORMAT:
-            raise ValueError(
-                f"{path} has format {self.metadata['format']}; this library reads up to {FORMAT}: update it."
-            )
+        self.metadata: dict[str, Any] = _read_metadata(path)
         self.dt: float | None = self.metadata["dt"]
         self.low, self.high = (
             np.array([np.nan if bound is None else bound for bound in self.metadata["action"][name]], np.float32)
@@ -64,7 +63,20 @@ class ExportedPolicy:
             folder / FILES[runtime], self.metadata["outputs"]
         )
         """From batched inputs to batched outputs by name, as ``metadata`` describes them; remembers nothing."""
+        self._check_run(folder / FILES[runtime])
         self._history: np.ndarray | None = None
+
+    def _check_run(self, path: Path) -> None:
+        """Runs the policy once, which also pays for what the first run costs."""
+        try:
+            outputs = self.run(
+                {name: np.zeros((1, *shape), np.float32) for name, shape in self.metadata["inputs"].items()}
+            )
+            sizes = {name: value.shape[1:] for name, value in outputs.items()}
+        except Exception as error:  # each runtime has exceptions of its own
+            raise ValueError(f"{path} cannot be run as {path.parent / 'policy.json'} says: {error}") from error
+        if sizes["action"] != (self.metadata["action"]["size"],):
+            raise ValueError(f"{path} has actions of {sizes['action']}, not of {self.metadata['action']['size']}.")
 
     def reset(self) -> None:
         """Forgets the history: the next observation begins an episode."""
@@ -98,6 +110,32 @@ class ExportedPolicy:
         return np.fmin(np.fmax(outputs["action"][0], self.low), self.high)  # an infinite bound is written as none
 
 
+def _read_metadata(path: Path) -> dict[str, Any]:
+    """``policy.json``, with all that running the policy reads."""
+    metadata = parse_json(path.read_bytes(), str(path))
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
+        raise ValueError(f"{path} is not the description of a policy: it has no format.")
+    if metadata["format"] > FORMAT:
+        raise ValueError(f"{path} has format {metadata['format']}; this library reads up to {FORMAT}: update it.")
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+
+    try:
+        action, inputs, outputs = metadata["action"], metadata["inputs"], metadata["outputs"]
+        bounds = [bound for name in ("low", "high") for bound in action[name] if bound is not None]
+        sizes = [size for name in ("observation", *inputs) for size in inputs[name]]
+        is_whole = all(map(is_number, [*bounds, action["size"], *([] if metadata["dt"] is None else [metadata["dt"]])]))
+        is_whole &= len(action["low"]) == len(action["high"]) == action["size"] and "action" in outputs
+        is_whole &= all(isinstance(size, int) and 0 <= size <= MAX_SIZE for size in sizes)
+        is_whole &= set(inputs) <= {"observation", "history", "noise"} and set(outputs) <= {"action", "next_history"}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r} is missing or of another kind.") from error
+    if not is_whole:
+        raise ValueError(f"{path} is damaged: sizes, bounds or names of inputs and outputs are not those of a policy.")
+    return metadata
+
+
 def _run_onnx(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]:
     if importlib.util.find_spec("onnxruntime") is None:
         raise ImportError(f"runtime='onnx' needs ONNX Runtime: {INSTALL}; or use runtime='torch'.")
@@ -105,7 +143,15 @@ def _run_onnx(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # one action is too little work for more
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has a dozen exceptions, none public
+        raise ValueError(f"{path} is not a readable ONNX model (cut short, damaged or foreign): {error}") from error
+    missing = set(output_names) - {output.name for output in session.get_outputs()}
+    if missing:
+        raise ValueError(f"{path} has no output {', '.join(sorted(missing))}.")
 
     def run(inputs: Arrays) -> Arrays:
         return dict(zip(output_names, session.run(output_names, dict(inputs)), strict=True))
@@ -116,11 +162,15 @@ def _run_onnx(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]
 def _run_torch(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]:
     import torch
 
-    module = torch.export.load(path).module()
+    program = read_program(path)
+    try:
+        module = torch.export.load(program).module()
+    except Exception as error:  # PyTorch's own checks are assertions and whatever a damaged graph meets
+        raise ValueError(f"{path} is not a readable program (cut short, damaged or foreign): {error}") from error
 
     @torch.no_grad()
     def run(inputs: Arrays) -> Arrays:
-        outputs = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
+        outputs = module(**{name: torch.tensor(value) for name, value in inputs.items()})
         return {name: value.numpy() for name, value in zip(output_names, outputs, strict=True)}
 
     return run

@@ -15,6 +15,7 @@ from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum,
 from torchrl_genpo.envs.common import did_you_mean, simulator
 from torchrl_genpo.envs.multi_goal import MULTI_GOAL
 from torchrl_genpo.envs.transforms import normalization_transforms
+from torchrl_genpo.limits import check_memory
 
 __all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
 
@@ -28,6 +29,8 @@ GYM_TASKS = {
     "walker2d": "Walker2d-v5",
 }
 """Short names of the Gymnasium tasks; any other Gymnasium id works too."""
+
+SIMULATION = 2**18  # bytes of one environment, at least
 
 
 def make_gym_env(
@@ -63,8 +66,9 @@ def make_gym_env(
         render (bool, optional): makes frames for :class:`GymView`.
 
     Raises:
-        ValueError: if the name is unknown, ``num_envs`` is not positive, or the action space is not
-            a box.
+        ValueError: if the name is unknown, ``num_envs`` is not positive or does not fit in memory, or the action
+            space is not a box.
+        ImportError: if the task needs a package that is missing.
 
     Examples:
         >>> from torchrl_genpo.envs import make_env
@@ -76,6 +80,7 @@ def make_gym_env(
 
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+    check_memory(SIMULATION * num_envs, f"num_envs={num_envs}")
     module, _, env_id = GYM_TASKS.get(name, name).rpartition(":")
     if module:  # Gymnasium's way to name an environment that a module registers
         importlib.import_module(module)
@@ -86,7 +91,10 @@ def make_gym_env(
         )
 
     def make() -> gymnasium.Env:
-        env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
+        try:
+            env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
+        except (gymnasium.error.Error, ImportError) as error:  # one that needs a package, or is no longer kept
+            raise ImportError(f"Gymnasium cannot make {env_id}: {error}") from error
         if not isinstance(env.action_space, gymnasium.spaces.Box):
             raise ValueError(f"{env_id} has a {type(env.action_space).__name__} action space; a flow needs a Box.")
         env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))

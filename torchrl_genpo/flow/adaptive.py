@@ -76,6 +76,8 @@ class AdaptiveSigma:
             log_sigma /= self.factor
         elif value < 0.5 * self.target:
             log_sigma *= self.factor
+        else:
+            return  # not a rounding error away, which would compile a loss anew
         self.solver.sigma = min(self.max_sigma, max(self.min_sigma, math.exp(log_sigma)))
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,4 +86,4 @@ class AdaptiveSigma:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores sigma."""
-        self.solver.sigma = state_dict["sigma"]
+        self.solver.sigma = float(state_dict["sigma"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
     from torchrl_genpo.flow.distribution import ReversibleFlow
@@ -117,7 +118,8 @@ def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor,
     size = m.shape[-1]
     basis = torch.eye(size, dtype=m.dtype, device=m.device).view(size, *[1] * (m.ndim - 1), size)
     repeated = m.expand(size, *m.shape).contiguous()
-    dual = torch.func.jvp(function, (repeated,), (basis.expand_as(repeated).contiguous(),))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of a transformer have no forward mode
+        dual = torch.func.jvp(function, (repeated,), (basis.expand_as(repeated).contiguous(),))
     return dual[0][0], dual[1].movedim(0, -1)
 
 

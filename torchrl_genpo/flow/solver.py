@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -169,12 +169,19 @@ class ReversibleSolver(PairSolver):
             self._set_coefficients([_checked_coefficients(coefficients)] * num_steps)
 
     @classmethod
-    def two_step(cls, sigma: float | Sequence[float] = 0.75, num_steps: int = 5, **kwargs) -> ReversibleSolver:  # type: ignore[no-untyped-def]
+    def two_step(
+        cls,
+        sigma: float | Sequence[float] = 0.75,
+        num_steps: int = 5,
+        gradient: Literal["stored", "reversible"] = "stored",
+    ) -> ReversibleSolver:
         r"""The paper's rule, :math:`a = (1-\sigma, \sigma)`: first order, second at :math:`\sigma = 1`."""
-        return cls(num_steps, sigma, **kwargs)
+        return cls(num_steps, sigma, gradient=gradient)
 
     @classmethod
-    def three_step(cls, a: float = 1.0, num_steps: int = 5, **kwargs) -> ReversibleSolver:  # type: ignore[no-untyped-def]
+    def three_step(
+        cls, a: float = 1.0, num_steps: int = 5, gradient: Literal["stored", "reversible"] = "stored"
+    ) -> ReversibleSolver:
         r"""The strictly stable second-order family :math:`a = (a, 1 - \tfrac43 a, \tfrac13 a)`.
 
         Its two parasitic roots are those of :math:`z^2 + (1 - a) z + a/3`, inside of the unit
@@ -185,7 +192,7 @@ class ReversibleSolver(PairSolver):
         """
         if not isinstance(a, (int, float)) or not 0 < a < 3:
             raise ValueError(f"three_step is stable for a in (0, 3) only, got {a!r}. 1 is a good choice.")
-        return cls(num_steps, coefficients=(a, 1 - 4 * a / 3, a / 3), **kwargs)
+        return cls(num_steps, coefficients=(a, 1 - 4 * a / 3, a / 3), gradient=gradient)
 
     @property
     def sigma(self) -> float | tuple[float, ...] | None:
@@ -197,12 +204,15 @@ class ReversibleSolver(PairSolver):
 
     @sigma.setter
     def sigma(self, value: float | Sequence[float]) -> None:
-        values = [value] * self.num_steps if isinstance(value, (int, float)) else list(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number and (isinstance(value, str) or not isinstance(value, Sequence)):
+            raise ValueError(f"sigma must be a number or a sequence of one a step, got {value!r}.")
+        values: list[Any] = [value] * self.num_steps if is_number else list(value)  # type: ignore[arg-type]
         if len(values) != self.num_steps:
             raise ValueError(f"sigma has {len(values)} values for num_steps={self.num_steps}: give one, or one a step.")
-        values = [_checked_sigma(s) for s in values]
-        self._sigma = values[0] if isinstance(value, (int, float)) else tuple(values)
-        self._set_coefficients([(1 - s, s) for s in values])
+        checked = [_checked_sigma(s) for s in values]
+        self._sigma = checked[0] if is_number else tuple(checked)
+        self._set_coefficients([(1 - s, s) for s in checked])
 
     def _set_coefficients(self, coefficients: list[tuple[float, ...]]) -> None:
         self.coefficients = coefficients
@@ -340,7 +350,7 @@ def _roots(coefficients: Sequence[float]) -> list[complex]:
 
 
 def _checked_sigma(sigma: float) -> float:
-    if not isinstance(sigma, (int, float)) or not math.isfinite(sigma):
+    if not isinstance(sigma, (int, float)) or isinstance(sigma, bool) or not math.isfinite(sigma):
         raise ValueError(f"sigma must be a finite number, got {sigma!r}.")
     if sigma == 0 or not -1 < sigma <= 1:
         raise ValueError(

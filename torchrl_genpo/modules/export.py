@@ -364,7 +364,8 @@ class ExportablePolicy(nn.Module):
         frames = self.pipeline.draw_frames(batch_size)
         inputs = {"observation": frames[:, -1], "history": frames[:, :-1]}
         inputs["noise"] = torch.randn(batch_size, self.head.noise_dim)
-        return {name: inputs[name] for name in self.input_names}
+        # contiguous, as those of a user: torch.export makes a guard of other strides
+        return {name: inputs[name].contiguous() for name in self.input_names}
 
     def forward(self, observation: Tensor, history: Tensor | None = None, noise: Tensor | None = None) -> tuple:
         """Action and, where there is a history, the next one.

@@ -66,7 +66,7 @@ class FlowMatchingLoss(LossModule):
 
     Raises:
         TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
-        ValueError: for an unknown reduction.
+        ValueError: for an unknown reduction; in ``forward``, for the mean over an empty batch.
 
     Examples:
         >>> import torch
@@ -127,6 +127,8 @@ class FlowMatchingLoss(LossModule):
         Numbers of the action that ``action_is_pad`` ``[..., d]``, if it is there, marks as padding do not count.
         """
         action = tensordict.get(self.tensor_keys.action)
+        if self.reduction == "mean" and not action.numel():
+            raise ValueError(f"The mean over an empty batch is undefined, got actions of {tuple(action.shape)}.")
         noise = torch.randn_like(action)
         time = torch.rand_like(action[..., 0])
         with self.actor_network_params.to_module(self.actor_network):

@@ -56,7 +56,8 @@ class GenPOLoss(ClipPPOLoss):
 
     Raises:
         TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
-        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio.
+        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio; in ``forward``,
+            for an empty batch.
         KeyError: in ``forward``, if the data lacks the memory, or the memories of ``draw_memories``.
 
     Examples:
@@ -151,6 +152,8 @@ class GenPOLoss(ClipPPOLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
+        if not tensordict.get(self.tensor_keys.action).numel():
+            raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         if self.ratio == "action" and any(tensordict.get(key, None) is None for key in self._memory_sample_keys):
             raise KeyError(
                 "ratio='action' needs memories sampled under the policy that collected the data: call "

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torchrl.envs import EnvBase
 
 from torchrl_genpo.envs import simulator_state
 from torchrl_genpo.runs import SyncedCheckpoint
+from torchrl_genpo.untrusted import check_checkpoint
 
 __all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
 
@@ -39,8 +41,8 @@ class Progress:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the counters."""
-        self.frames, self.seconds = state_dict["frames"], state_dict["seconds"]
-        self.returns = deque(state_dict["returns"], maxlen=self.returns.maxlen)
+        self.frames, self.seconds = int(state_dict["frames"]), float(state_dict["seconds"])
+        self.returns = deque(map(float, state_dict["returns"]), maxlen=self.returns.maxlen)
 
 
 class _Carrier:
@@ -94,8 +96,7 @@ def make_checkpoint(
 
 def load_checkpoint(checkpoint: Checkpoint, path: Path, device: torch.device | str = "cpu") -> None:
     """Restores every part of a checkpoint, or raises a ``ValueError`` that says why it cannot."""
-    import zipfile
-
+    check_checkpoint(Path(path))
     try:
         checkpoint.load(path, map_location=device)
     except (CheckpointError, zipfile.BadZipFile, OSError) as error:

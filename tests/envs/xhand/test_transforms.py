@@ -159,9 +159,9 @@ def test_the_policy_sees_its_targets_before_delay_and_noise():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: DeltaTarget(LOW, HIGH, scale=0.0), "scale must be positive, got 0.0"),
+        (lambda: DeltaTarget(LOW, HIGH, scale=0.0), "scale must be positive and finite, got 0.0"),
         (lambda: ActionDelay(-1), "max_delay must not be negative, got -1"),
-        (lambda: Noise(-1.0, 0.0, in_key="action"), "must not be negative, got bias=-1.0"),
+        (lambda: Noise(-1.0, 0.0, in_key="action"), "must be finite and not negative, got bias=-1.0"),
         (lambda: History(0, in_key="a", out_key="b"), "at least 1 observation, got 0"),
         (lambda: History(2, in_key="a", out_key="a"), "must differ, both are 'a'"),
     ],

@@ -119,8 +119,8 @@ class NutBoltEnv(EnvBase):
         if not nuts:
             raise ValueError(f"nuts must name at least one of {', '.join(NUTS)}.")
         scene = Scene() if scene is None else scene
-        substeps = CONTROL_PERIOD / scene.timestep
-        if not math.isclose(substeps, round(substeps)):
+        substeps = CONTROL_PERIOD / scene.timestep if scene.timestep > 0 else math.nan
+        if not (substeps < 1e4 and math.isclose(substeps, round(substeps))):
             raise ValueError(f"timestep must divide the control period of {CONTROL_PERIOD} s, got {scene.timestep} s.")
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
         self.nuts = tuple(nuts)

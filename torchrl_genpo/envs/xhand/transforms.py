@@ -9,6 +9,7 @@ state.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -63,12 +64,14 @@ class DeltaTarget(Transform):
         target_key: NestedKey = "joint_target",
     ) -> None:
         super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
-        if not scale > 0:
-            raise ValueError(f"scale must be positive, got {scale}.")
-        indices = torch.arange(len(low)) if active is None else torch.as_tensor(list(active))
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale}.")
+        joints = list(range(len(low)) if active is None else active)
+        if not joints or len(set(joints)) < len(joints) or not set(joints) <= set(range(len(low))):
+            raise ValueError(f"active must name joints from 0 to {len(low) - 1}, each once, got {joints}.")
         self.register_buffer("low", low, persistent=False)
         self.register_buffer("high", high, persistent=False)
-        self.register_buffer("active", indices, persistent=False)
+        self.register_buffer("active", torch.as_tensor(joints), persistent=False)
         self.scale, self.masked = scale, masked
         self.position_key, self.target_key = position_key, target_key
 
@@ -201,8 +204,8 @@ class Noise(Transform):
             super().__init__(in_keys_inv=keys[0], out_keys_inv=keys[1])
         else:
             super().__init__(in_keys=keys[0], out_keys=keys[1])
-        if bias < 0 or white < 0:
-            raise ValueError(f"Standard deviations must not be negative, got bias={bias}, white={white}.")
+        if not (0 <= bias < math.inf and 0 <= white < math.inf):
+            raise ValueError(f"Standard deviations must be finite and not negative, got bias={bias}, white={white}.")
         self.bias, self.white = bias, white
         self.bias_key = bias_key or f"{in_key}_bias"
         self._shape_key = shape_key if self.is_of_action else in_key

@@ -1,0 +1,156 @@
+"""Hypothesis strategies over everything that a reversible flow is made of.
+
+What is drawn is small, so that thousands of examples take minutes; shapes, dtypes, coefficients and keys are drawn over
+all of the range that the classes promise.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torch import nn
+
+from torchrl_genpo import (
+    ConsistentStart,
+    IndependentStart,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    VelocityMLP,
+    VelocityTransformer,
+)
+from torchrl_genpo.baselines import AlternatingCoupling, SelfAdjointCoupling
+from torchrl_genpo.flow.solver import LARGEST_AMPLIFICATION
+
+OBS_DIM = 3
+MAX_STEPS = 8
+seeds = st.integers(0, 2**31 - 1)
+dims = st.integers(1, 4)
+dtypes = st.sampled_from([torch.float32, torch.float64])
+batches = st.lists(st.integers(1, 4), max_size=2).map(tuple)
+batches_or_empty = st.lists(st.integers(0, 3), max_size=2).map(tuple)
+names = st.text("abcxyz_", min_size=1, max_size=4)
+keys = st.one_of(names, st.tuples(names, names))
+numbers = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def largest_steps(amplification: float) -> int:
+    """Steps that float64 can invert if each enlarges errors so much."""
+    if amplification <= 1:
+        return MAX_STEPS
+    return max(1, min(MAX_STEPS, int(math.log(LARGEST_AMPLIFICATION) / math.log(amplification) - 1e-9)))
+
+
+@st.composite
+def sigmas(draw: st.DrawFn, smallest: float = 0.05) -> float:
+    """Weights of the memory in ``(-1, 1]``, not 0."""
+    size = draw(st.floats(smallest, 1.0))
+    return -size if draw(st.booleans()) and size < 1 else size
+
+
+@st.composite
+def two_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
+    """The paper's rule, with one sigma or one for each step."""
+    if draw(st.booleans()):
+        sigma = draw(sigmas())
+        return ReversibleSolver(draw(st.integers(1, largest_steps(1 / abs(sigma)))), sigma)
+    return ReversibleSolver(len(values := draw(st.lists(sigmas(0.3), min_size=1, max_size=MAX_STEPS))), values)
+
+
+@st.composite
+def multi_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
+    """Rules of two to four steps from their characteristic roots: 1, and distinct ones in the unit circle."""
+    if draw(st.booleans()):
+        one = ReversibleSolver.three_step(draw(st.floats(0.2, 2.8)), 1)
+    else:
+        sizes = st.floats(0.3, 0.95)
+        roots = draw(st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=3))
+        coefficients = -np.poly([1.0, *(-size if is_negative else size for size, is_negative in roots)])[1:]
+        coefficients[0] += 1 - coefficients.sum()  # of which rounding took a little
+        one = ReversibleSolver(1, coefficients=coefficients.tolist())
+    steps = draw(st.integers(1, largest_steps(one.error_amplification)))
+    return ReversibleSolver(steps, coefficients=one.coefficients[0])
+
+
+reversible_solvers = st.one_of(two_step_solvers(), multi_step_solvers())
+
+
+@st.composite
+def coupling_solvers(draw: st.DrawFn) -> AlternatingCoupling | SelfAdjointCoupling:
+    """Those of the baselines."""
+    if draw(st.booleans()):
+        return SelfAdjointCoupling(draw(st.integers(1, MAX_STEPS)))
+    mixing = draw(st.floats(0.5, 1.0))
+    return AlternatingCoupling(draw(st.integers(1, largest_steps(mixing**-2))), mixing)
+
+
+pair_solvers = st.one_of(reversible_solvers, coupling_solvers())
+
+
+def randomized(module: nn.Module, std: float = 0.3) -> nn.Module:
+    """The module with parameters that are not nearly zero anywhere."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(std * torch.randn_like(parameter))
+    return module
+
+
+@st.composite
+def velocities(draw: st.DrawFn, d: int | None = None) -> VelocityMLP | VelocityTransformer:
+    """Both networks, their weights drawn from the seed that the test has set."""
+    if draw(st.booleans()):
+        action_dim = draw(dims) if d is None else d
+        hidden = draw(st.lists(st.integers(1, 8), min_size=1, max_size=3))
+        return randomized(VelocityMLP(OBS_DIM, action_dim, hidden, time_embedding_dim=draw(st.sampled_from([4, 8]))))
+    chunk = draw(st.integers(1, 3)) if d is None else draw(st.sampled_from([k for k in range(1, d + 1) if d % k == 0]))
+    action_dim = chunk * draw(st.integers(1, 2)) if d is None else d
+    return randomized(VelocityTransformer(OBS_DIM, action_dim, chunk, 8, 1, 2, time_embedding_dim=4))
+
+
+@st.composite
+def starts(draw: st.DrawFn, velocity: nn.Module, num_memories: int) -> IndependentStart | ConsistentStart:
+    """Every start that fits a velocity and a solver."""
+    d, scale = velocity.action_dim, draw(st.sampled_from(["unit", "learned", "state_dependent"]))
+    sizes = {} if scale == "unit" else {"action_dim": d, "initial_scale": draw(st.floats(0.3, 3.0))}
+    if scale == "state_dependent":
+        sizes["context_dim"] = velocity.context_dim
+    if draw(st.booleans()):
+        return randomized(IndependentStart(scale, num_memories=num_memories, **sizes))
+    learn_tau = draw(st.sampled_from([None, "shared", "per_dimension"]))
+    sizes |= {"action_dim": d} if learn_tau == "per_dimension" else {}
+    return randomized(ConsistentStart(draw(st.floats(0.05, 3.0)), learn_tau, scale, **sizes))
+
+
+@st.composite
+def actors(draw: st.DrawFn, solvers: st.SearchStrategy = pair_solvers, nested: bool = True) -> ReversibleFlowActor:
+    """Policies of any solver, start, network and keys."""
+    torch.manual_seed(draw(seeds))
+    solver, velocity = draw(solvers), draw(velocities())
+    start = draw(starts(velocity, solver.num_memories))
+    if not nested:
+        return ReversibleFlowActor(velocity, solver=solver, start=start)
+    prefixes = [draw(st.sampled_from([(), ("agent",), ("agents", "first")])) for _ in range(4)]
+    observation, action, memory, log_prob = (
+        (*prefix, name) if prefix else name
+        for prefix, name in zip(prefixes, ("observation", "act", "memory", "log_prob"), strict=True)
+    )
+    return ReversibleFlowActor(
+        velocity,
+        solver=solver,
+        start=start,
+        in_keys=[observation],
+        action_key=action,
+        memory_key=memory,
+        log_prob_key=log_prob,
+    )
+
+
+def observations(actor: nn.Module, batch: tuple[int, ...], dtype: torch.dtype = torch.float32) -> TensorDict:
+    """Random observations under the keys of an actor."""
+    data = TensorDict({}, batch_size=batch)
+    for key in actor.in_keys:
+        data.set(key, torch.randn(*batch, OBS_DIM, dtype=dtype))
+    return data
