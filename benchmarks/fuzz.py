@@ -50,9 +50,7 @@ class Count:
             self.failures.append(f"{report.nodeid}: {str(report.longrepr)[-1000:]}")
 
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        numbers = re.findall(
-            r"(\d+) passing examples, (\d+) failing examples", getattr(item, "hypothesis_statistics", "")
-        )
+        numbers = re.findall(r"(\d+) passing, (\d+) failing", getattr(item, "hypothesis_statistics", ""))
         self.examples += sum(int(number) for pair in numbers for number in pair)
 
 
@@ -61,6 +59,8 @@ def fuzz_properties(examples: int) -> dict[str, Any]:
     os.environ["GENPO_FUZZ_EXAMPLES"] = str(examples)
     count = Count()
     pytest.main(["-q", "-n", "0", "--tb=short", "-W", "ignore", str(ROOT / "tests" / "properties")], plugins=[count])
+    if not count.examples:
+        raise RuntimeError("Hypothesis told of no example: its statistics have another form than Count reads.")
     return {"properties": count.properties, "examples": count.examples, "failures": count.failures}
 
 

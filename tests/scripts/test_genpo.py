@@ -187,12 +187,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
     config = OmegaConf.load(folder / "config.yaml")
-    config.loss.gae_lambda = float("nan")
+    config.optim.schedule, config.optim.lr = "linear", 1e6
     OmegaConf.save(config, folder / "config.yaml")
     output = run(f"resume={folder}", "collector.total_frames=2048", "tolerance.undone_updates=2", succeeds=False)
     assert "1 of 2 in a row" in output and (folder / "bad_batch.pt").exists()
     kept = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
-    assert "DivergedError" in output and "loss_critic" in output and f"Last good checkpoint: {kept}" in output
+    assert "DivergedError" in output and "loss_objective" in output and f"Last good checkpoint: {kept}" in output
     run(f"evaluate={kept}", "eval.num_envs=2")
 
 
