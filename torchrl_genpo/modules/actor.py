@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import dispatch, set_skip_existing
+from tensordict.nn import InteractionType, dispatch, set_skip_existing
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
-from torchrl.envs import ExplorationType
-from torchrl.modules import SafeProbabilisticModule
+from torchrl.modules.tensordict_module.probabilistic import SafeProbabilisticModule
 
 from torchrl_genpo.flow import (
     ConditionedVelocity,
@@ -89,7 +88,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         log_prob_key: NestedKey = "action_log_prob",
         spec: TensorSpec | None = None,
         safe: bool = False,
-        default_interaction_type: ExplorationType = ExplorationType.RANDOM,
+        default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
         if not isinstance(velocity, nn.Module) or not isinstance(velocity, Velocity):
             raise TypeError(
