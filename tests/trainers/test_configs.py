@@ -21,9 +21,9 @@ from torchrl.trainers.algorithms import PPOTrainer
 from torchrl.trainers.algorithms.configs import MLPConfig, PPOTrainerConfig, ValueModelConfig
 from torchrl.trainers.algorithms.configs.common import ConfigBase
 
+import torchrl_genpo.trainers.configs as configs
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import Mish
-from torchrl_genpo.trainers import configs
 from torchrl_genpo.trainers.genpo import GenPOTrainer
 
 HYDRA = {"_target_", "_partial_"}
@@ -88,7 +88,7 @@ def test_a_configuration_names_its_class_as_torchrls_do(config):
 
 def test_the_trainer_takes_what_ppos_takes():
     assert inspect.signature(GenPOTrainer) == inspect.signature(PPOTrainer)
-    assert "configs.GenPOTrainerConfig" in GenPOTrainer.__doc__
+    assert "GenPOTrainerConfig` for the Hydra configuration counterpart" in GenPOTrainer.__doc__
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def make_trainer(
         ),
         clip_norm=0.5,
         progress_bar=False,
+        seed=0,
         **kwargs,
     )
     log = []
@@ -72,13 +73,14 @@ def logged(log, key):
 def test_it_learns_what_the_loss_by_hand_learns():
     # plain gradient steps: Adam would enlarge the rounding of gradients that are nearly zero
     trainer, _ = make_trainer(num_epochs=3, optimizer_class=torch.optim.SGD, lr=0.1)
-    loss = copy.deepcopy(trainer.loss_module)
+    actor, critic = copy.deepcopy((trainer.loss_module.actor_network, trainer.loss_module.critic_network))
+    loss = GenPOLoss(actor, critic)
     initial = [(name, parameter.clone()) for name, parameter in loss.named_parameters()]
     batches = []
     trainer.register_op("batch_process", lambda batch: batches.append(batch.clone()) or batch)
     trainer.train()
 
-    gae = GAE(gamma=0.99, lmbda=0.95, value_network=loss.critic_network, average_gae=True)
+    gae = GAE(gamma=0.99, lmbda=0.95, value_network=critic, average_gae=True)
     optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
     (batch,) = batches
     for _ in range(3):
@@ -87,9 +89,12 @@ def test_it_learns_what_the_loss_by_hand_learns():
         nn.utils.clip_grad_norm_(loss.parameters(), 0.5)
         optimizer.step()
         optimizer.zero_grad()
+    changes = []
     for (name, start), ours, theirs in zip(initial, trainer.loss_module.parameters(), loss.parameters(), strict=True):
         assert (ours != start).any(), name
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)  # the buffer shuffles: sums round differently
+        changes.append(torch.stack([ours - start, theirs - start]).flatten(1))
+    ours, theirs = torch.cat(changes, 1)
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm()  # the buffer shuffles: sums round differently
 
 
 def test_the_first_batch_is_collected_by_the_policy_that_is_trained():
