@@ -213,8 +213,7 @@ def run_tests(folder: Path, written: list[Path]) -> str:
     report = []
     for name, command in (
         ("TorchRL is the folder's", ["-c", check, str(folder)]),
-        ("tests", [*pytest, *tests]),
-        ("doctests", [*pytest, "--doctest-modules", *library]),
+        (f"{len(tests)} files of tests, doctests", [*pytest, "--doctest-modules", *tests, *library]),
         ("smoke test of sota-implementations/genpo", [str(folder / SMOKE_TEST.split()[0]), *SMOKE_TEST.split()[1:]]),
     ):
         begin = time.perf_counter()
@@ -223,7 +222,7 @@ def run_tests(folder: Path, written: list[Path]) -> str:
             result = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True)
         if result.returncode:
             raise SystemExit(f"{result.stdout}\n{result.stderr}\n{name} failed: {' '.join(command)}")
-        counts = re.findall(r"(\d+ passed.*?) in ", result.stdout)
+        counts = re.findall(r"\d+ passed", result.stdout)
         report.append(f"| {name} | {counts[-1] if counts else 'passed'} | {time.perf_counter() - begin:.0f} |")
     return "\n".join(["| run with the TorchRL of the folder | result | seconds |", "|---|---|---:|", *report])
 
@@ -232,12 +231,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--test", action="store_true", help="run the copied tests there")
+    parser.add_argument("--record", action="store_true", help="and write the outcome to benchmarks/results/upstream.md")
     options = parser.parse_args()
     folder = options.folder.resolve()
     written = lay_out(folder)
     print("\n".join(map(str, written)))
-    if options.test:
-        print(run_tests(folder, written))
+    if options.test or options.record:
+        report = run_tests(folder, written)
+        print(report)
+        if options.record:
+            sys.path.append(str(ROOT / "benchmarks"))
+            from provenance import RESULTS, origin
+
+            lines = ["# The upstream tree's test run", "", report, *origin("python upstream/layout.py FOLDER --record")]
+            (RESULTS / "upstream.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
