@@ -41,6 +41,14 @@ def test_compose_balances_the_pendulum(tmp_path):
     assert int(value) >= 900, output
 
 
+def test_the_trainer_balances_the_pendulum_and_logs_the_numerical_error_of_the_inversion(tmp_path):
+    output = run(tmp_path, ROOT / "examples" / "trainer.py", "--frames", str(20 * 2048))
+    (value,) = re.findall(r"zero noise: return (\d+)", output)
+    assert int(value) >= 500, output
+    rows = (tmp_path / "csv_logs" / "trainer" / "scalars" / "inversion_error.csv").read_text().split()
+    assert rows and all(float(row.split(",")[1]) < 1e-4 for row in rows)
+
+
 def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     short = ["--pretrain-iterations", "800", "--finetune-iterations", "15"]
     output = run(tmp_path, ROOT / "examples" / "pretrain_then_finetune.py", *short)

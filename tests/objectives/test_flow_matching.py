@@ -9,6 +9,8 @@ from torch import nn
 
 from torchrl_genpo import ConsistentStart, FlowMatchingLoss, ReversibleFlowActor, VelocityMLP
 
+from ._objectives_common import LossModuleTestBase
+
 
 def make_actor(**kwargs):
     return ReversibleFlowActor(VelocityMLP(4, 2, (32, 32)), **kwargs)
@@ -16,6 +18,17 @@ def make_actor(**kwargs):
 
 def make_data(n=8):
     return TensorDict(observation=torch.randn(n, 4), action=torch.randn(n, 2), batch_size=[n])
+
+
+class TestFlowMatching(LossModuleTestBase):
+    """What TorchRL asks of every loss."""
+
+    def test_reset_parameters_recursive(self):
+        self.reset_parameters_recursive_test(FlowMatchingLoss(make_actor(start=ConsistentStart(0.1, "shared"))))
+
+    def test_tensordict_keys(self):
+        defaults = {"action": "action", "action_is_pad": "action_is_pad"}
+        self.tensordict_keys_test(FlowMatchingLoss(make_actor()), default_keys=defaults)
 
 
 def test_value_is_the_mean_squared_error_of_the_velocity():

@@ -7,9 +7,11 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import set_composite_lp_aggregate
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
+from torchrl.objectives.value import GAE, TD1Estimator, TDLambdaEstimator, VTrace
 
 from torchrl_genpo import (
     ConsistentStart,
@@ -19,6 +21,8 @@ from torchrl_genpo import (
     ReversibleSolver,
     VelocityMLP,
 )
+
+from ._objectives_common import LossModuleTestBase
 
 LOSS_KEYS = ("loss_objective", "loss_critic")
 
@@ -56,6 +60,143 @@ def gradients(loss, td, keys=LOSS_KEYS):
     out = loss(td)
     sum(out[key] for key in keys).backward()
     return {name: p.grad.clone() for name, p in loss.named_parameters() if p.grad is not None}
+
+
+class TestGenPO(LossModuleTestBase):
+    """What TorchRL asks of ClipPPOLoss, asked of a loss of a pair."""
+
+    # key: (the value estimator's name for it, another one)
+    ADVANTAGE_KEYS = {  # noqa: RUF012
+        "advantage": ("advantage", "advantage_new"),
+        "value_target": ("value_target", "value_target_new"),
+        "value": ("value", "value_new"),
+        "reward": ("reward", "reward_new"),
+        "done": ("done", ("done", "new")),
+        "terminated": ("terminated", ("terminated", "new")),
+    }
+
+    @pytest.mark.parametrize("delay_actor", [False, True])
+    def test_reset_parameters_recursive(self, delay_actor):
+        self.reset_parameters_recursive_test(
+            GenPOLoss(*make_models(IndependentStart("learned", 2)), delay_actor=delay_actor)
+        )
+
+    @pytest.mark.parametrize("functional", [True, False])
+    @pytest.mark.parametrize("estimator", [None, *ValueEstimators])
+    @pytest.mark.parametrize("advantage", [None, GAE, TD1Estimator, TDLambdaEstimator, VTrace])
+    def test_objective_and_value_loss_train_their_own_network(self, advantage, estimator, functional):
+        actor, critic = make_models(IndependentStart("learned", 2))
+        td = make_trajectories(actor)
+        loss = GenPOLoss(actor, critic, functional=functional)
+        if estimator is not None:
+            loss.make_value_estimator(estimator)
+        if advantage is not None:
+            options = {GAE: {"lmbda": 0.9}, TDLambdaEstimator: {"lmbda": 0.9}, VTrace: {"actor_network": actor}}
+            advantage(gamma=0.9, value_network=critic, **options.get(advantage, {}))(td)
+        elif estimator is not None:
+            loss.value_estimator(td, params=loss.critic_network_params, target_params=loss.target_critic_network_params)
+        before = td.clone()
+        out = loss(td)
+        assert out["inversion_error"] < 1e-4
+        for key, network in zip(LOSS_KEYS, (actor, critic), strict=True):
+            loss.zero_grad()
+            out[key].backward(retain_graph=True)
+            trained = {id(p) for p in loss.parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+            assert trained == {id(p) for p in network.parameters()}
+        for key in before.keys(True, True):
+            torch.testing.assert_close(td[key], before[key], atol=0, rtol=0)
+
+    def test_state_dict(self):
+        actor, critic = make_models(IndependentStart("learned", 2))
+        loss = GenPOLoss(actor, critic)
+        state = copy.deepcopy(loss.state_dict())
+        td = make_data(actor)
+        expected = loss(td)
+        perturb(loss)
+        other = GenPOLoss(*make_models(IndependentStart("learned", 2)))
+        other.load_state_dict(state)
+        for key in LOSS_KEYS:
+            torch.testing.assert_close(other(td)[key], expected[key])
+
+    @pytest.mark.parametrize("estimator", list(ValueEstimators))
+    def test_tensordict_keys(self, estimator):
+        loss = GenPOLoss(*make_models())
+        defaults = {key: key for key in ("advantage", "value_target", "action", "action_memory", "reward", "done")}
+        defaults |= {"value": "state_value", "sample_log_prob": "action_log_prob", "terminated": "terminated"}
+        defaults |= {"memory_samples": "memory_samples", "memory_log_proposal": "memory_log_proposal"}
+        self.tensordict_keys_test(loss, default_keys=defaults, td_est=estimator)
+        actor, _ = make_models()
+        critic = ValueOperator(MLP(in_features=4, out_features=1, num_cells=[32]), out_keys=["value_new"])
+        self.set_advantage_keys_through_loss_test(GenPOLoss(actor, critic), estimator, self.ADVANTAGE_KEYS)
+
+    # V-trace asks the actor, which knows its pair by its own keys
+    @pytest.mark.parametrize("estimator", [e for e in ValueEstimators if e is not ValueEstimators.VTrace])
+    def test_renamed_keys_give_the_same_numbers(self, estimator):
+        actor, critic = make_models()
+        td = make_trajectories(actor)
+        renamed = td.clone()
+        names = {"action": "a", "action_memory": ("flow", "memory"), "sample_log_prob": ("flow", "log_prob")}
+        names |= {"reward": "r", "done": "d", "terminated": ("t", "new"), "advantage": "adv", "value_target": "target"}
+        for name in ("action", "action_memory"):
+            renamed.rename_key_(name, names[name])
+        renamed.rename_key_("action_log_prob", names["sample_log_prob"])
+        for name in ("reward", "done", "terminated"):
+            renamed["next"].rename_key_(name, names[name])
+        outs = []
+        for data, keys in ((td, {}), (renamed, names)):
+            loss = GenPOLoss(actor, critic)
+            loss.set_keys(**keys)
+            loss.make_value_estimator(estimator)
+            outs.append(loss(data))
+        for key in outs[0].keys():
+            torch.testing.assert_close(outs[1][key], outs[0][key])
+
+    @pytest.mark.parametrize("names", [{}, {"action": "a", "action_memory": "m", "reward": "r", "terminated": "t"}])
+    def test_keywords_instead_of_a_tensordict(self, names):
+        actor, critic = make_models()
+        td = make_trajectories(actor)
+        expected = GenPOLoss(actor, critic)(td)
+        loss = GenPOLoss(actor, critic)
+        loss.set_keys(**names)
+        for old, new in names.items():
+            (td if old in td.keys() else td["next"]).rename_key_(old, new)
+        kwargs = dict(zip(self._flatten_in_keys(loss.in_keys), (td.get(key) for key in loss.in_keys), strict=True))
+        loss.select_out_keys("loss_objective", "inversion_error")
+        for out, key in zip(loss(**kwargs), loss.out_keys, strict=True):
+            torch.testing.assert_close(out, expected[key])
+
+    @pytest.mark.parametrize("reduction", ["none", "mean", "sum", None])
+    def test_reduction(self, reduction):
+        actor, critic = make_models()
+        td = make_data(actor)
+        out = GenPOLoss(actor, critic, reduction=reduction)(td)
+        each = GenPOLoss(actor, critic, reduction="none")(td)
+        for key in LOSS_KEYS:
+            assert each[key].shape == (8,) or each[key].shape == (8, 1)
+            expected = each[key] if reduction == "none" else getattr(each[key], reduction or "mean")()
+            torch.testing.assert_close(out[key], expected)
+
+    @pytest.mark.parametrize("clip_value", [True, 0.1])
+    def test_value_clipping(self, clip_value):
+        actor, critic = make_models()
+        td = make_data(actor).set("state_value", torch.randn(8, 1))
+        value = critic(td.clone())["state_value"]
+        epsilon = 0.2 if clip_value is True else clip_value
+        clipped = td["state_value"] + (value - td["state_value"]).clamp(-epsilon, epsilon)
+        errors = [nn.functional.smooth_l1_loss(v, td["value_target"], reduction="none") for v in (value, clipped)]
+        out = GenPOLoss(actor, critic, clip_value=clip_value, critic_coeff=1.0)(td)
+        torch.testing.assert_close(out["loss_critic"], torch.max(*errors).mean())
+
+    @pytest.mark.parametrize("aggregate", [False, True])
+    def test_the_composite_setting_makes_no_difference(self, aggregate):
+        with set_composite_lp_aggregate(aggregate):
+            actor, critic = make_models()
+            td = make_data(actor)
+            out = GenPOLoss(actor, critic)(td)
+        assert td["action_log_prob"].shape == (8,) and out["inversion_error"] < 1e-4
+
+    def test_vmap_randomness(self):
+        assert GenPOLoss(*make_models()).vmap_randomness == "error"  # no module of it is random
 
 
 @pytest.mark.parametrize("scale", ["unit", "learned"])
@@ -104,27 +245,6 @@ def test_every_parameter_of_actor_and_critic_gets_a_gradient():
     assert all(g.abs().sum() > 0 for g in grads.values())
 
 
-def test_default_keys_and_set_keys():
-    actor, critic = make_models()
-    loss = GenPOLoss(actor, critic)
-    assert loss.tensor_keys.action == "action"
-    assert loss.tensor_keys.action_memory == "action_memory"
-    assert loss.tensor_keys.sample_log_prob == "action_log_prob"
-    with pytest.raises(ValueError):
-        loss.set_keys(unknown_key="x")
-    td = make_data(actor)
-    expected = loss(td)
-    names = {"action": "a", "action_memory": "m", "sample_log_prob": "l", "advantage": "adv", "value_target": "target"}
-    loss.set_keys(**names)
-    renamed = td.clone()
-    for accepted, new in names.items():
-        old = {"action_memory": "action_memory", "sample_log_prob": "action_log_prob"}.get(accepted, accepted)
-        renamed.rename_key_(old, new)
-    out = loss(renamed)
-    for key in LOSS_KEYS:
-        torch.testing.assert_close(out[key], expected[key])
-
-
 def test_nested_keys():
     keys = {name: ("agent", name) for name in ("action", "memory", "log_prob")}
     actor, critic = make_models(
@@ -140,53 +260,6 @@ def test_nested_keys():
     td["advantage"], td["value_target"] = torch.randn(2, 8, 1)
     assert loss(td)["inversion_error"] < 1e-4
     assert ("agent", "memory") in loss.in_keys
-
-
-def test_state_dict_round_trip():
-    actor, critic = make_models(IndependentStart("learned", 2))
-    loss = GenPOLoss(actor, critic)
-    state = copy.deepcopy(loss.state_dict())
-    td = make_data(actor)
-    expected = loss(td)
-    perturb(loss)
-    other = GenPOLoss(*make_models(IndependentStart("learned", 2)))
-    other.load_state_dict(state)
-    for key in LOSS_KEYS:
-        torch.testing.assert_close(other(td)[key], expected[key])
-
-
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_reduction(reduction):
-    actor, critic = make_models()
-    td = make_data(actor)
-    out = GenPOLoss(actor, critic, reduction=reduction)(td)
-    each = GenPOLoss(actor, critic, reduction="none")(td)
-    for key in LOSS_KEYS:
-        assert each[key].shape == (8,) or each[key].shape == (8, 1)
-        expected = each[key] if reduction == "none" else getattr(each[key], reduction)()
-        torch.testing.assert_close(out[key], expected)
-
-
-def test_keyword_dispatch_equals_the_tensordict_call():
-    actor, critic = make_models()
-    loss = GenPOLoss(actor, critic)
-    loss.select_out_keys("loss_objective", "inversion_error")
-    td = make_trajectories(actor)
-    kwargs = {"_".join(key) if isinstance(key, tuple) else key: td.get(key) for key in loss.in_keys}
-    objective, error = loss(**kwargs)
-    torch.testing.assert_close(objective, loss(td)["loss_objective"])
-    torch.testing.assert_close(error, loss(td)["inversion_error"])
-
-
-@pytest.mark.parametrize("estimator", list(ValueEstimators)[:4])
-def test_value_estimators(estimator):
-    actor, critic = make_models()
-    loss = GenPOLoss(actor, critic)
-    loss.make_value_estimator(estimator)
-    td = make_trajectories(actor)
-    grads = gradients(loss, td)
-    assert all(torch.isfinite(g).all() for g in grads.values())
-    assert loss(td)["inversion_error"] < 1e-4
 
 
 def test_delayed_actor_uses_the_target_parameters():
@@ -240,17 +313,6 @@ def test_compiled_loss_equals_eager(scale):
     out = torch.compile(loss)(td)
     for key in (*LOSS_KEYS, "inversion_error"):
         torch.testing.assert_close(out[key], expected[key], atol=1e-4, rtol=1e-4)
-
-
-def test_reset_parameters_recursive():
-    actor, critic = make_models(IndependentStart("learned", 2))
-    loss = GenPOLoss(actor, critic)
-    with torch.no_grad():
-        for parameter in loss.parameters():
-            parameter.add_(1000)
-    before = [p.clone() for p in loss.parameters()]
-    loss.reset_parameters_recursive()
-    assert all((p != q).any() for p, q in zip(loss.parameters(), before, strict=True))
 
 
 def test_out_keys_name_what_is_written():

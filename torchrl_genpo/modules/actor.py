@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import dispatch, set_skip_existing
+from tensordict.nn import InteractionType, composite_lp_aggregate, dispatch, set_skip_existing
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
-from torchrl.data import TensorSpec
-from torchrl.envs import ExplorationType
-from torchrl.modules import SafeProbabilisticModule
+from torchrl.data.tensor_specs import TensorSpec
+from torchrl.modules.tensordict_module.probabilistic import SafeProbabilisticModule
 
 from torchrl_genpo.flow import (
     ConditionedVelocity,
@@ -89,7 +88,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         log_prob_key: NestedKey = "action_log_prob",
         spec: TensorSpec | None = None,
         safe: bool = False,
-        default_interaction_type: ExplorationType = ExplorationType.RANDOM,
+        default_interaction_type: InteractionType = InteractionType.RANDOM,
     ) -> None:
         if not isinstance(velocity, nn.Module) or not isinstance(velocity, Velocity):
             raise TypeError(
@@ -113,6 +112,9 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             )
         if spec is not None and spec.ndim and spec.shape[-1] != velocity.action_dim:
             raise ValueError(f"The spec has actions of size {spec.shape[-1]}, the velocity {velocity.action_dim}.")
+        log_prob_key = unravel_key(log_prob_key)
+        # one density for the pair, whichever way TensorDict is set to treat the densities of several keys
+        aggregate = composite_lp_aggregate(nowarn=True)
         super().__init__(
             in_keys=[unravel_key(key) for key in in_keys],
             out_keys=[unravel_key(action_key), unravel_key(memory_key)],
@@ -120,7 +122,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             distribution_class=self.flow_class,
             default_interaction_type=default_interaction_type,
             return_log_prob=True,
-            log_prob_keys=[unravel_key(log_prob_key)],
+            **({"log_prob_key": log_prob_key} if aggregate else {"log_prob_keys": [log_prob_key]}),
         )
         if spec is not None:
             self._spec[self.action_key] = spec.clone()

@@ -12,7 +12,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
-from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.ppo import ClipPPOLoss
 
 from torchrl_genpo.flow import ReversibleFlow, marginal_log_prob
 from torchrl_genpo.modules.actor import ReversibleFlowActor

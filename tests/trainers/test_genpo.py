@@ -1,0 +1,176 @@
+"""GenPOTrainer learns what the loss by hand learns, handles the pair, and resumes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torchrl.checkpoint import Checkpoint
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+from torchrl.envs import GymEnv
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.value import GAE
+
+from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo.trainers.genpo import GenPOTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:GenPOTrainer is an experimental:UserWarning")
+
+FRAMES = 64  # of a batch
+
+
+def make_actor(**keys):
+    actor = ReversibleFlowActor(VelocityMLP(3, 1, (16, 16)), start=IndependentStart("learned", 1), **keys)
+    nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
+    return actor
+
+
+def make_critic():
+    return ValueOperator(MLP(in_features=3, out_features=1, num_cells=[16]), in_keys=["observation"])
+
+
+def make_trainer(
+    loss=None, policy=None, batches=1, batch_size=FRAMES, optimizer_class=torch.optim.Adam, lr=3e-3, **kwargs
+):
+    """A trainer and its log, a dictionary for each time that something was logged."""
+    loss = GenPOLoss(make_actor(), make_critic()) if loss is None else loss
+    collector = Collector(
+        GymEnv("Pendulum-v1"),
+        loss.actor_network if policy is None else policy,
+        frames_per_batch=FRAMES,
+        total_frames=-1,
+        auto_register_policy_transforms=False,
+    )
+    trainer = GenPOTrainer(
+        collector=collector,
+        total_frames=batches * FRAMES,
+        frame_skip=1,
+        optim_steps_per_batch=None,
+        loss_module=loss,
+        optimizer=optimizer_class(loss.parameters(), lr=lr),
+        replay_buffer=ReplayBuffer(
+            storage=LazyTensorStorage(FRAMES), sampler=SamplerWithoutReplacement(), batch_size=batch_size
+        ),
+        clip_norm=0.5,
+        progress_bar=False,
+        seed=0,
+        **kwargs,
+    )
+    log = []
+    trainer._log = lambda log_pbar=False, **scalars: log.append(scalars)
+    return trainer, log
+
+
+def logged(log, key):
+    return [float(scalars[key]) for scalars in log if key in scalars]
+
+
+def test_it_learns_what_the_loss_by_hand_learns():
+    # plain gradient steps: Adam would enlarge the rounding of gradients that are nearly zero
+    trainer, _ = make_trainer(num_epochs=3, optimizer_class=torch.optim.SGD, lr=0.1)
+    actor, critic = copy.deepcopy((trainer.loss_module.actor_network, trainer.loss_module.critic_network))
+    loss = GenPOLoss(actor, critic)
+    initial = [(name, parameter.clone()) for name, parameter in loss.named_parameters()]
+    batches = []
+    trainer.register_op("batch_process", lambda batch: batches.append(batch.clone()) or batch)
+    trainer.train()
+
+    gae = GAE(gamma=0.99, lmbda=0.95, value_network=critic, average_gae=True)
+    optimizer = torch.optim.SGD(loss.parameters(), lr=0.1)
+    (batch,) = batches
+    for _ in range(3):
+        out = loss(gae(batch))
+        (out["loss_objective"] + out["loss_critic"]).backward()
+        nn.utils.clip_grad_norm_(loss.parameters(), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+    changes = []
+    for (name, start), ours, theirs in zip(initial, trainer.loss_module.parameters(), loss.parameters(), strict=True):
+        assert (ours != start).any(), name
+        changes.append(torch.stack([ours - start, theirs - start]).flatten(1))
+    ours, theirs = torch.cat(changes, 1)
+    assert (ours - theirs).norm() < 1e-4 * theirs.norm()  # the buffer shuffles: sums round differently
+
+
+def test_the_first_batch_is_collected_by_the_policy_that_is_trained():
+    trainer, log = make_trainer(policy=make_actor(), num_epochs=1)
+    collecting, trained = trainer.collector.policy, trainer.loss_module.actor_network
+    assert any((p != q).any() for p, q in zip(collecting.parameters(), trained.parameters(), strict=True))
+    trainer.train()
+    assert logged(log, "inversion_error")[0] < 1e-4
+    assert abs(logged(log, "max_ratio")[0] - 1) < 1e-4
+
+
+def test_the_collector_follows_the_policy_from_batch_to_batch():
+    trainer, log = make_trainer(policy=make_actor(), batches=3, batch_size=16)
+    trainer.train()
+    assert len(logged(log, "inversion_error")) == 3
+    assert max(logged(log, "inversion_error")) < 1e-4  # at the first mini-batch; the ratio moves afterwards
+    assert min(logged(log, "max_ratio")) > 1.001
+
+
+def test_the_ratio_of_the_action_is_prepared_once_a_batch():
+    loss = GenPOLoss(make_actor(), make_critic(), ratio="action", num_memories=4)
+    trainer, log = make_trainer(loss, batches=2, batch_size=32)
+    prepared = []
+    prepare = loss.prepare
+    loss.prepare = lambda batch: prepared.append(len(batch)) or prepare(batch)
+    trainer.train()
+    assert prepared == [FRAMES, FRAMES]
+    assert max(logged(log, "inversion_error")) < 1e-4 and min(logged(log, "max_ratio")) > 1.001
+
+
+def test_async_collection_is_refused_for_the_ratio_of_the_action():
+    loss = GenPOLoss(make_actor(), make_critic(), ratio="action")
+    trainer, _ = make_trainer(loss)
+    trainer.async_collection = True
+    with pytest.raises(ValueError, match="async_collection=False"):
+        trainer._setup_hook()
+
+
+def test_other_losses_are_refused():
+    actor = make_actor()
+    trainer, _ = make_trainer(ClipPPOLoss(actor, make_critic(), entropy_bonus=False))
+    with pytest.raises(TypeError, match="GenPOLoss, got ClipPPOLoss"):
+        trainer.train()
+
+
+def test_keys_of_ones_own():
+    actor = make_actor(action_key="torque", memory_key=("flow", "memory"), log_prob_key=("flow", "log_prob"))
+    data = actor(TensorDict(observation=torch.randn(FRAMES, 3), batch_size=[FRAMES])).detach()
+    loss = GenPOLoss(actor, make_critic())
+    trainer, _ = make_trainer(loss, policy=make_actor(), action_key="torque")
+    data["next"] = TensorDict(
+        observation=torch.randn(FRAMES, 3),
+        reward=torch.randn(FRAMES, 1),
+        done=torch.zeros(FRAMES, 1, dtype=torch.bool),
+        terminated=torch.zeros(FRAMES, 1, dtype=torch.bool),
+        truncated=torch.zeros(FRAMES, 1, dtype=torch.bool),
+        batch_size=[FRAMES],
+    )
+    before = [p.clone() for p in loss.parameters()]
+    trainer.optim_steps(data)
+    assert any((p != q).any() for p, q in zip(loss.parameters(), before, strict=True))
+
+
+def test_a_saved_trainer_resumes_where_it_stopped(tmp_path):
+    first, _ = make_trainer(batches=2, checkpoint=Checkpoint(), save_trainer_file=tmp_path / "trainer")
+    first.train()
+    second, log = make_trainer(batches=3, checkpoint=Checkpoint(), save_trainer_file=tmp_path / "other")
+    second.load_from_file(tmp_path / "trainer")
+    assert second.collected_frames == 2 * FRAMES
+    for ours, theirs in zip(second.loss_module.parameters(), first.loss_module.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
+    states = (second.optimizer.state_dict()["state"], first.optimizer.state_dict()["state"])
+    assert len(states[0]) == len(list(second.loss_module.parameters()))
+    for ours, theirs in zip(states[0].values(), states[1].values(), strict=True):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(ours[key], theirs[key], atol=0, rtol=0)
+    second.train()
+    assert second.collected_frames == 3 * FRAMES and len(logged(log, "inversion_error")) == 1
+    assert logged(log, "inversion_error")[0] < 1e-4

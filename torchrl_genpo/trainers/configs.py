@@ -1,0 +1,246 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Hydra configurations of a flow policy, registered beside those of TorchRL.
+
+Importing this module makes them known to Hydra, in TorchRL's groups: ``network``, ``model``, ``loss`` and ``trainer``,
+and ``solver`` and ``start`` of their own. Every keyword of a class is a field of its configuration, with the same
+default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+from torchrl.trainers.algorithms.configs.common import ConfigBase, _normalize_hydra_key, _normalize_hydra_keys
+from torchrl.trainers.algorithms.configs.modules import ActivationConfig, NetworkConfig
+from torchrl.trainers.algorithms.configs.objectives import LossConfig, _make_onpolicy_loss
+from torchrl.trainers.algorithms.configs.trainers import PPOTrainerConfig, _make_onpolicy_trainer
+
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.objectives.genpo import GenPOLoss
+from torchrl_genpo.trainers.genpo import GenPOTrainer
+
+__all__ = [
+    "ConsistentStartConfig",
+    "FlowMatchingLossConfig",
+    "GenPOLossConfig",
+    "GenPOTrainerConfig",
+    "IndependentStartConfig",
+    "ReversibleFlowActorConfig",
+    "ReversibleSolverConfig",
+    "StartConfig",
+    "VelocityMLPConfig",
+    "VelocityTransformerConfig",
+]
+
+
+@dataclass
+class VelocityMLPConfig(NetworkConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.VelocityMLP`.
+
+    Examples:
+        >>> from hydra.utils import instantiate
+        >>> from torchrl_genpo.trainers.configs import VelocityMLPConfig
+        >>> instantiate(VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[32, 32])).action_dim
+        2
+    """
+
+    obs_dim: int = MISSING
+    action_dim: int = MISSING
+    hidden_sizes: Any = (256, 256, 256)
+    activation: Any = field(
+        default_factory=partial(ActivationConfig, _target_="torchrl_genpo.flow.Mish", _partial_=True)
+    )
+    time_embedding_dim: int = 32
+    _target_: str = "torchrl_genpo.VelocityMLP"
+
+
+@dataclass
+class VelocityTransformerConfig(NetworkConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.VelocityTransformer`."""
+
+    obs_dim: int = MISSING
+    action_dim: int = MISSING
+    chunk_size: int = MISSING
+    width: int = 128
+    num_layers: int = 3
+    num_heads: int = 4
+    time_embedding_dim: int = 32
+    _target_: str = "torchrl_genpo.VelocityTransformer"
+
+
+@dataclass
+class ReversibleSolverConfig(ConfigBase):
+    """Hydra configuration for :class:`~torchrl_genpo.ReversibleSolver`.
+
+    Examples:
+        >>> from hydra.utils import instantiate
+        >>> from torchrl_genpo.trainers.configs import ReversibleSolverConfig
+        >>> instantiate(ReversibleSolverConfig(num_steps=4, sigma=0.8)).sigma
+        0.8
+    """
+
+    num_steps: int = 5
+    sigma: Any = 0.75
+    coefficients: Any = None
+    gradient: str = "stored"
+    _target_: str = "torchrl_genpo.ReversibleSolver"
+    _partial_: bool = False
+
+    def __post_init__(self) -> None:
+        """Post-initialization hook for solver configurations."""
+
+
+@dataclass
+class StartConfig(ConfigBase):
+    """Base of the configurations of a start."""
+
+    _partial_: bool = False
+
+    def __post_init__(self) -> None:
+        """Post-initialization hook for start configurations."""
+
+
+@dataclass
+class IndependentStartConfig(StartConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.IndependentStart`."""
+
+    scale: str = "unit"
+    action_dim: int | None = None
+    context_dim: int | None = None
+    num_memories: int = 1
+    initial_scale: float = 1.0
+    _target_: str = "torchrl_genpo.IndependentStart"
+
+
+@dataclass
+class ConsistentStartConfig(StartConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.ConsistentStart`."""
+
+    tau: float = 0.3
+    learn_tau: str | None = None
+    scale: str = "unit"
+    action_dim: int | None = None
+    context_dim: int | None = None
+    initial_scale: float = 1.0
+    _target_: str = "torchrl_genpo.ConsistentStart"
+
+
+@dataclass
+class ReversibleFlowActorConfig(ConfigBase):
+    """Hydra configuration for :class:`~torchrl_genpo.ReversibleFlowActor`.
+
+    A nested key is a list of its parts, as everywhere in TorchRL's configurations.
+
+    Examples:
+        >>> from hydra.utils import instantiate
+        >>> from torchrl_genpo.trainers.configs import ReversibleFlowActorConfig, VelocityMLPConfig
+        >>> velocity = VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[32, 32])
+        >>> instantiate(ReversibleFlowActorConfig(velocity=velocity, action_key=["agent", "action"])).out_keys
+        [('agent', 'action'), 'action_memory', 'action_log_prob']
+    """
+
+    velocity: Any = MISSING
+    solver: Any = None
+    start: Any = None
+    in_keys: Any = ("observation",)
+    action_key: Any = "action"
+    memory_key: Any = "action_memory"
+    log_prob_key: Any = "action_log_prob"
+    spec: Any = None
+    safe: bool = False
+    default_interaction_type: Any = "RANDOM"
+    _target_: str = "torchrl_genpo.trainers.configs._make_reversible_flow_actor"
+    _partial_: bool = False
+
+    def __post_init__(self) -> None:
+        """Post-initialization hook for flow policy configurations."""
+
+
+def _make_reversible_flow_actor(*args: Any, in_keys: Sequence[Any], **kwargs: Any) -> ReversibleFlowActor:
+    for key in ("action_key", "memory_key", "log_prob_key"):
+        kwargs[key] = _normalize_hydra_key(kwargs[key])
+    return ReversibleFlowActor(*args, in_keys=_normalize_hydra_keys(in_keys), **kwargs)
+
+
+@dataclass
+class GenPOLossConfig(LossConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.GenPOLoss`.
+
+    The fields are its own keywords and those of :class:`~torchrl.objectives.ClipPPOLoss`; ``gamma`` builds the value
+    estimator.
+    """
+
+    actor_network: Any = None
+    critic_network: Any = None
+    entropy_bonus: bool = False
+    ratio: str = "pair"
+    num_memories: int = 8
+    # a float, or a pair of them for asymmetric clipping
+    clip_epsilon: Any = 0.2
+    samples_mc_entropy: int = 1
+    entropy_coeff: Any = None
+    critic_coeff: float | None = None
+    loss_critic_type: str = "smooth_l1"
+    normalize_advantage: bool = False
+    normalize_advantage_exclude_dims: Any = ()
+    advantage_norm: Any = None
+    gamma: float | None = None
+    separate_losses: bool = False
+    reduction: str | None = None
+    clip_value: Any = None
+    delay_actor: bool = False
+    max_importance_ratio: float | None = None
+    device: Any = None
+    _target_: str = "torchrl_genpo.trainers.configs._make_genpo_loss"
+
+
+def _make_genpo_loss(*args: Any, **kwargs: Any) -> GenPOLoss:
+    # Hydra hands a pair over as a list, which the loss does not take for one
+    if isinstance(kwargs.get("clip_epsilon"), Sequence):
+        kwargs["clip_epsilon"] = tuple(kwargs["clip_epsilon"])
+    return _make_onpolicy_loss(GenPOLoss, *args, **kwargs)
+
+
+@dataclass
+class FlowMatchingLossConfig(LossConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.FlowMatchingLoss`."""
+
+    actor_network: Any = MISSING
+    reduction: str = "mean"
+    _target_: str = "torchrl_genpo.FlowMatchingLoss"
+
+
+@dataclass
+class GenPOTrainerConfig(PPOTrainerConfig):
+    """Hydra configuration for :class:`~torchrl_genpo.trainers.GenPOTrainer`.
+
+    The fields are those of :class:`~torchrl.trainers.algorithms.configs.PPOTrainerConfig`.
+    """
+
+    _target_: str = "torchrl_genpo.trainers.configs._make_genpo_trainer"
+
+
+def _make_genpo_trainer(*args: Any, **kwargs: Any) -> GenPOTrainer:
+    return _make_onpolicy_trainer(GenPOTrainer, *args, **kwargs)
+
+
+def _register_configs() -> None:
+    store = ConfigStore.instance().store
+    store(group="network", name="velocity_mlp", node=VelocityMLPConfig)
+    store(group="network", name="velocity_transformer", node=VelocityTransformerConfig)
+    store(group="solver", name="reversible", node=ReversibleSolverConfig)
+    store(group="start", name="consistent", node=ConsistentStartConfig)
+    store(group="start", name="independent", node=IndependentStartConfig)
+    store(group="model", name="reversible_flow", node=ReversibleFlowActorConfig)
+    store(group="loss", name="flow_matching", node=FlowMatchingLossConfig)
+    store(group="loss", name="genpo", node=GenPOLossConfig)
+    store(group="trainer", name="genpo", node=GenPOTrainerConfig)
+
+
+_register_configs()

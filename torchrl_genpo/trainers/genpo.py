@@ -1,0 +1,85 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""GenPO++ as one of TorchRL's trainers."""
+
+from __future__ import annotations
+
+from tensordict import TensorDictBase
+from torchrl.trainers.algorithms.ppo import PPOTrainer
+from torchrl.trainers.trainers import UpdateWeights
+
+from torchrl_genpo.objectives.genpo import GenPOLoss
+
+__all__ = ["GenPOTrainer"]
+
+
+class GenPOTrainer(PPOTrainer):
+    """Trains a reversible flow policy: :class:`~torchrl.trainers.algorithms.PPOTrainer` for a pair (action, memory).
+
+    See also :class:`~torchrl_genpo.trainers.configs.GenPOTrainerConfig` for the Hydra configuration counterpart.
+
+    Every keyword, hook, log and checkpoint is that of ``PPOTrainer``. What it adds:
+
+    - the collector starts with the weights of the loss. Hydra builds a network anew wherever a configuration names
+      it, so that ``PPOTrainer`` collects its first batch with another policy than the one it trains;
+    - ``loss_module.prepare`` is called on every collected batch, before its first update, as ``ratio="action"`` needs;
+    - the log's ``inversion_error`` is that of the first mini-batch after a collection, where nothing but the numerics
+      of the inversion can make a difference, and no mean with the change of the policy.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl.collectors import Collector
+        >>> from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+        >>> from torchrl.envs import GymEnv
+        >>> from torchrl.modules import MLP, ValueOperator
+        >>> from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
+        >>> from torchrl_genpo.trainers import GenPOTrainer
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=3, action_dim=1, hidden_sizes=(32, 32)))
+        >>> loss = GenPOLoss(actor, ValueOperator(MLP(in_features=3, out_features=1, num_cells=[32])))
+        >>> trainer = GenPOTrainer(
+        ...     collector=Collector(GymEnv("Pendulum-v1"), actor, frames_per_batch=64, total_frames=128),
+        ...     total_frames=128,
+        ...     frame_skip=1,
+        ...     optim_steps_per_batch=None,
+        ...     loss_module=loss,
+        ...     optimizer=torch.optim.Adam(loss.parameters(), lr=3e-4),
+        ...     replay_buffer=ReplayBuffer(
+        ...         storage=LazyTensorStorage(64), sampler=SamplerWithoutReplacement(), batch_size=32
+        ...     ),
+        ...     progress_bar=False,
+        ... )
+        >>> trainer.train()
+        >>> trainer.collected_frames
+        128
+    """
+
+    _algo_name = "GenPO"
+
+    def _setup_hook(self) -> None:
+        if not isinstance(self.loss_module, GenPOLoss):
+            raise TypeError(
+                f"GenPOTrainer trains with a GenPOLoss, got {type(self.loss_module).__name__}; use PPOTrainer for it."
+            )
+        if self.async_collection and self.loss_module.ratio == "action":
+            raise ValueError(
+                "ratio='action' must see every batch before its first update, which async_collection=True does not "
+                "allow: use ratio='pair' or async_collection=False."
+            )
+        for op, kwargs in self._post_steps_ops:
+            if isinstance(getattr(op, "__wrapped__", op), UpdateWeights):
+                op(**kwargs)
+        super()._setup_hook()
+
+    def _process_batch_hook(self, batch: TensorDictBase) -> TensorDictBase:
+        return self.loss_module.prepare(super()._process_batch_hook(batch))
+
+    def optim_steps(self, batch: TensorDictBase) -> None:
+        """Makes the updates of one collected batch."""
+        self._has_updated = False
+        super().optim_steps(batch)
+
+    def _process_loss_hook(self, sub_batch: TensorDictBase, losses_td: TensorDictBase) -> TensorDictBase:
+        if self._has_updated:
+            losses_td = losses_td.exclude("inversion_error")
+        self._has_updated = True
+        return super()._process_loss_hook(sub_batch, losses_td)

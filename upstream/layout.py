@@ -1,0 +1,251 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Lays the parts of this package out as a change of TorchRL's source tree, and tests it there.
+
+    python upstream/layout.py FOLDER --test
+
+FOLDER is a clone of https://github.com/pytorch/rl, where ``git diff`` then shows the pull request; or a new folder,
+into which the installed TorchRL is copied first. ``docs/upstream.md`` says what goes where and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = ROOT / "upstream" / "tree"  # files that only TorchRL needs
+OURS = "torchrl_genpo"
+
+# Ours, and TorchRL's place for it; the longest that fits a name counts.
+MODULES = {
+    f"{OURS}.flow": "torchrl.modules.flow",
+    f"{OURS}.modules.actor": "torchrl.modules.tensordict_module.reversible_flow",
+    f"{OURS}.objectives": "torchrl.objectives",
+    f"{OURS}.trainers": "torchrl.trainers.algorithms",
+    f"{OURS}.trainers.configs": "torchrl.trainers.algorithms.configs.genpo",
+}
+SOURCES = {
+    **{f"{OURS}/flow/{path.name}": f"torchrl/modules/flow/{path.name}" for path in (ROOT / OURS / "flow").glob("*.py")},
+    f"{OURS}/modules/actor.py": "torchrl/modules/tensordict_module/reversible_flow.py",
+    f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
+    f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
+    f"{OURS}/trainers/genpo.py": "torchrl/trainers/algorithms/genpo.py",
+    f"{OURS}/trainers/configs.py": "torchrl/trainers/algorithms/configs/genpo.py",
+}
+TESTS = {
+    **{
+        f"tests/flow/{path.name}": f"test/modules/test_flow_{path.name.removeprefix('test_')}"
+        for path in (ROOT / "tests" / "flow").glob("test_*.py")
+    },
+    "tests/modules/test_actor.py": "test/modules/test_reversible_flow_actor.py",
+    "tests/objectives/test_flow_matching.py": "test/objectives/test_flow_matching.py",
+    "tests/objectives/test_genpo.py": "test/objectives/test_genpo.py",
+    "tests/trainers/test_configs.py": "test/test_genpo_configs.py",
+    "tests/trainers/test_genpo.py": "test/test_genpo_trainer.py",
+}
+LOSS_TEST_BASE = "objectives/_objectives_common.py"  # TorchRL's own where there is one
+
+# What TorchRL's packages offer beside what they do now: package, our module, where its names come from there.
+FLOW_NAMES = (
+    "AdaptiveSigma",
+    "ConsistentStart",
+    "IndependentStart",
+    "ReversibleFlow",
+    "ReversibleSolver",
+    "VelocityMLP",
+    "VelocityTransformer",
+)
+EXPORTS = {
+    "torchrl/modules/__init__.py": {
+        "torchrl.modules.flow": FLOW_NAMES,
+        "torchrl.modules.tensordict_module.reversible_flow": ("ReversibleFlowActor",),
+    },
+    "torchrl/objectives/__init__.py": {
+        "torchrl.objectives.flow_matching": ("FlowMatchingLoss",),
+        "torchrl.objectives.genpo": ("GenPOLoss",),
+    },
+    "torchrl/trainers/algorithms/__init__.py": {"torchrl.trainers.algorithms.genpo": ("GenPOTrainer",)},
+    "torchrl/trainers/algorithms/configs/__init__.py": {
+        "torchrl.trainers.algorithms.configs.genpo": (
+            "ConsistentStartConfig",
+            "FlowMatchingLossConfig",
+            "GenPOLossConfig",
+            "GenPOTrainerConfig",
+            "IndependentStartConfig",
+            "ReversibleFlowActorConfig",
+            "ReversibleSolverConfig",
+            "VelocityMLPConfig",
+            "VelocityTransformerConfig",
+        )
+    },
+}
+HOMES = {
+    name: package.removesuffix("/__init__.py").replace("/", ".")
+    for package, modules in EXPORTS.items()
+    for names in modules.values()
+    for name in names
+}
+
+SMOKE_TEST = (
+    "sota-implementations/genpo/genpo.py collector.total_frames=40 collector.frames_per_batch=20 "
+    "replay_buffer.storage.max_size=20 replay_buffer.batch_size=10 trainer.total_frames=40 trainer.num_epochs=2"
+)
+# Files that a clone has and the wheel has not: a line of theirs, and what follows it from now on.
+INSERTIONS = {
+    "docs/source/reference/index.rst": ("    trainers\n", "    genpo\n"),
+    ".github/unittest/linux_sota/scripts/test_sota.py": (
+        "commands = {\n",
+        f'    "genpo": """python {SMOKE_TEST}\n""",\n',
+    ),
+}
+
+FOREIGN_HEADER = "# Copyright (c) Meta Platforms, Inc. and affiliates.\n#\n"
+OUR_HEADER = "# This source code is licensed under the MIT license found in the\n"
+MAIN = '\n\nif __name__ == "__main__":\n    pytest.main([__file__, "--capture", "no", "--exitfirst"])\n'
+
+
+def rewrite(text: str) -> str:
+    """Our code or prose, in TorchRL's names."""
+
+    def regroup(match: re.Match[str]) -> str:
+        """One import from our package, as one from each of the packages that its names live in there."""
+        prefix, names = match[1], [name.strip() for name in match[2].strip("()").split(",") if name.strip()]
+        homes = dict.fromkeys(HOMES[name] for name in names)
+        return "\n".join(
+            f"{prefix}from {home} import {', '.join(name for name in names if HOMES[name] == home)}" for home in homes
+        )
+
+    text = re.sub(rf"^([ >]*)from {OURS} import (\([^)]*\)|.*)$", regroup, text, flags=re.MULTILINE)
+    for ours in sorted(MODULES, key=len, reverse=True):
+        text = re.sub(rf"\b{re.escape(ours)}\b", MODULES[ours], text)
+    text = re.sub(rf"\b{OURS}\.(\w+)", lambda match: f"{HOMES[match[1]]}.{match[1]}", text)
+    text = text.replace("from ._objectives_common", "from _objectives_common")
+    return text.replace("``benchmarks/results/", "torchrl-genpo's ``benchmarks/results/")
+
+
+def source(path: Path) -> str:
+    """A file of the package, as TorchRL would have it."""
+    text = path.read_text()
+    if not text.startswith(OUR_HEADER):
+        raise ValueError(f"{path} does not begin with the licence header.")
+    return FOREIGN_HEADER + rewrite(text)
+
+
+def test(path: Path) -> str:
+    """A file of tests, with the licence header, the fixture that seeds it and the last lines that TorchRL asks for."""
+    text = path.read_text()
+    fixture = (ROOT / "tests" / "conftest.py").read_text().partition("import torch\n")[2].rstrip()
+    future = "from __future__ import annotations\n"
+    docstring, _, code = text.partition(future)
+    missing = [f"import {name}\n" for name in ("pytest", "torch") if f"import {name}\n" not in code]
+    header = FOREIGN_HEADER + OUR_HEADER + "# LICENSE file in the root directory of this source tree.\n"
+    return header + rewrite(docstring + future + "".join(missing) + code).rstrip() + "\n" + fixture + "\n" + MAIN
+
+
+def export(text: str, modules: dict[str, tuple[str, ...]]) -> str:
+    """An ``__init__.py`` that offers more names: imported just before ``__all__``, and listed in it."""
+    if all(f"from {module} import" in text for module in modules):
+        return text
+    imports = "".join(f"from {module} import {', '.join(names)}\n" for module, names in modules.items())
+    names = "".join(f'    "{name}",\n' for names in modules.values() for name in names)
+    before, opening, after = text.partition("\n__all__ = [\n")
+    if not opening:
+        raise ValueError("TorchRL's __init__.py has no __all__ any more: look where its names are offered now.")
+    return before + imports + opening + names + after
+
+
+def insert(text: str, after: str, new: str) -> str:
+    """A file with one more entry after a line of it."""
+    if new in text:
+        return text
+    if after not in text:
+        raise ValueError(f"There is no {after.strip()!r} any more: look where the entry {new.strip()!r} belongs now.")
+    return text.replace(after, after + new, 1)
+
+
+def lay_out(folder: Path) -> list[Path]:
+    """Writes everything; returns the paths, relative to the folder. May be repeated."""
+    is_clone = (folder / "test" / LOSS_TEST_BASE).exists() and (folder / ".git").exists()
+    if not (folder / "torchrl").exists():
+        installed = importlib.util.find_spec("torchrl")
+        if installed is None or installed.origin is None:
+            raise ModuleNotFoundError("TorchRL is not installed: pip install torchrl.")
+        shutil.copytree(
+            Path(installed.origin).parent, folder / "torchrl", ignore=shutil.ignore_patterns("__pycache__", "include")
+        )
+    texts = {new: source(ROOT / old) for old, new in SOURCES.items()}
+    texts |= {new: test(ROOT / old) for old, new in TESTS.items()}
+    if not is_clone:
+        texts[f"test/{LOSS_TEST_BASE}"] = (ROOT / "tests" / LOSS_TEST_BASE).read_text()
+    texts |= {str(path.relative_to(TREE)): path.read_text() for path in TREE.rglob("*.*") if path.is_file()}
+    for name, modules in EXPORTS.items():
+        texts[name] = export((folder / name).read_text(), modules)
+    for name, (after, new) in INSERTIONS.items():
+        if (folder / name).exists():
+            texts[name] = insert((folder / name).read_text(), after, new)
+    for name, text in texts.items():
+        if OURS in text:
+            raise ValueError(f"{name} still speaks of {OURS}.")
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return sorted(map(Path, texts))
+
+
+def run_tests(folder: Path, written: list[Path]) -> str:
+    """Runs copied tests, doctests and the script's smoke test with the folder's TorchRL; returns a report."""
+    env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    tests = [str(path) for path in written if path.parts[0] == "test" and path.name.startswith("test_")]
+    library = [str(path) for path in written if path.parts[0] == "torchrl" and path.name != "__init__.py"]
+    check = "import torchrl, pathlib, sys; sys.exit(not pathlib.Path(torchrl.__file__).is_relative_to(sys.argv[1]))"
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    if importlib.util.find_spec("xdist"):
+        pytest += ["-n", "auto", "--dist", "worksteal"]
+    report = []
+    for name, command in (
+        ("TorchRL is the folder's", ["-c", check, str(folder)]),
+        (f"{len(tests)} files of tests, doctests", [*pytest, "--doctest-modules", *tests, *library]),
+        ("smoke test of sota-implementations/genpo", [str(folder / SMOKE_TEST.split()[0]), *SMOKE_TEST.split()[1:]]),
+    ):
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:  # for what a run writes
+            cwd = scratch if command[0].endswith(".py") else folder
+            result = subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True)
+        if result.returncode:
+            raise SystemExit(f"{result.stdout}\n{result.stderr}\n{name} failed: {' '.join(command)}")
+        counts = re.findall(r"\d+ passed", result.stdout)
+        report.append(f"| {name} | {counts[-1] if counts else 'passed'} | {time.perf_counter() - begin:.0f} |")
+    return "\n".join(["| run with the TorchRL of the folder | result | seconds |", "|---|---|---:|", *report])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--test", action="store_true", help="run the copied tests there")
+    parser.add_argument("--record", action="store_true", help="and write the outcome to benchmarks/results/upstream.md")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    written = lay_out(folder)
+    print("\n".join(map(str, written)))
+    if options.test or options.record:
+        report = run_tests(folder, written)
+        print(report)
+        if options.record:
+            sys.path.append(str(ROOT / "benchmarks"))
+            from provenance import RESULTS, origin
+
+            lines = ["# The upstream tree's test run", "", report, *origin("python upstream/layout.py FOLDER --record")]
+            (RESULTS / "upstream.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
