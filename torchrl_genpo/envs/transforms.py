@@ -107,6 +107,7 @@ class FlagNotFinite(Transform):
     """
 
     KEY = "not_finite"
+    training_only = True  # an exported policy does without
 
     def __init__(self, in_keys: Sequence[NestedKey]) -> None:
         super().__init__(in_keys=in_keys, out_keys=in_keys)
