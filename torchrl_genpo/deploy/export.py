@@ -16,6 +16,7 @@ from pathlib import Path
 
 from torchrl_genpo.configuration import as_dict, load_policy
 from torchrl_genpo.deploy.exporter import PolicyExporter
+from torchrl_genpo.runs import find_checkpoint
 
 __all__ = ["main"]
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "policy.pt2 (torch.export) and policy.json, which says what goes in and out. Normalisation, history, start and "
         "solver are inside; every action is checked against the actor's.",
     )
-    parser.add_argument("checkpoint", type=Path, help="a file checkpoints/checkpoint-*.torchrl of a run's folder")
+    parser.add_argument("checkpoint", type=Path, help="of a run, or its folder: then the best one")
     parser.add_argument("folder", type=Path, help="where to write")
     parser.add_argument("--noise-input", action="store_true", help="take noise as an input, for a policy that samples")
     parser.add_argument(
@@ -41,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         overrides = dict(entry.split("=", 1) for entry in options.set)
-        actor, env, cfg = load_policy(options.checkpoint, num_envs=1, seed=0, overrides=overrides)
+        checkpoint = find_checkpoint(options.checkpoint)
+        actor, env, cfg = load_policy(checkpoint, num_envs=1, seed=0, overrides=overrides)
         source = {
-            "checkpoint": str(options.checkpoint.resolve()),
-            "sha256": hashlib.sha256(options.checkpoint.read_bytes()).hexdigest(),
+            "checkpoint": str(checkpoint.resolve()),
+            "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
             "config": as_dict(cfg),
         }
         exporter = PolicyExporter(actor, env, noise_input=options.noise_input)
