@@ -112,7 +112,7 @@ def make_actor() -> ReversibleFlowActor:
 
 @torch.no_grad()
 def evaluate(env: PixelReach, actor: nn.Module | None) -> tuple[float, Tensor]:
-    """Share of the goals that are near at the end of an episode with zero noise, and the paths ``[n, HORIZON + 1, 2]``."""
+    """Share of the goals that an episode with zero noise ends near to, and its paths ``[n, HORIZON + 1, 2]``."""
     tensordict, path = env.reset(), [env.point]
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         for _ in range(HORIZON):
