@@ -2,7 +2,8 @@
 # LICENSE file in the root directory of this source tree.
 """The documentation site: ``sphinx-build -W --keep-going -b html docs docs/_build/html``.
 
-The reference is made from what the package exports: every module's ``__all__``, each name on one page.
+The reference is made from what the package exports: every module's ``__all__``, each name on one page. The pages of
+measurements are the reports in ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -141,6 +142,23 @@ def _inventory() -> tuple[dict[str, dict[str, list[str]]], dict[str, str]]:
     return pages, aliases
 
 
+def _write_result_pages() -> None:
+    """A page for every report of ``benchmarks/results``, with the picture of the same name."""
+    folder = Path(__file__).parent / "results"
+    folder.mkdir(exist_ok=True)
+    reports = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
+    for page in folder.glob("*.md"):
+        page.unlink()
+    for report in reports:
+        source = f"../../benchmarks/results/{report.name}"
+        text = f"```{{include}} {source}\n:relative-images:\n```\n"
+        picture = report.with_suffix(".png")
+        if picture.exists() and picture.name not in report.read_text():
+            text += f"\n![{report.stem}]({source.removesuffix('md')}png)\n"
+        (folder / report.name).write_text(text)
+
+
+_write_result_pages()
 PAGES, ALIASES = _inventory()
 autosummary_context = {"pages": PAGES}
 
