@@ -25,10 +25,9 @@ def test_the_glossary_explains_every_column_once():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_every_row_of_numbers_is_included_from_the_results(page):
-    rows = [
-        line for line in page.read_text().splitlines() if line.startswith("|") and re.search(r"\d{3}(?!\d*`)", line)
-    ]
-    assert all(row.startswith("| `") for row in rows), rows  # names of columns and policies
+    lines = (re.sub(r"`[^`]*`", "", line) for line in page.read_text().splitlines() if line.startswith("|"))
+    typed = [line for line in lines if re.search(r"\d{3}", line) and "arXiv" not in line]
+    assert not typed, typed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -68,6 +67,6 @@ def test_troubleshooting_quotes_messages_that_exist():
     symptoms = [line for line, after in pairs if after.startswith(": ") and "(Isaac Lab)" not in line]
     assert len(symptoms) >= 20
     joined = re.sub(r'"\s*f?"', "", sources)  # messages over several lines
-    for quoted in re.findall(r"`([^`\n]*\s[^`\n]*)`", "\n".join(symptoms)):
-        parts = [part.strip() for part in re.split(r"\.\.\.|\d|'", quoted)]
+    for quoted in re.findall(r"`([^`]+)`", "\n".join(symptoms)):
+        parts = [part.strip() for part in re.split(r"\.\.\.|\d|'", quoted)] if " " in quoted else []
         assert all(part in joined for part in parts), quoted
