@@ -18,6 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import sphinx.util.inspect
 from sphinx.application import Sphinx
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.nodes import make_refnode
@@ -61,6 +62,9 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": ["sphinx-version"],
 }
+# pages of the top level have nothing beside them
+html_sidebars = {path.stem: [] for path in Path(__file__).parent.glob("*.md") if path.stem != "measurements"}
+html_context = {"default_mode": "auto"}
 html_show_sourcelink = False
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
@@ -69,6 +73,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 autosummary_generate = True
+toc_object_entries_show_parents = "hide"
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -178,6 +183,15 @@ def _resolve(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, contnode, target)
 
 
+def _signature(app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str, returns: str) -> Any:
+    """The signature of a class whose metaclass hides it, as TensorDict's modules and TorchRL's losses do."""
+    if what != "class" or signature != "(*args, **kwargs)":
+        return None
+    found = sphinx.util.inspect.signature(value.__init__, bound_method=True)
+    return sphinx.util.inspect.stringify_signature(found, unqualified_typehints=True, short_literals=True), returns
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("autodoc-process-signature", _signature)
     app.connect("missing-reference", _resolve)
