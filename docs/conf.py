@@ -154,9 +154,12 @@ def _write_result_pages() -> None:
     reports = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
     for page in folder.glob("*.md"):
         page.unlink()
-    for report in reports:
+    titles = [report.read_text().splitlines()[0] for report in reports]
+    for report, title in zip(reports, titles, strict=True):
+        if titles.count(title) > 1:
+            title += f" ({report.stem})"
         source = f"../../benchmarks/results/{report.name}"
-        text = f"```{{include}} {source}\n:relative-images:\n```\n"
+        text = f"{title}\n\n```{{include}} {source}\n:start-line: 1\n:relative-images:\n```\n"
         picture = report.with_suffix(".png")
         if picture.exists() and picture.name not in report.read_text():
             text += f"\n![{report.stem}]({source.removesuffix('md')}png)\n"
