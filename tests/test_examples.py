@@ -49,6 +49,13 @@ def test_the_trainer_balances_the_pendulum_and_logs_the_numerical_error_of_the_i
     assert rows and all(float(row.split(",")[1]) < 1e-4 for row in rows)
 
 
+def test_pixels_are_enough_to_reach_the_goal(tmp_path):
+    output = run(tmp_path, ROOT / "examples" / "pixels.py", "--frames", str(20 * 1024))
+    ((reached, by_chance),) = re.findall(r"zero noise: (\d+) % .* random actions: (\d+) %", output)
+    assert int(reached) >= 60 and int(by_chance) <= 10, output
+    assert (tmp_path / "pixels.png").stat().st_size > 10_000
+
+
 def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     short = ["--pretrain-iterations", "800", "--finetune-iterations", "15"]
     output = run(tmp_path, ROOT / "examples" / "pretrain_then_finetune.py", *short)

@@ -54,7 +54,7 @@ class FPOActor(EulerActor):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action; from zero noise and unperturbed unless the exploration type is ``RANDOM``."""
         action = super().forward(tensordict).get(self.action_key)
-        return tensordict.set(self.action_key, action + self.perturbation * draw_noise(action, action.shape[-1]))
+        return tensordict.set(self.action_key, action + self.perturbation * draw_noise(action, action.shape))
 
 
 def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor | float) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo.flow import ConditionedVelocity, Velocity, midpoint
+from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, midpoint
 from torchrl_genpo.modules.euler import draw_noise
 
 __all__ = ["PolicyFlowActor", "PolicyFlowLoss"]
@@ -65,9 +65,9 @@ class PolicyFlowActor(TensorDictModuleBase):
         """Writes the action and what its ratio needs."""
         observations = [tensordict.get(key) for key in self.in_keys]
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
-        start = draw_noise(observations[0], self.velocity.action_dim)
+        start = draw_noise(observations[0], (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim))
         end = midpoint(velocity, start, self.num_steps)
-        action = end + draw_noise(end, end.shape[-1]) * self.log_scale.exp()
+        action = end + draw_noise(end, end.shape) * self.log_scale.exp()
         values = (action, start, end, self.residual_dist(end).log_prob(action))
         return tensordict.update(dict(zip(self.out_keys, values, strict=True)))
 

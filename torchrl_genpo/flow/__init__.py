@@ -9,7 +9,14 @@ from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, pro
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
 from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
 from torchrl_genpo.flow.transformer import VelocityTransformer
-from torchrl_genpo.flow.velocity import ConditionedVelocity, Mish, SinusoidalTimeEmbedding, Velocity, VelocityMLP
+from torchrl_genpo.flow.velocity import (
+    ConditionedVelocity,
+    Mish,
+    SinusoidalTimeEmbedding,
+    Velocity,
+    VelocityMLP,
+    batch_shape,
+)
 
 __all__ = [
     "AdaptiveSigma",
@@ -28,6 +35,7 @@ __all__ = [
     "VelocityField",
     "VelocityMLP",
     "VelocityTransformer",
+    "batch_shape",
     "euler",
     "marginal_log_prob",
     "midpoint",

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ConditionedVelocity", "Mish", "SinusoidalTimeEmbedding", "Velocity", "VelocityMLP"]
+__all__ = ["ConditionedVelocity", "Mish", "SinusoidalTimeEmbedding", "Velocity", "VelocityMLP", "batch_shape"]
 
 
 @runtime_checkable
@@ -22,6 +22,9 @@ class Velocity(Protocol):
 
     ``condition`` is called once per observation and its result, the context, is passed to every
     evaluation: whatever depends on the observation alone belongs there.
+
+    A velocity whose first observation is not a vector says so by an attribute ``observation_ndim``: 3 for
+    images ``[..., channels, height, width]`` (``examples/pixels.py``).
     """
 
     action_dim: int
@@ -34,6 +37,11 @@ class Velocity(Protocol):
 
         ``t`` is one number for all, or (in flow matching) a tensor ``[...]``.
         """
+
+
+def batch_shape(velocity: Velocity, observation: Tensor) -> torch.Size:
+    """The dimensions of an observation that count samples: all but the last ``observation_ndim``, 1 unless given."""
+    return observation.shape[: observation.ndim - getattr(velocity, "observation_ndim", 1)]
 
 
 class ConditionedVelocity:

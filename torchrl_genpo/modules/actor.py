@@ -23,6 +23,7 @@ from torchrl_genpo.flow import (
     ReversibleSolver,
     Start,
     Velocity,
+    batch_shape,
     marginal_log_prob,
 )
 
@@ -220,8 +221,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             self.velocity.action_dim,
             self.solver,
             self.start,
-            observations[0].shape[:-1],
-            dtype=observations[0].dtype,
+            batch_shape(self.velocity, observations[0]),
+            dtype=observations[0].dtype if observations[0].is_floating_point() else None,
             device=observations[0].device,
             scored=scored,
         )

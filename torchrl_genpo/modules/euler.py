@@ -13,7 +13,7 @@ from torch import Tensor
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 
-from torchrl_genpo.flow import ConditionedVelocity, Velocity, euler
+from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, euler
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 
 __all__ = ["EulerActor", "draw_noise"]
@@ -67,12 +67,12 @@ class EulerActor(TensorDictModuleBase):
         """Writes the action; from zero noise unless the exploration type is ``RANDOM``."""
         observations = [tensordict.get(key) for key in self.in_keys]
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
-        x = draw_noise(observations[0], self.velocity.action_dim)
+        x = draw_noise(observations[0], (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim))
         return tensordict.set(self.action_key, euler(velocity, x, self.num_steps))
 
 
-def draw_noise(observation: Tensor, dim: int) -> Tensor:
-    """Normal noise ``[..., dim]`` for observations ``[..., n]``; zeros unless the exploration type is ``RANDOM``."""
+def draw_noise(like: Tensor, shape: Sequence[int]) -> Tensor:
+    """Normal noise of the dtype (if it is a floating one) and device of ``like``; zeros if not to explore."""
     is_random = exploration_type() in (None, ExplorationType.RANDOM)
     draw = torch.randn if is_random else torch.zeros
-    return draw((*observation.shape[:-1], dim), dtype=observation.dtype, device=observation.device)
+    return draw(tuple(shape), dtype=like.dtype if like.is_floating_point() else None, device=like.device)
