@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
+import torchrl_genpo.configuration  # noqa: F401  registers the resolvers
 from torchrl_genpo.runs import METRICS
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "sota-implementations" / "config"
+CONFIG = ROOT / "torchrl_genpo" / "config"
 PAGES = [path for path in (ROOT / "docs").rglob("*.md") if {"generated", "results", "_build"}.isdisjoint(path.parts)]
 SCRIPT = re.compile(r"python ((?:sota-implementations|examples|benchmarks)/\w+\.py)")
 

@@ -14,7 +14,6 @@ from torchrl.data import Bounded
 from torchrl.envs import ExplorationType, GymEnv, SerialEnv, set_exploration_type
 
 from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleFlowActor, ReversibleSolver, VelocityMLP
-from torchrl_genpo.modules import EulerActor
 
 
 def make_actor(**kwargs):
@@ -64,8 +63,6 @@ def test_a_velocity_may_see_images(dtype):
     td = actor(td).detach()
     assert td["action"].shape == (5, 7, 2) and td["action"].dtype == torch.float32
     torch.testing.assert_close(actor.log_prob(td), td["action_log_prob"], atol=1e-4, rtol=0)
-    euler = EulerActor.of(actor)(td.select("pixels"))["action"]
-    assert euler.shape == (5, 7, 2) and euler.dtype == torch.float32
 
 
 def test_collection_costs_one_velocity_evaluation_a_step_and_no_inversion():
