@@ -83,7 +83,10 @@ doctest_test_doctest_blocks = ""  # the pages' own; those of docstrings are pyte
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_genpo\.).*"),  # other projects' names resolve only with a network
-    (r"py:.*", r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.).*"),  # what signatures name and nothing exports
+    (
+        r"py:.*",
+        r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.|trainers\.configs\.).*",
+    ),  # not in the reference
 ]
 
 intersphinx_mapping = {

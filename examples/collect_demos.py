@@ -10,4 +10,4 @@ The same as the command genpo-collect. Needs robosuite (the README says how).
 from torchrl_genpo.commands.collect import main
 
 if __name__ == "__main__":
-    main()
+    main(__doc__)

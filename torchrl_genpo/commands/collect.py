@@ -47,8 +47,8 @@ def collect(options: argparse.Namespace) -> None:
     print(f"{output}: {len(demonstrations)} of {options.episodes} episodes succeeded, {steps} steps")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(description: str | None = __doc__) -> None:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=ROBOMIMIC_TASKS)
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--output", type=Path, help="<task>.hdf5 unless given")

@@ -16,7 +16,7 @@ __all__ = ["GenPOTrainer"]
 class GenPOTrainer(PPOTrainer):
     """Trains a reversible flow policy: :class:`~torchrl.trainers.algorithms.PPOTrainer` for a pair (action, memory).
 
-    See also ``torchrl_genpo.trainers.configs.GenPOTrainerConfig`` for the Hydra configuration counterpart.
+    See also :class:`~torchrl_genpo.trainers.configs.GenPOTrainerConfig` for the Hydra configuration counterpart.
 
     Every keyword, hook, log and checkpoint is that of ``PPOTrainer``. What it adds:
 
