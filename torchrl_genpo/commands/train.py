@@ -143,7 +143,8 @@ def main(cfg: DictConfig) -> None:
             raise DivergedError(f"{error} {hint}") from error
         finally:
             ranks.close()
-    sys.exit(code)
+    if code:  # 0 would end a sweep with its first run
+        sys.exit(code)
 
 
 if __name__ == "__main__":

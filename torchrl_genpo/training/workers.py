@@ -304,6 +304,7 @@ class WorkerCollection:
             trust_policy=True,
             auto_register_policy_transforms=False,
             weight_sync_schemes={"policy": _BetweenSteps()},
+            use_buffers=True,
             num_threads=torch.get_num_threads(),
             **options,
         )
