@@ -110,7 +110,7 @@ def two_ranks(tmp_path_factory):
     return folder, torchrun(f"hydra.run.dir={folder}", "collector.total_frames=2048")
 
 
-def torchrun(*overrides):
+def torchrun(*overrides, env="pendulum"):
     command = [
         sys.executable,
         "-m",
@@ -120,7 +120,7 @@ def torchrun(*overrides):
     ]
     command += [str(ROOT / "sota-implementations/genpo.py"), *overrides]
     if not any(override.startswith("resume") for override in overrides):
-        command += ["env=pendulum", "env.num_envs=4", "collector.frames_per_batch=256", "loss.mini_batch_size=64"]
+        command += [f"env={env}", "env.num_envs=4", "collector.frames_per_batch=256", "loss.mini_batch_size=64"]
         command += ["loss.epochs=2", "eval.num_envs=2", "eval.interval=1024", "checkpoint.interval=1024"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -142,3 +142,11 @@ def test_two_ranks_resume(two_ranks):
     torchrun(f"resume={folder}", "collector.total_frames=3072")
     assert read_metrics(folder / "metrics.csv")["frames"][-1] == 3072
     assert CheckpointRotation(folder / "checkpoints", keep_last=2).latest().name.endswith("3072.torchrl")
+
+
+def test_two_ranks_train_the_hand(tmp_path):
+    options = ["env.options.num_threads=1", "env.options.max_steps=20", "collector.total_frames=1024"]
+    torchrun(f"hydra.run.dir={tmp_path / 'run'}", *options, env="xhand/nut_bolt")
+    columns = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert columns["frames"] == [512, 1024]
+    assert max(columns["train/inversion_error"]) < 1e-4, "the ranks must share parameters and normalisation"

@@ -21,6 +21,7 @@ from torchrl_genpo.envs import close_quietly, freeze_normalization, make_env
 from torchrl_genpo.flow import AdaptiveSigma
 from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import (
+    SURROGATE_FLOWS,
     has_exact_density,
     make_actor,
     make_critic,
@@ -86,9 +87,13 @@ def build_models(cfg: DictConfig, env: EnvBase) -> tuple[TensorDictModule, Value
     """Policy, value network and objective of a run, untrained."""
     actor = build_actor(cfg, env)
     critic = make_critic(env, cfg.critic.hidden_sizes, cfg.critic.activation)
+    decay = cfg.loss.get("proximal_decay")
+    if decay is not None and cfg.policy.name in SURROGATE_FLOWS:
+        raise ValueError(f"loss.proximal_decay={decay} needs a policy with a density; {cfg.policy.name} has none.")
     loss = make_loss(
         actor,
         critic,
+        delay_actor=decay is not None,
         clip_epsilon=cfg.loss.clip_epsilon,
         entropy_bonus=cfg.loss.entropy_coeff > 0,
         entropy_coeff=cfg.loss.entropy_coeff,

@@ -21,11 +21,13 @@ from torchrl_genpo.envs.isaaclab import (
 )
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
 from torchrl_genpo.envs.transforms import (
+    BatchNormalizer,
     FlagNotFinite,
     RewardScaling,
     copy_normalization,
     freeze_normalization,
     frozen_normalization,
+    normalization_transforms,
 )
 from torchrl_genpo.envs.xhand import XHAND_TASKS, NutBoltEnv, NutBoltView, make_xhand_env
 
@@ -34,6 +36,7 @@ __all__ = [
     "ISAACLAB_TASKS",
     "ROBOMIMIC_TASKS",
     "XHAND_TASKS",
+    "BatchNormalizer",
     "FlagNotFinite",
     "GymState",
     "GymView",
@@ -54,6 +57,7 @@ __all__ = [
     "make_view",
     "make_xhand_env",
     "name_worker_failure",
+    "normalization_transforms",
     "one_simulation",
     "simulator_state",
     "stagger_episodes",

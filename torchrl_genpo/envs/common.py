@@ -56,6 +56,8 @@ def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
         env (EnvBase): whose worker processes to look at.
         error (Exception): raised by a step or a reset.
     """
+    if isinstance(error, WorkerError):  # it names them itself
+        return str(error)
     while isinstance(env, TransformedEnv):
         env = env.base_env
     if not isinstance(env, ParallelEnv):

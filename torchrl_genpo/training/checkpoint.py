@@ -7,18 +7,18 @@ from __future__ import annotations
 import zipfile
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import TensorDict
 from torch import nn
 from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
-from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.envs import simulator_state
 from torchrl_genpo.runs import SyncedCheckpoint
 from torchrl_genpo.untrusted import check_checkpoint
+
+if TYPE_CHECKING:
+    from torchrl_genpo.training.collection import Collection
 
 __all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
 
@@ -45,23 +45,6 @@ class Progress:
         self.returns = deque(map(float, state_dict["returns"]), maxlen=self.returns.maxlen)
 
 
-class _Carrier:
-    """The tensordict in which a collector keeps its place in the environments.
-
-    TorchRL does not save it (``Collector.state_dict`` holds weights, transforms and counters only).
-    """
-
-    def __init__(self, collector: Collector) -> None:
-        self._collector = collector
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._collector._carrier.exclude("next").flatten_keys(".").to_dict()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        carrier = self._collector._carrier
-        carrier.update(TensorDict(state_dict, batch_size=carrier.batch_size).unflatten_keys("."))
-
-
 def make_checkpoint(
     *,
     loss: nn.Module,
@@ -69,21 +52,18 @@ def make_checkpoint(
     optimizer: torch.optim.Optimizer | None = None,
     schedule: Any = None,
     adaptive_sigma: Any = None,
-    collector: Collector | None = None,
+    collection: Collection | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Binds the parts of a run to a TorchRL checkpoint: one archive, written aside and renamed.
 
     With all parts a run continues exactly (with fresh episodes where
-    :func:`~torchrl_genpo.envs.simulator_state` cannot save the simulator); with ``loss`` and ``env`` alone it is
-    what evaluation needs (weights and normalisation).
+    :func:`~torchrl_genpo.envs.simulator_state` cannot save the simulator, or workers have it); with ``loss`` and
+    ``env`` alone it is what evaluation needs (weights and normalisation).
     """
     parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
-    if collector is not None:  # the one that continues, not an evaluation
-        parts["rng"] = GlobalRNGState()
-        simulator = simulator_state(env)
-        if simulator is not None:
-            parts |= {"carrier": _Carrier(collector), "simulator": simulator}
+    if collection is not None:  # the one that continues, not an evaluation
+        parts |= {"rng": GlobalRNGState(), **collection.parts()}
     optional = {
         "optimizer": optimizer,
         "schedule": schedule,

@@ -16,10 +16,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule
-from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
-from torchrl.objectives import KLAdaptiveLR
+from torchrl.objectives import KLAdaptiveLR, SoftUpdate
 from torchrl.objectives.value import GAE
 from tqdm import tqdm
 
@@ -33,12 +32,12 @@ from torchrl_genpo.envs import (
     frozen_normalization,
     name_worker_failure,
     one_simulation,
-    stagger_episodes,
 )
 from torchrl_genpo.models import has_exact_density, observation_keys, pretrained_module
 from torchrl_genpo.recording import draw_learning_curve, make_logger
 from torchrl_genpo.runs import RunFolder, StopRequest, SyncedCheckpoint, read_checkpoint_config
 from torchrl_genpo.training.checkpoint import Progress, load_checkpoint, make_checkpoint
+from torchrl_genpo.training.collection import make_collection
 from torchrl_genpo.training.evaluation import compare_ratios, episode_log, evaluate, statistics_columns
 from torchrl_genpo.training.numbers import DivergedError, LastGood, check_data, check_finite
 from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
@@ -98,8 +97,8 @@ class Training:
             load_pretrained(cfg, env, self.actor)
         self._make_optimizer()
         self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=self.critic, average_gae=False)
-        self.collector = self._make_collector()
-        stagger_episodes(env)
+        self.progress = Progress(max(20, cfg.env.num_envs))
+        self.collection = make_collection(cfg, env, self.actor, seed, self.progress)
         self.symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
         images = 1 if self.symmetry is None else self.symmetry.order
         self.buffer = TensorDictReplayBuffer(
@@ -107,17 +106,17 @@ class Training:
             sampler=SamplerWithoutReplacement(),
             batch_size=cfg.loss.mini_batch_size * images,
         )
-        self.progress = Progress(max(20, cfg.env.num_envs))
         self.checkpoint = make_checkpoint(
             loss=self.loss,
             env=env,
             optimizer=self.optimizer,
             schedule=self.schedule,
             adaptive_sigma=self.adaptive_sigma,
-            collector=self.collector if ranks.is_first else None,
+            collection=self.collection if ranks.is_first else None,
             progress=self.progress,
         )
-        folder.columns += [column for column in statistics_columns(env) if column not in folder.columns]
+        columns = [*self.collection.columns, *statistics_columns(env)]
+        folder.columns += [column for column in columns if column not in folder.columns]
         if folder.resume_from is not None:
             load_checkpoint(self.checkpoint, folder.resume_from, cfg.device)
             if ranks.is_first:
@@ -148,6 +147,8 @@ class Training:
             optim = cfg.optim
             self.schedule = KLAdaptiveLR(self.optimizer, optim.target_kl, min_lr=optim.min_lr, max_lr=optim.max_lr)
         self.adaptive_sigma = make_adaptive_sigma(cfg, self.actor)
+        decay = cfg.loss.proximal_decay
+        self.proximal = None if decay is None else SoftUpdate(self.loss, eps=decay)
         self.update = make_update(
             self.loss,
             self.optimizer,
@@ -155,22 +156,7 @@ class Training:
             compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
             cudagraphs=cfg.compile.cudagraphs,
             ranks=self.ranks,
-        )
-
-    def _make_collector(self) -> Collector:
-        cfg = self.cfg
-        return Collector(
-            self.env,
-            self.actor,
-            frames_per_batch=cfg.collector.frames_per_batch,
-            total_frames=-1,  # this loop counts, over all ranks
-            device=cfg.device,
-            trust_policy=True,
-            track_traj_ids=False,
-            auto_register_policy_transforms=False,
-            no_cuda_sync=cfg.device == "cpu",
-            compile_policy={"mode": cfg.compile.mode} if cfg.compile.enabled else None,
-            cudagraph_policy=cfg.compile.cudagraphs or None,
+            proximal=self.proximal,
         )
 
     def run(self) -> StopRequest:
@@ -192,7 +178,7 @@ class Training:
             disable=not self.ranks.is_first,
         )
         self._start_time = time.perf_counter() - progress.seconds
-        batches, undone = iter(self.collector), 0
+        batches, undone = iter(self.collection), 0
         while not self.is_finished and not self.ranks.any(stop.received):
             frames_before = progress.frames
             self.last_good.remember()
@@ -238,7 +224,7 @@ class Training:
         bar.close()
         if self.ranks.is_first and not self.is_finished:
             self.save()
-        self.collector.shutdown(close_env=False)
+        self.collection.close()
         if self.ranks.is_first:
             title = f"{cfg.env.name}, {cfg.policy.name}, seed {cfg.seed}"
             draw_learning_curve(self.folder.metrics_path, self.folder.path / "learning_curve.png", title)
@@ -250,7 +236,8 @@ class Training:
         return self.progress.frames >= self.cfg.collector.total_frames
 
     def close(self) -> None:
-        """Ends the environments, whatever state their processes are in."""
+        """Ends collection and environments, whatever state their processes are in."""
+        self.collection.close()
         for env in (self.env, self.eval_env):
             if env is not None:
                 close_quietly(env)
@@ -298,11 +285,11 @@ class Training:
             if cfg.optim.critic_lr is not None:
                 # the critic's own rate says nothing about the KL
                 self.optimizer.param_groups[1]["lr"] = self.rates["critic"]
-        self.collector.update_policy_weights_()
+        self.collection.update_policy_weights_()
 
         returns, done = data["next", "episode_reward"], data["next", "done"]
         self.progress.returns.extend(returns[done].tolist())
-        row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0}
+        row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0} | self.collection.metrics
         row |= update_metrics(torch.stack(outputs))
         if self.progress.returns:
             row["train/return"] = sum(self.progress.returns) / len(self.progress.returns)
@@ -321,8 +308,8 @@ class Training:
         sys.stderr.write(f"\nUpdate undone at frame {self.progress.frames} ({count} of {limit} in a row). {error}\n")
         self.normalization = SharedNormalization(self.env, self.ranks)  # counts from what was restored
         if count < limit:
-            self.collector.update_policy_weights_()
-            self._restart_episodes()
+            self.collection.update_policy_weights_()
+            self.collection.restart_episodes()
             return
         message = f"{error} {count} updates in a row were undone."
         if self.ranks.is_first:
@@ -330,11 +317,6 @@ class Training:
             torch.save(data.to_dict(), path)
             message += f" The batch is in {path}; the last good state in {self.save()}."
         raise DivergedError(message) from error
-
-    def _restart_episodes(self) -> None:
-        self.env.set_seed(self.cfg.seed + RANK_SEEDS * self.ranks.rank + self.progress.frames)
-        self.collector.reset()
-        stagger_episodes(self.env)
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluates with the present normalisation; where one simulation has to do, in the training's own."""
@@ -350,7 +332,7 @@ class Training:
         with frozen_normalization(self.env):
             results = evaluate(self.env, self.actor, EVAL_SEED)
         if not self.is_finished:
-            self._restart_episodes()
+            self.collection.restart_episodes()
         return results
 
     def _log(self, row: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import nn
-from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives import ClipPPOLoss, TargetNetUpdater
 
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.training.numbers import DivergedError, check_finite
@@ -28,6 +28,7 @@ def make_update(
     compile_mode: str | None = None,
     cudagraphs: bool = False,
     ranks: Ranks | None = None,
+    proximal: TargetNetUpdater | None = None,
 ) -> Callable[[TensorDictBase], TensorDictBase]:
     """Returns the function that makes one optimizer step on one mini-batch.
 
@@ -40,6 +41,8 @@ def make_update(
         compile_mode (str, optional): compiles loss and gradient with this ``torch.compile`` mode.
         cudagraphs (bool, optional): captures loss and gradient in a CUDA graph.
         ranks (Ranks, optional): processes over which gradients are averaged.
+        proximal (TargetNetUpdater, optional): moves the proximal policy of a loss with ``delay_actor=True`` after each
+            step.
 
     Returns:
         A function from a batch to the detached outputs of the loss and ``grad_norm``. It raises
@@ -75,6 +78,8 @@ def make_update(
             raise
         nn.utils.clip_grads_with_norm_(params, max_grad_norm, grad_norm)
         optimizer.step()
+        if proximal is not None:
+            proximal.step()
         return out.set("grad_norm", grad_norm)
 
     return update
