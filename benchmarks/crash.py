@@ -274,6 +274,7 @@ def main() -> None:
 
     draw = random.Random(options.seed)
     counts: dict[str, Count] = {}
+    tasks: list[str] = []
 
     def add(found: Iterator[Count]) -> None:
         for count in found:
@@ -282,11 +283,13 @@ def main() -> None:
             total.injected += count.injected
             total.lost += count.lost
             total.wrong += count.wrong
+            save_part("crash", {"tasks": tasks, "faults": [asdict(count) for count in counts.values()]})
 
     with tempfile.TemporaryDirectory() as folder:
         for index, task in enumerate(TASKS):
             work = Path(folder) / task
             work.mkdir()
+            tasks.append(task)
             done = work / "undisturbed"
             start = time.monotonic()
             process = run(training(task, done))
@@ -302,7 +305,6 @@ def main() -> None:
                 add(starvations(task, done, work, expected))
                 add(rivals(task, work, expected, few))
                 add(clocks(task, work, expected))
-    save_part("crash", {"tasks": list(TASKS), "faults": [asdict(count) for count in counts.values()]})
 
 
 if __name__ == "__main__":
