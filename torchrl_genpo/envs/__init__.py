@@ -22,6 +22,7 @@ from torchrl_genpo.envs.isaaclab import (
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
 from torchrl_genpo.envs.transforms import (
     BatchNormalizer,
+    DiscountedReturn,
     FlagNotFinite,
     RewardScaling,
     copy_normalization,
@@ -37,6 +38,7 @@ __all__ = [
     "ROBOMIMIC_TASKS",
     "XHAND_TASKS",
     "BatchNormalizer",
+    "DiscountedReturn",
     "FlagNotFinite",
     "GymState",
     "GymView",

@@ -64,7 +64,11 @@ def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
         return None
     patience = 1.0 if isinstance(error, (EOFError, OSError)) else 0.0  # s; a pipe breaks before its process has ended
     ended = wait([process.sentinel for process in env._workers], patience)
-    dead = {index: worker.exitcode for index, worker in enumerate(env._workers) if worker.sentinel in ended}
+    dead = {}
+    for index, worker in enumerate(env._workers):
+        if worker.sentinel in ended:
+            worker.join(1)  # s; its exit code comes a moment later
+            dead[index] = worker.exitcode
     if len(set(dead.values())) > 1:  # TorchRL has ended the others
         dead = {index: code for index, code in dead.items() if code != -signal.SIGTERM}
     if dead:

@@ -195,7 +195,7 @@ class Training:
                 self._undo(error, data, undone)
                 row = {"train/undone": 1}
             except Exception as error:
-                failure = name_worker_failure(self.env, error)
+                failure = str(error) if isinstance(error, WorkerError) else name_worker_failure(self.env, error)
                 if failure is None:
                     raise
                 self.last_good.restore()
