@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 from fuzz_command_lines import command_lines, foreign_files, full_command, preload, run
 from provenance import RESULTS, ROOT, commit, machine, versions
+from reliability import write_report
 
 KINDS = ("checkpoint", "policy", "config", "metrics", "hdf5")
 PATH = RESULTS / "fuzz.json"
@@ -139,6 +140,7 @@ def main() -> None:
             origin = {"seconds": round(time.monotonic() - start), "seed": options.seed, "commit": commit()}
             results[name] = result | origin | {"machine": machine(), "versions": versions()}
             PATH.write_text(json.dumps(results, indent=2) + "\n")
+            write_report()
             print(f"{name}: {len(result['failures'])} failures")
     finally:
         shutil.rmtree(folder)

@@ -40,10 +40,19 @@ def crash_lines(data: dict[str, Any]) -> list[str]:
 
 
 def fuzz_lines(data: dict[str, Any]) -> list[str]:
+    """``fuzz.py`` measures its parts one by one, each with where it comes from."""
+    lines = ["| what | tried | failed | seed | commit |", "|---|---:|---:|---:|---|"]
+    for name, part in data.items():
+        tried = part["examples"] if name == "properties" else part[name]
+        lines.append(f"| {name} | {tried:,} | {len(part['failures'])} | {part['seed']} | {part['commit']} |")
+    harmful, refused = data["files"]["made to harm"], sum(o["refused"] for o in data["files"]["outcomes"].values())
     return [
-        "| what | tried | failed | |",
-        "|---|---:|---:|---|",
-        *(f"| {f['what']} | {f['tried']} | {f['failed']} | {f['note']} |" for f in data["counts"]),
+        f"Random examples of {data['properties']['properties']} properties; command lines that are wrong; checkpoints, exported "
+        f"policies, configurations, metrics and HDF5 files that are malformed (refused: {refused:,}; the others' damage is "
+        f"harmless), {harmful} of them made to run code or to fill the memory. Failed: a bare traceback, a hang, a folder left "
+        "behind, code that ran.",
+        "",
+        *lines,
     ]
 
 
@@ -74,8 +83,9 @@ def write_report() -> None:
         if path.exists():
             data = json.loads(path.read_text())
             lines += ["", f"## {titles[name]}", "", *writers[name](data), ""]
-            lines += [f"Command: `{data['command']}`. Commit: {data['commit']}.  "]
-            lines += [f"Versions: {data['versions']}.  ", f"Machine: {data['machine']}."]
+            origin = data["files"] | {"command": "python benchmarks/fuzz.py"} if name == "fuzz" else data
+            lines += [f"Command: `{origin['command']}`. Commit: {origin['commit']}.  "]
+            lines += [f"Versions: {origin['versions']}.  ", f"Machine: {origin['machine']}."]
     (RESULTS / "reliability.md").write_text("\n".join(lines) + "\n")
 
 
