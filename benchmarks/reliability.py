@@ -48,9 +48,9 @@ def fuzz_lines(data: dict[str, Any]) -> list[str]:
     harmful, refused = data["files"]["made to harm"], sum(o["refused"] for o in data["files"]["outcomes"].values())
     return [
         f"Random examples of {data['properties']['properties']} properties; command lines that are wrong; checkpoints, "
-        f"exported policies, configurations, metrics and HDF5 files that are malformed ({refused:,} refused, the others' "
-        f"damage is harmless), {harmful} of them made to run code or to fill the memory. Failed: a bare traceback, a hang, "
-        "a folder left behind, code that ran.",
+        f"exported policies, configurations, metrics and HDF5 files that are malformed ({refused:,} refused, the "
+        f"others' damage is harmless), {harmful} of them made to run code or to fill the memory. Failed: a bare traceback, "
+        "a hang, a folder left behind, code that ran.",
         "",
         *lines,
     ]
