@@ -49,8 +49,8 @@ def fuzz_lines(data: dict[str, Any]) -> list[str]:
     return [
         f"Random examples of {data['properties']['properties']} properties; command lines that are wrong; checkpoints, "
         f"exported policies, configurations, metrics and HDF5 files that are malformed ({refused:,} refused, the "
-        f"others' damage is harmless), {harmful} of them made to run code or to fill the memory. Failed: a bare traceback, "
-        "a hang, a folder left behind, code that ran.",
+        f"others' damage is harmless), {harmful} of them made to run code or to fill the memory. Failed: a bare "
+        "traceback, a hang, a folder left behind, code that ran.",
         "",
         *lines,
     ]
