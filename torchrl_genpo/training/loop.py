@@ -199,7 +199,8 @@ class Training:
                 if failure is None:
                     raise
                 self.last_good.restore()
-                raise WorkerError(f"{failure} Saved {self.save()}") from error
+                saved = f" Saved {self.save()}" if self.ranks.is_first else ""
+                raise WorkerError(f"{failure}{saved}") from error
             progress.seconds = time.perf_counter() - self._start_time
             row |= {
                 "frames": progress.frames,
