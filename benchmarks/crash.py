@@ -203,15 +203,15 @@ def starvations(task: str, done: Path, work: Path, expected: object) -> Iterator
             if process.returncode == 0:
                 continue
             count.injected += 1
-            if "Traceback" in process.stderr or "No space left" not in process.stderr:
+            is_explained = "Traceback" not in process.stderr and "No space left" in process.stderr
+            if process.returncode > 0 and not is_explained:  # below 0: the kernel ended it, as a mapped file may
                 count.lost += 1
                 print(f"disk full: {process.stderr[-2000:]}", flush=True)
-            shutil.copytree(place / "run", work / "roomy", dirs_exist_ok=True)
-        folder = work / "roomy"
-        config = folder / "config.yaml"
-        if config.exists():
-            finish(task, folder, count, expected)
-        shutil.rmtree(folder)
+            if (place / "run").exists():  # else it never began, and left nothing
+                shutil.copytree(place / "run", work / "roomy")
+        if (work / "roomy" / "config.yaml").exists():
+            finish(task, work / "roomy", count, expected)
+        shutil.rmtree(work / "roomy", ignore_errors=True)
     yield count
 
     count = Count("read-only folder", note="explained before anything is simulated")

@@ -154,6 +154,17 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     assert [path.name[0] for path in (tmp_path / "checkpoints").iterdir()] == ["c"], "no half of a file stays"
 
 
+def test_a_full_disk_is_one_error_however_pytorch_puts_it(tmp_path, monkeypatch):
+    folder = saved(tmp_path, [1])
+
+    def fail(*_, **__):
+        raise RuntimeError("unable to write to file </x/tensor_00000004.memmap>: No space left on device (28)")
+
+    monkeypatch.setattr(SyncedCheckpoint, "save", fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
+        folder.save(SyncedCheckpoint(module=module(2)), 2, {"seed": 0})
+
+
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import shutil
 import signal
@@ -250,7 +251,12 @@ class RunFolder:
         if self._rotation.keep_best is not None:
             best = self._rotation.keep_best[0]
             metadata[best] = (row or {}).get(best, NOT_EVALUATED)
-        return self._rotation.save(checkpoint, step=frames, metadata=metadata)
+        try:
+            return self._rotation.save(checkpoint, step=frames, metadata=metadata)
+        except RuntimeError as error:  # what PyTorch makes of it, where it maps a file
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is intact, if any; says which ones are not."""
