@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torchrl.checkpoint import Checkpoint, CheckpointRotation
 
+from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.untrusted import check_checkpoint, read_yaml
 
 __all__ = [
@@ -311,18 +312,23 @@ class StopRequest:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint itself, or the best one of a run's folder.
+    """A checkpoint itself, the best one of a run's folder, or a trained policy that comes with the library, by its name.
 
     Raises:
         FileNotFoundError: if there is none.
     """
-    if not (path / "checkpoints").is_dir():
-        return path
-    config = read_yaml(path / "config.yaml")
-    found = RunFolder(path, keep_best=config.get("checkpoint", {}).get("keep_best"), read_only=True).best()
-    if found is None:
-        raise FileNotFoundError(f"{path} has no readable checkpoint.")
-    return found
+    if (path / "checkpoints").is_dir():
+        config = read_yaml(path / "config.yaml")
+        found = RunFolder(path, keep_best=config.get("checkpoint", {}).get("keep_best"), read_only=True).best()
+        if found is None:
+            raise FileNotFoundError(f"{path} has no readable checkpoint.")
+        return found
+    trained = trained_policies()
+    if not path.exists() and path.as_posix() not in trained:
+        raise FileNotFoundError(
+            f"There is no checkpoint and no run {path}. Policies that come with the library: {', '.join(trained)}."
+        )
+    return path if path.exists() else trained[path.as_posix()]
 
 
 def read_checkpoint_config(path: Path) -> dict[str, Any]:

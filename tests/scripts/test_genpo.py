@@ -311,7 +311,7 @@ def test_resume_refuses_another_configuration(finished):
         ("loss.ratio=actoin", ["loss.ratio must be pair or action"]),
         ("policy.activation=mishh", ["Unknown activation", "mish"]),
         ("resume=nowhere", ["there is no run"]),
-        ("evaluate=nowhere", ["nowhere", "not a readable checkpoint"]),
+        ("evaluate=nowhere", ["nowhere", "Policies that come with the library: half_cheetah"]),
     ],
 )
 def test_mistakes_are_explained(tmp_path, override, messages):

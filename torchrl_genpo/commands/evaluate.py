@@ -2,6 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Evaluates a policy with zero and with random noise.
 
+genpo-eval half_cheetah video=true                                   # a trained policy that comes with the library
 genpo-eval outputs/half_cheetah/reversible_flow/...                  # the best checkpoint of a run
 genpo-eval outputs/.../checkpoints/checkpoint-000000501760.torchrl eval.num_envs=50 video=true
 """
@@ -11,13 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 
+from torchrl_genpo.trained import trained_policies
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """What ``genpo-train evaluate=POLICY`` does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policy", help="the folder of a run, or a checkpoint")
+    parser.add_argument("policy", help=f"the folder of a run, a checkpoint, or one of {', '.join(trained_policies())}")
     parser.add_argument(
         "option",
         nargs="*",

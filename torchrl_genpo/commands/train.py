@@ -27,6 +27,7 @@ from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
 from torchrl_genpo.limits import TRAINING, check_config
 from torchrl_genpo.recording import check_rendering, record_video
 from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.loop import EVAL_SEED, Training
 from torchrl_genpo.untrusted import read_yaml
@@ -52,7 +53,8 @@ def run_evaluation(path: Path, cfg: DictConfig) -> None:
         digits = 1 if name.endswith("return") else 3
         print(f"{name}: {value:.{digits}f} ({cfg.eval.num_envs * cfg.eval.rounds} episodes)")
     if cfg.video:
-        save_video(saved, env, actor, path.with_suffix(".mp4"))
+        is_own = path in trained_policies().values()  # its video does not belong into the installed package
+        save_video(saved, env, actor, Path(path.name if is_own else path).with_suffix(".mp4"))
 
 
 def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Path) -> None:

@@ -1,0 +1,46 @@
+"""The policies that come with the library are small, hold no traces of a machine, and reach what is said of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from torchrl_genpo.configuration import load_policy
+from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
+from torchrl_genpo.trained import trained_policies
+from torchrl_genpo.training import evaluate
+from torchrl_genpo.training.loop import EVAL_SEED
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "trained_policies.jsonl"
+MEASURED = {record["name"]: record for record in map(json.loads, RESULTS.read_text().splitlines())}
+SIMULATOR = {"robomimic/can": "robosuite"}  # what a policy needs that is not always installed
+
+
+def test_all_are_measured():
+    assert set(trained_policies()) == set(MEASURED)
+
+
+@pytest.mark.parametrize("name", trained_policies())
+def test_a_name_finds_a_small_file_without_paths_of_a_machine(name):
+    path = find_checkpoint(Path(name))
+    assert path.stat().st_size < 3_000_000
+    config = read_checkpoint_config(path)
+    assert config["env"]["name"] == name
+    assert "/work" not in json.dumps(config) and "/home" not in json.dumps(config)
+
+
+@pytest.mark.parametrize("name", trained_policies())
+def test_a_policy_reaches_what_was_measured(name):
+    if name in SIMULATOR:
+        pytest.importorskip(SIMULATOR[name])
+    policy, env, _ = load_policy(trained_policies()[name], 4, EVAL_SEED)
+    returns = evaluate(env, policy, EVAL_SEED, 1)
+    for noise in ("zero", "random"):  # four episodes against a mean of a hundred
+        assert returns[f"eval/{noise}_noise/return"] > 0.6 * MEASURED[name][f"eval/{noise}_noise/return"]
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(FileNotFoundError, match="half_cheetah.*xhand/nut_bolt"):
+        find_checkpoint(Path("half_cheetahh"))
