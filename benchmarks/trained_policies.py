@@ -78,7 +78,7 @@ def report(records: list[dict[str, Any]]) -> None:
     lines = [
         "# The trained policies that come with the library",
         "",
-        f"`genpo-eval <name> video=true` shows them. Means of {EPISODES} episodes, with zero noise / with random noise.",
+        f"`genpo-eval <name> video=true` shows them. Means of {EPISODES} episodes, zero noise / random noise.",
         "",
         "| name | return | success | trained for, frames | seed | kB |",
         "|---|---:|---:|---:|---:|---:|",

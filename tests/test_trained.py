@@ -42,5 +42,5 @@ def test_a_policy_reaches_what_was_measured(name):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(FileNotFoundError, match="half_cheetah.*xhand/nut_bolt"):
+    with pytest.raises(FileNotFoundError, match=r"half_cheetah.*xhand/nut_bolt"):
         find_checkpoint(Path("half_cheetahh"))

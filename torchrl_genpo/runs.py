@@ -312,7 +312,7 @@ class StopRequest:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """A checkpoint itself, the best one of a run's folder, or a trained policy that comes with the library, by its name.
+    """A checkpoint itself, the best one of a run's folder, or a policy that comes with the library, by its name.
 
     Raises:
         FileNotFoundError: if there is none.
