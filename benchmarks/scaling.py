@@ -175,7 +175,7 @@ def measure_pieces(options: list[str]) -> Pieces:
         batches, collected = iter(training.collection), []
         training.update(training_batch(training, next(batches)))  # warms up
         collect = processor_time(lambda: collected.append(next(batches)), UPDATES)
-        update = processor_time(lambda: training._learn(collected.pop().clone(), 1), UPDATES)
+        update = processor_time(lambda: training.learn(collected.pop().clone(), 1), UPDATES)
         frames = cfg.collector.frames_per_batch
         gradient = sum(p.numel() * p.element_size() for p in training.loss.parameters() if p.requires_grad)
         receive, publish, weights, data = measure_workers(options)

@@ -187,7 +187,7 @@ class Training:
                 data = next(batches)
                 collected = time.perf_counter()
                 progress.frames += data.numel() * self.ranks.size
-                row = self._learn(data, frames_before)
+                row = self.learn(data, frames_before)
                 undone = 0
             except DivergedError as error:
                 self.last_good.restore()
@@ -250,7 +250,7 @@ class Training:
     def _is_due(self, interval: int, frames_before: int) -> bool:
         return self.is_finished or frames_before // interval < self.progress.frames // interval
 
-    def _learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
+    def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """One update from a collected batch ``[*envs, time]``; returns what is logged of it."""
         cfg = self.cfg
         self.normalization.merge()
