@@ -110,7 +110,7 @@ EXACT = {
 
 
 def surrogate(name: str, training: Training, data: TensorDictBase) -> Tensor:
-    """The log ratios that the loss computes of prepared data: ``[n]``, or ``[n, k]`` of every draw of noise and time."""
+    """The log ratios that the loss makes of prepared data: ``[n]``, or of every draw of noise and time ``[n, k]``."""
     loss = training.loss
     with torch.no_grad():
         if name == "fpo":
@@ -160,8 +160,8 @@ def main() -> None:
         "# The log ratio that PPO is given, against the exact one",
         "",
         f"HalfCheetah, one update of 2048 actions after {options.updates} others, shared setting. The exact log ratio "
-        "is computed in float64 without what the method relies on. Bias and spread are mean and standard deviation of the "
-        "difference; wrong side: actions that have become likelier and are said to have become less likely, or the "
+        "is computed in float64 without what the method relies on. Bias and spread are mean and standard deviation of "
+        "the difference; wrong side: actions that have become likelier and are said to have become less likely, or the "
         "reverse. FPO++'s ratio is bounded for each draw of noise and time; the mean of 16 draws is FPO's.",
         "",
         "| method | ratio of | exact log ratio, standard deviation | bias | spread | correlation | wrong side |",
