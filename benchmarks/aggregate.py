@@ -97,18 +97,21 @@ def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
     return np.array([probability_of_improvement(scores, base)])
 
 
-def report(records: Records, labels: Mapping[str, str], path: Path, command: str, reps: int = 2000) -> None:
-    """Writes the table ``path.md`` and the curves ``path.png``."""
+def report(
+    records: Records, labels: Mapping[str, str], path: Path, command: str, drawn: Sequence[str], reps: int = 2000
+) -> None:
+    """Writes the table ``path.md`` and the picture ``path.png``: all ends, and the curves of policies in ``drawn``."""
     columns = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
     tasks = list(scales(records, columns["zero"]))
     runs = complete_runs(records, list(labels), tasks)
     if BASE not in runs:
         raise ValueError(f"No seed of {BASE} has finished every task; IQMs are relative to it.")
     cells: dict[str, list[str]] = {policy: [] for policy in runs}
-    for column in columns.values():
+    ends: dict[str, Any] = {}
+    for mode, column in columns.items():
         scale = scales(records, column)
         scores = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
-        values, bounds = intervals(scores, iqm, reps)
+        values, bounds = ends[mode] = intervals(scores, iqm, reps)
         pairs = {policy: (scores[policy], scores[BASE]) for policy in runs}
         chances, chance_bounds = intervals(pairs, improvement, reps)
         for policy in runs:
@@ -132,7 +135,9 @@ def report(records: Records, labels: Mapping[str, str], path: Path, command: str
     lines += origins(chosen, command)
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    _draw(runs, labels, scales(records, columns["random"]), path.with_suffix(".png"), max(50, reps // 10))
+    curve_runs = {policy: rows for policy, rows in runs.items() if policy in drawn}
+    curve_scale = scales(records, columns["random"])
+    _draw(ends, curve_runs, labels, curve_scale, path.with_suffix(".png"), max(50, reps // 10))
 
 
 def _cell(value: np.ndarray, bounds: np.ndarray) -> str:
@@ -143,26 +148,47 @@ def _has(records: Records, policy: str) -> bool:
     return any(record["policy"] == policy for record in records)
 
 
-def _draw(runs: Mapping[str, Any], labels: Mapping[str, str], scale: Mapping[str, Any], path: Path, reps: int) -> None:
+def _draw(
+    ends: Mapping[str, Any],
+    runs: Mapping[str, Any],
+    labels: Mapping[str, str],
+    scale: Mapping[str, Any],
+    path: Path,
+    reps: int,
+) -> None:
+    """The ends with their intervals, and curves over frames and over time."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    drawn = {policy: curves(rows, scale) for policy, rows in runs.items()}
-    values, bounds = intervals(drawn, iqm, reps)
-    figure, axes = plt.subplots(1, 2, figsize=(9.6, 4.2), layout="constrained", sharey=True)
+    points = {policy: curves(rows, scale) for policy, rows in runs.items()}
+    values, bounds = intervals(points, iqm, reps)
+    colors = {policy: f"C{color}" for color, policy in enumerate(runs)}
+    figure, (left, *axes) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1.1, 1, 1))
+    order = sorted(ends["zero"][0], key=lambda policy: ends["zero"][0][policy][0])
+    for mode, shift, marker in (("zero", 0.15, "o"), ("random", -0.15, "D")):
+        for row, policy in enumerate(order):
+            value, (low, high) = ends[mode][0][policy][0], ends[mode][1][policy][:, 0]
+            color = colors.get(policy, "0.6")
+            left.plot([low, high], [row + shift] * 2, "-", color=color, lw=2)
+            left.plot(value, row + shift, marker, color=color, ms=5, mfc=color if mode == "zero" else "white")
+    left.axvline(1, color="k", lw=0.8)
+    left.set_yticks(range(len(order)), [labels[policy] for policy in order])
+    left.set(xlabel="IQM at the end, Gaussian PPO = 1", title="filled: zero noise, open: random noise")
+    left.title.set_fontsize(9)
     fractions = np.linspace(0, 1, POINTS + 1)[1:]
-    for color, (policy, rows) in enumerate(runs.items()):
-        minutes = statistics.mean(record["seconds"] for row in rows for record in row) / 60
+    for policy, rows in runs.items():
+        # what other work on the machine has slowed least
+        minutes = statistics.mean(min(row[i]["seconds"] for row in rows) for i in range(len(rows[0]))) / 60
         for panel, x in zip(axes, (fractions, minutes * fractions), strict=True):
-            panel.plot(x, values[policy], color=f"C{color}", label=labels[policy])
-            panel.fill_between(x, *bounds[policy], color=f"C{color}", alpha=0.12, lw=0)
+            panel.plot(x, values[policy], color=colors[policy], label=labels[policy])
+            panel.fill_between(x, *bounds[policy], color=colors[policy], alpha=0.12, lw=0)
     for panel, label in zip(axes, ("fraction of the frames", "minutes of a run"), strict=True):
-        panel.set(xlabel=label)
+        panel.set(xlabel=label, ylim=axes[0].get_ylim())
+    for panel in (left, *axes):
         panel.grid(alpha=0.3)
-    axes[0].set_ylabel("IQM of the training return, Gaussian PPO = 1")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=130)
+    axes[0].set_ylabel("IQM of the training return")
+    axes[0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=120)
     plt.close(figure)
