@@ -47,11 +47,11 @@ def look(process: subprocess.Popen[bytes], metrics: Path) -> Sample | None:
         frames = int(metrics.read_text().splitlines()[-1].split(",")[0])
         user, system = proc.joinpath("stat").read_text().rpartition(")")[2].split()[11:13]
         status = dict(line.split(":", 1) for line in proc.joinpath("status").read_text().splitlines())
+        memory = int(status["VmRSS"].split()[0]) / 1024
         files = len(list(proc.joinpath("fd").iterdir()))
     except (OSError, ValueError, IndexError, KeyError):  # not begun, or just ended
         return None
-    ticks = os.sysconf("SC_CLK_TCK")
-    return Sample(frames, (int(user) + int(system)) / ticks, int(status["VmRSS"].split()[0]) / 1024, files)
+    return Sample(frames, (int(user) + int(system)) / os.sysconf("SC_CLK_TCK"), memory, files)
 
 
 def mean_speed(samples: list[Sample]) -> float:
