@@ -9,10 +9,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 import torchrl_genpo.configuration  # noqa: F401  registers the resolvers
-from torchrl_genpo.limits import TRAINING, check_config, check_memory
+from torchrl_genpo.limits import LIMITS, TRAINING, check_config, check_memory
 
 CONFIG = Path(__file__).parents[1] / "torchrl_genpo" / "config"
-GROUPS = ("env", "logger", "policy", "solver", "start")
+GROUPS = ("collector", "env", "logger", "policy", "solver", "start")
 CHOICES = [
     f"{group}={path.relative_to(CONFIG / group).with_suffix('')}"
     for group in GROUPS
@@ -27,6 +27,28 @@ def test_every_configuration_that_is_shipped_keeps_the_limits(choice):
         check_config(compose("genpo", [choice]), TRAINING)
         if choice.startswith("env=robomimic"):
             check_config(compose("pretrain", [choice]))
+
+
+CHECKED_WHERE_IT_IS_USED = {  # with a message of its own; sections hold whatever their class takes
+    *("solver.sigma", "solver.gradient", "solver.adapt.quantity", "start.scale", "start.tau", "start.learn_tau"),
+    *("policy.loss.error_scale", "collector.slurm", "env.gaussian_entropy_coeff"),
+    *(f"env.options.{name}" for name in ("nuts", "overrides", "randomization", "rewards", "scene")),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_no_option_that_is_shipped_was_forgotten(choice):
+    def names(node, prefix=""):
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name in CHECKED_WHERE_IT_IS_USED or not isinstance(value, dict):
+                yield name
+            else:
+                yield from names(value, f"{name}.")
+
+    with initialize_config_dir(str(CONFIG), version_base="1.3"):
+        config = OmegaConf.to_container(compose("genpo", [choice]))
+    assert not set(names(config)) - CHECKED_WHERE_IT_IS_USED - set(LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +66,11 @@ def test_every_configuration_that_is_shipped_keeps_the_limits(choice):
         ({"loss": 3}, "loss=3: loss must be a mapping"),
         ({"device": "tpu"}, "device=tpu: use cpu, cuda"),
         ({"optim": {"min_lr": 1.0, "max_lr": 0.1}}, r"optim\.min_lr=1\.0 is above"),
+        ({"collector": {"num_workers": 0}}, r"collector\.num_workers=0: .* an integer of at least 1"),
+        ({"collector": {"max_staleness": -1}}, r"collector\.max_staleness=-1: .* of at least 0"),
+        ({"collector": {"launcher": "slurm"}}, r"collector\.launcher=slurm: .* mp or submitit"),
+        ({"loss": {"proximal_decay": 2}}, r"loss\.proximal_decay=2: .* at most 1, or null"),
+        ({"env": {"options": {"randomize": "no"}}}, r"env\.options\.randomize=no: .* true or false"),
         ({"compile": {"cudagraphs": True}}, "needs a CUDA device"),
         ({"seed": "${seed}"}, "cannot be resolved"),
     ],

@@ -103,6 +103,7 @@ FLAG = Choice((True, False))
 POSITIVE = Number(0, 1e6, is_open=True)
 NOT_NEGATIVE = Number(0, 1e6)
 FRACTION = Number(0, 1)
+SWITCHES = ("all_joints", "end_at_success", "randomize", "reward_shaping")
 NETWORK: dict[str, Sizes | Text] = {"hidden_sizes": Sizes(), "activation": Text()}
 SECTIONS = (
     *("checkpoint", "collector", "compile", "critic", "diagnostics", "env", "eval"),
@@ -126,12 +127,27 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "env.normalize_observation": FLAG,
     "env.scale_reward": FLAG,
     "env.symmetry": FLAG,
+    **dict.fromkeys((f"env.options.{name}" for name in SWITCHES), FLAG),
     "env.options.chunk_size": _count(1, 1e4),
     "env.options.num_workers": _count(0, 4096),
+    "env.options.num_threads": _count(1, 4096, is_optional=True),
     "env.options.history": _count(1, 1e3),
+    "env.options.horizon": _count(1, 1e9, is_optional=True),
     "env.options.max_steps": _count(1, 1e9),
+    "env.options.reward_scale": Number(-1e6, 1e6),
+    "env.options.asset_root": Text(is_optional=True),
+    "env.options.dataset": Text(is_optional=True),
+    "env.options.physics": Text(is_optional=True),
+    "collector.kind": Text(),
     "collector.total_frames": _count(),
     "collector.frames_per_batch": _count(1, 1e9),
+    "collector.num_workers": _count(1, 4096),
+    "collector.max_staleness": _count(0, 1e6),
+    "collector.synchronous": FLAG,
+    "collector.address": Text(is_optional=True),
+    "collector.cpus_per_worker": Number(0, 4096),
+    "collector.launcher": Choice(("mp", "submitit")),
+    "collector.port": _count(1, 65535, is_optional=True),
     **{f"policy.{name}": rule for name, rule in NETWORK.items()},
     "policy.name": Text(),
     "policy.time_embedding_dim": _count(0, 1e4, is_optional=True),
@@ -170,6 +186,7 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "loss.normalize_advantage": FLAG,
     "loss.ratio": Choice(("pair", "action")),
     "loss.num_memories": _count(1, 1e4),
+    "loss.proximal_decay": Number(0, 1, is_optional=True),
     "loss.epochs": _count(1, 1e6),
     "loss.mini_batch_size": _count(1, 1e9),
     "optim.lr": POSITIVE,
@@ -209,11 +226,12 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
 
 
 ALWAYS = (
-    *("seed", "device", "video", "num_threads", "collector", "critic", "loss", "optim"),
+    *("seed", "device", "video", "num_threads", "critic", "loss", "optim"),
     *("diagnostics", "eval", "checkpoint", "compile", "tolerance"),
 )
 TRAINING = (
     *("policy.name", "env.name", "env.num_envs", "env.normalize_observation", "env.scale_reward"),
+    *("collector.kind", "collector.total_frames", "collector.frames_per_batch"),
     *(name for name in LIMITS if name.split(".")[0] in ALWAYS),
 )
 """What ``genpo.py`` reads of every configuration."""
