@@ -14,7 +14,15 @@ import torch
 from torch import nn
 from torchrl.checkpoint import Checkpoint
 
-from torchrl_genpo.runs import RunFolder, StopRequest, SyncedCheckpoint, find_checkpoint, is_intact, read_metrics
+from torchrl_genpo.runs import (
+    RunFolder,
+    StopRequest,
+    SyncedCheckpoint,
+    find_checkpoint,
+    is_intact,
+    read_metrics,
+    read_run_config,
+)
 from torchrl_genpo.training import load_checkpoint
 
 COLUMNS = ["frames", "score"]
@@ -183,6 +191,23 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatc
     kinds = [kind for kind, _ in events[-3:]]
     assert kinds == ["fsync", "replace", "fsync"], events
     assert events[-3][1].startswith(".checkpoint-") and events[-1][1] == "checkpoints"
+
+
+def test_a_configuration_that_was_cut_is_refused_or_made_whole(tmp_path, capsys):
+    whole = {"seed": 3, "loss": {"epochs": 10, "gamma": 0.9}, "env": {"name": "pendulum"}}
+    folder = open_folder(tmp_path)
+    folder.save(SyncedCheckpoint(module=module(1)), 1, whole)
+    text = "seed: 3\nloss:\n  epochs: 10\n  gamma: 0.9\nenv:\n  name: pendulum\n"
+    folder.write_config(text)
+    assert read_run_config(tmp_path) == whole and not capsys.readouterr().err
+    folder.write_config("seed: 3\nloss:\n  epochs: 10\n")
+    assert read_run_config(tmp_path) == whole
+    assert "is not whole" in capsys.readouterr().err
+    folder.write_config("seed: 3\nloss:\n  epochs: 1")
+    with pytest.raises(ValueError, match="cut short"):
+        read_run_config(tmp_path)
+    folder.write_config(text.replace("10", "12"))  # the file's own values count
+    assert read_run_config(tmp_path).loss.epochs == 12
 
 
 def test_sigterm_is_told_from_ctrl_c():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
 from torchrl.checkpoint import Checkpoint, CheckpointRotation
 
 from torchrl_genpo.trained import trained_policies
@@ -31,6 +32,7 @@ __all__ = [
     "is_intact",
     "read_checkpoint_config",
     "read_metrics",
+    "read_run_config",
     "write_atomically",
 ]
 
@@ -338,3 +340,25 @@ def read_checkpoint_config(path: Path) -> dict[str, Any]:
         ValueError: if the file is not a checkpoint, cut short or damaged, or holds what could run code.
     """
     return check_checkpoint(path)["metadata"]["config"]
+
+
+def read_run_config(path: Path) -> DictConfig:
+    """The configuration of a run that is to be continued; options that ``config.yaml`` has lost are the checkpoint's.
+
+    Raises:
+        FileNotFoundError: if there is no run.
+        ValueError: if ``config.yaml`` is damaged.
+    """
+    config_path = path / "config.yaml"
+    if not config_path.exists():
+        raise FileNotFoundError(f"resume={path}: there is no run ({config_path} is missing).")
+    config = read_yaml(config_path)
+    if not config_path.read_bytes().endswith(b"\n"):
+        raise ValueError(f"{config_path} was cut short: its last line has no end. Mend it, or remove that line.")
+    newest = RunFolder(path, read_only=True).latest()
+    if newest is None:
+        return config
+    whole = OmegaConf.merge(read_checkpoint_config(newest), config)
+    if whole != config:
+        sys.stderr.write(f"{config_path} is not whole; what it lacks is that of {newest}.\n")
+    return whole  # type: ignore[return-value]

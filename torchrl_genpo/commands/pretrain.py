@@ -29,10 +29,9 @@ from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
-from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config
+from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config, read_run_config
 from torchrl_genpo.training import Progress, check_finite, evaluate, load_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
-from torchrl_genpo.untrusted import read_yaml
 
 COLUMNS = ["iteration", "train/loss"]
 
@@ -164,7 +163,7 @@ def main(cfg: DictConfig) -> int:
     path = Path(cfg.resume if resume else HydraConfig.get().runtime.output_dir)
     if resume:
         iterations = cfg.pretrain.iterations
-        cfg = read_yaml(path / "config.yaml")
+        cfg = read_run_config(path)
         check_config(cfg)
         cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
     folder = RunFolder(path, resume=resume, columns=COLUMNS)

@@ -26,11 +26,10 @@ from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
 from torchrl_genpo.limits import TRAINING, check_config
 from torchrl_genpo.recording import check_rendering, record_video
-from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config, read_run_config
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.loop import EVAL_SEED, Training
-from torchrl_genpo.untrusted import read_yaml
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
 
@@ -70,10 +69,7 @@ def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Pat
 
 def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
     """The configuration of the run in ``folder``, with the few overrides that may change."""
-    config_path = folder / "config.yaml"
-    if not config_path.exists():
-        raise FileNotFoundError(f"resume={folder}: there is no run ({config_path} is missing).")
-    saved = fill_in(read_yaml(config_path), cfg)
+    saved = fill_in(read_run_config(folder), cfg)
     for override in overrides:
         key = override.split("=")[0].lstrip("+~")
         if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:
