@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,22 @@ def test_the_first_of_two_ranks_writes_one_run(two_ranks):
     assert columns["eval/zero_noise/return"][-1] == columns["eval/zero_noise/return"][-1]
     assert output.count("Run folder") == 1
     assert (folder / "learning_curve.png").exists()
+
+
+def test_another_rank_leaves_no_folder_even_if_it_is_killed(tmp_path):
+    """Where the folder is not given, each rank has Hydra name its own, by the second in which it starts."""
+    alone = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+    folder = tmp_path / "outputs" / "now"
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "sota-implementations/genpo.py"), "env=pendulum", f"hydra.run.dir={folder}"],
+        env=os.environ | alone | {"MASTER_PORT": str(free_port())},
+    )
+    deadline = time.monotonic() + 60
+    while (not folder.parent.exists() or folder.exists()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()  # as torchrun does when the first rank has failed; this one waits for it
+    process.wait()
+    assert folder.parent.exists() and not folder.exists()
 
 
 def test_two_ranks_resume(two_ranks):

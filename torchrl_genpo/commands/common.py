@@ -48,11 +48,12 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
         @functools.wraps(function)
         def launch(cfg: DictConfig) -> None:
             output = Path(HydraConfig.get().runtime.output_dir)
+            if int(os.environ.get("RANK", 0)):  # the first rank alone writes; by another second Hydra made another one
+                _remove_if_empty(output)
             try:
                 code = function(cfg)
             finally:
-                if output.is_dir() and not any(output.iterdir()):
-                    output.rmdir()
+                _remove_if_empty(output)
             if code:
                 sys.exit(code)
 
@@ -66,3 +67,8 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
         return main
 
     return decorate
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # it is not empty, or another rank was faster
+        folder.rmdir()
