@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,10 @@ from torchrl.envs import EnvBase
 from torchrl_genpo.envs.xhand.model import make_model
 from torchrl_genpo.envs.xhand.nuts import NUTS, TRAINING_NUTS
 from torchrl_genpo.envs.xhand.randomization import Randomization
+from torchrl_genpo.envs.xhand.rewards import RewardWeights
 from torchrl_genpo.envs.xhand.scene import JOINTS, Scene, joint_limits
 
-__all__ = ["NutBoltEnv", "RewardWeights"]
+__all__ = ["NutBoltEnv"]
 
 CONTROL_PERIOD = 0.05  # s, the 20 Hz of the real hand's loop
 NUT = 12  # the nut's joint, after the hand's
@@ -30,29 +31,6 @@ TURNS = 3.0  # of a nut that has come off
 OPENING = ("thumb_rota1", "index_1", "mid_1")  # joints that take the fingers off the nut
 ENDS = ("reach", "stalled", "no_contact", "nut_limit", "diverged", "time_out")
 METRICS = ("turns", "progress", "completion_seconds", "stalled")
-
-
-@dataclass(frozen=True)
-class RewardWeights:
-    """Weights of the reward of a step, as DexScrew's (arXiv 2512.02011); ``w`` is the nut's speed, rad/s.
-
-    Attributes:
-        turning (float): of ``clip(w, -4, 4)``.
-        pose (float): of the squared distance to the start pose, thumb excepted.
-        torque (float): of the sum of squared torques.
-        work (float): of the squared sum of the joints' powers.
-        overspeed (float): of ``max(w - 10, 0)``.
-        reach (float): of the closeness of thumb and index finger to the nut, ``clip(1 - distance / reach, 0, 1)``.
-        scale (float): of the sum.
-    """
-
-    turning: float = 6.0
-    pose: float = -0.5
-    torque: float = -0.1
-    work: float = -0.01
-    overspeed: float = -0.3
-    reach: float = 2.0
-    scale: float = 0.01
 
 
 class NutBoltEnv(EnvBase):
@@ -87,6 +65,9 @@ class NutBoltEnv(EnvBase):
     Attributes:
         generator (torch.Generator): what everything is drawn from.
         models (list of MjModel): the present model of every row.
+
+    Raises:
+        ValueError: if ``num_envs`` is not positive, no nut is named, or the scene's time step does not divide 50 ms.
 
     Examples:
         >>> env = NutBoltEnv(3, seed=0)
@@ -164,15 +145,11 @@ class NutBoltEnv(EnvBase):
             "completion": np.zeros(rows),
             "push": np.zeros(rows),
             "speed": np.zeros(rows),
-            "terms": np.zeros((*rows, len(self._reward_names))),
+            "terms": np.zeros((*rows, len(self.rewards.names))),
             "ends": np.zeros((*rows, len(ENDS)), bool),
         }
         self._make_specs()
         self.set_seed(seed)
-
-    @property
-    def _reward_names(self) -> list[str]:
-        return [field.name for field in fields(RewardWeights) if field.name != "scale"]
 
     @property
     def privileged_names(self) -> list[str]:
@@ -193,7 +170,7 @@ class NutBoltEnv(EnvBase):
     def _make_specs(self) -> None:
         rows = self.batch_size
         leaf = Unbounded((*rows, 1))
-        log = [f"reward/{name}" for name in self._reward_names] + [f"end/{name}" for name in ENDS]
+        log = [f"reward/{name}" for name in self.rewards.names] + [f"end/{name}" for name in ENDS]
         metrics = [f"{name}/{nut}" for nut in dict.fromkeys(self.nuts) for name in METRICS]
         self.observation_spec = Composite(
             joint_position=Unbounded((*rows, len(JOINTS))),
@@ -343,21 +320,14 @@ class NutBoltEnv(EnvBase):
         return np.stack([np.linalg.norm(self._sensor(f"{f}_position") - nut, axis=1) for f in ("thumb", "index")], 1)
 
     def _reward_terms(self) -> np.ndarray:
-        state, weights = self._rows, self.rewards
-        speed = state["speed"]
-        pose = state["physics"][:, self._position : self._position + NUT] - state["start_pose"]
-        torque = state["sensors"][:, self._torques]
-        power = np.abs(torque * state["physics"][:, self._velocity : self._velocity + NUT])
-        values = {
-            "turning": np.clip(speed, -4.0, 4.0),
-            "pose": (pose[:, 3:] ** 2).sum(1),
-            "torque": (torque**2).sum(1),
-            "work": power.sum(1) ** 2,
-            "overspeed": np.maximum(speed - 10.0, 0.0),
-            "reach": np.clip(1.0 - self._distances().mean(1) / self.reach_distance, 0.0, 1.0),
-        }
-        factors = asdict(weights)
-        return weights.scale * np.stack([factors[name] * values[name] for name in self._reward_names], 1)
+        state = self._rows
+        return self.rewards.terms(
+            speed=state["speed"],
+            pose=state["physics"][:, self._position : self._position + NUT] - state["start_pose"],
+            torque=state["sensors"][:, self._torques],
+            velocity=state["physics"][:, self._velocity : self._velocity + NUT],
+            closeness=1.0 - self._distances().mean(1) / self.reach_distance,
+        )
 
     def _find_ends(self, diverged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which episodes are terminated and which truncated; remembers why."""
@@ -387,7 +357,7 @@ class NutBoltEnv(EnvBase):
             np.stack([np.nan_to_num(state["angles"].var(1), nan=1.0).clip(max=1.0), state["untouched"]], 1),
             *(self._kinds, state["drawn"]),
         ]
-        log = dict(zip(self._reward_names, state["terms"].T, strict=True))
+        log = dict(zip(self.rewards.names, state["terms"].T, strict=True))
         ends = dict(zip(ENDS, state["ends"].T, strict=True))
         turns = self._turns()
         metrics = {

@@ -14,9 +14,10 @@ from torchrl.envs import CatTensors, Compose, DeviceCastTransform, EnvBase, Rewa
 
 from torchrl_genpo.envs.common import did_you_mean, simulator
 from torchrl_genpo.envs.transforms import normalization_transforms
-from torchrl_genpo.envs.xhand.env import CONTROL_PERIOD, NutBoltEnv, RewardWeights
+from torchrl_genpo.envs.xhand.env import CONTROL_PERIOD, NutBoltEnv
 from torchrl_genpo.envs.xhand.nuts import TRAINING_NUTS
 from torchrl_genpo.envs.xhand.randomization import Randomization
+from torchrl_genpo.envs.xhand.rewards import RewardWeights
 from torchrl_genpo.envs.xhand.scene import ACTIVE_JOINTS, JOINTS, Scene, joint_limits
 from torchrl_genpo.envs.xhand.transforms import ActionDelay, DeltaTarget, History, Noise
 
