@@ -15,23 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchrl_genpo.envs.xhand.nuts import NUTS
-from torchrl_genpo.envs.xhand.scene import ACTIVE_JOINTS, FINGERS, JOINTS, START_POSE, Scene, facts, joint_limits
+from torchrl_genpo.envs.xhand.scene import FINGERS, JOINTS, START_POSE, Scene, facts, joint_limits
 
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = [
-    "ACTIVE_JOINTS",
-    "FINGERS",
-    "JOINTS",
-    "Scene",
-    "clearance",
-    "find_start_pose",
-    "joint_limits",
-    "make_mjcf",
-    "make_model",
-    "make_spec",
-]
+__all__ = ["clearance", "find_start_pose", "make_mjcf", "make_model", "make_spec"]
 
 # Bits of MuJoCo's collision filter: fingers meet nut, bolt and floor, and fingertips each other
 NUT_BIT, LINK_BIT, TIP_BIT = 1, 2, 4

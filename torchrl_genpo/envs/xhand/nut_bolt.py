@@ -91,7 +91,7 @@ def make_xhand_env(
         )
     base_scene = _from_mapping(Scene, scene)
     if randomize:
-        draws = Randomization.from_mapping(randomization or {})
+        draws = _from_mapping(Randomization, randomization)
     elif randomization:
         raise ValueError("randomize=False leaves nothing for randomization to set.")
     else:
@@ -135,6 +135,7 @@ def _concatenate(keys: list[str], out_key: str) -> CatTensors:
 
 
 def _from_mapping(cls: Any, values: Mapping[str, Any] | None) -> Any:
+    """A dataclass with some of its values replaced, as a configuration gives them; it names one that is unknown."""
     known = [name for name, field in cls.__dataclass_fields__.items() if field.init]
     for name in values or {}:
         if name not in known:

@@ -5,14 +5,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.envs.xhand.scene import Scene
 
 __all__ = ["Randomization"]
@@ -43,8 +41,8 @@ class Randomization:
         push_force (float): standard deviation of a push, at the nut's rim, N / kg.
 
     Examples:
-        >>> Randomization.from_mapping({"friction": [1.0, 2.0]}).friction
-        (1.0, 2.0)
+        >>> Randomization(friction=(1.0, 2.0)).names[:3]
+        ['friction', 'nut_friction', 'nut_damping']
         >>> Randomization.none().nut_mass
         (0.05, 0.05)
     """
@@ -78,22 +76,6 @@ class Randomization:
                     raise ValueError(f"{field.name} must be a lowest and a highest value, got {value}.")
             elif not value >= 0:
                 raise ValueError(f"{field.name} must not be negative, got {value}.")
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> Randomization:
-        """The default with some values replaced, as a configuration gives them.
-
-        Raises:
-            ValueError: for an unknown name or a wrong range.
-        """
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise ValueError(
-                    f"There is no randomisation {name!r}.{did_you_mean(name, known)} There are {', '.join(known)}."
-                )
-        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        return cls(**settings)
 
     @classmethod
     def none(cls, scene: Scene | None = None) -> Randomization:
