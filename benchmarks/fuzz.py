@@ -31,7 +31,6 @@ from fuzz_command_lines import command_lines, foreign_files, full_command, prelo
 from provenance import RESULTS, ROOT, commit, machine, versions
 from reliability import write_report
 
-KINDS = ("checkpoint", "policy", "config", "metrics", "hdf5")
 PATH = RESULTS / "fuzz.json"
 
 
@@ -82,7 +81,8 @@ def fuzz_command_lines(number: int, seed: int, folder: Path) -> dict[str, Any]:
 
 def fuzz_files(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Malformed files, so many for each reader, and those made to harm."""
-    from fuzz_files import Samples, hostile, malformed, read
+    from fuzz_files import KINDS, Samples, malformed, read
+    from fuzz_hostile import hostile
 
     samples, marker, rng = Samples(folder / "good"), folder / "marker", random.Random(seed)
     counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}

@@ -15,8 +15,7 @@ pytest.importorskip("h5py", reason="needs h5py: pip install h5py")
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import fuzz_command_lines as lines
 import fuzz_files as files
-
-KINDS = ("checkpoint", "policy", "config", "metrics", "hdf5")
+import fuzz_hostile as harmful
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def test_a_valid_command_line_is_not_refused_by_the_fork_server(tmp_path):
     assert outcome.code == 0 and outcome.fault == "accepted" and "run/metrics.csv" in outcome.left
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", files.KINDS)
 def test_malformed_files_are_refused_by_a_documented_error(samples, kind, tmp_path):
     assert files.read(samples, kind, getattr(samples, kind), tmp_path / "good") == "loaded"
     rng, refused = random.Random(1), 0
@@ -53,7 +52,7 @@ def test_malformed_files_are_refused_by_a_documented_error(samples, kind, tmp_pa
 
 def test_files_made_to_harm_are_refused_and_nothing_in_them_runs(samples, tmp_path):
     marker, count = tmp_path / "marker", 0
-    for kind, name, path in files.hostile(samples, tmp_path / "hostile", marker):
+    for kind, name, path in harmful.hostile(samples, tmp_path / "hostile", marker):
         result = files.read(samples, kind, path, tmp_path / "output")
         assert result.startswith("refused") and not marker.exists(), (kind, name, result)
         count += 1
@@ -63,7 +62,7 @@ def test_files_made_to_harm_are_refused_and_nothing_in_them_runs(samples, tmp_pa
 def test_torchrl_itself_runs_the_code_of_such_a_checkpoint(samples, tmp_path):
     """Otherwise the refusal would prove nothing."""
     marker, path = tmp_path / "marker", tmp_path / "evil.torchrl"
-    files.CHECKPOINTS["with pickled code"](samples.checkpoint, path, marker)
+    harmful.CHECKPOINTS["with pickled code"](samples.checkpoint, path, marker)
     with pytest.raises(ValueError, match=r"other\.pickle"):
         samples.read_checkpoint(path)
     assert not marker.exists()
@@ -83,7 +82,7 @@ def test_torchrl_itself_runs_the_code_of_such_a_checkpoint(samples, tmp_path):
 def test_pytorch_itself_runs_the_code_of_such_a_program(samples, name, tmp_path):
     marker, folder = tmp_path / "marker", tmp_path / "policy"
     shutil.copytree(samples.policy, folder)
-    files.PROGRAMS[name](samples.policy / "policy.pt2", folder / "policy.pt2", marker)
+    harmful.PROGRAMS[name](samples.policy / "policy.pt2", folder / "policy.pt2", marker)
     with pytest.raises(ValueError, match="not a readable program"):
         samples.read_policy(folder)
     assert not marker.exists()
