@@ -9,6 +9,7 @@ Writes ``default_run.md`` to ``benchmarks/results``.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from provenance import RESULTS, ROOT, origin
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "sota-implementations/genpo.py", f"hydra.run.dir={folder}/run"]
         begin = time.perf_counter()

@@ -19,13 +19,11 @@ import argparse
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import AddStateIndependentNormalScale, TensorDictModule
-from torch import nn
-from torchrl.envs import ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo.models import gaussian_actor
 
 TARGETS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 TEMPERATURE = 0.1  # weight of the entropy bonus: the best policy is exp(reward / TEMPERATURE), four round peaks
@@ -38,20 +36,13 @@ def reward(action: torch.Tensor) -> torch.Tensor:
     return -(torch.cdist(action, TARGETS).amin(-1) ** 2)
 
 
-def flow_actor() -> ReversibleFlowActor:
+def flow() -> ReversibleFlowActor:
     velocity = VelocityMLP(obs_dim=1, action_dim=2, hidden_sizes=(64, 64))
     return ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2))
 
 
-def gaussian_actor() -> ProbabilisticActor:
-    net = nn.Sequential(MLP(in_features=1, out_features=2, num_cells=[64, 64]), AddStateIndependentNormalScale(2))
-    return ProbabilisticActor(
-        TensorDictModule(net, in_keys=["observation"], out_keys=["loc", "scale"]),
-        in_keys=["loc", "scale"],
-        distribution_class=IndependentNormal,
-        return_log_prob=True,
-        default_interaction_type=ExplorationType.RANDOM,
-    )
+def gaussian() -> ProbabilisticActor:
+    return gaussian_actor(MLP(in_features=1, out_features=2, num_cells=[64, 64]), action_dim=2)
 
 
 @torch.no_grad()
@@ -109,7 +100,7 @@ def main() -> None:
     parser.add_argument("--picture", default="multimodal.png")
     options = parser.parse_args()
     samples = {}
-    for name, make, loss_class in (("flow", flow_actor, GenPOLoss), ("Gaussian", gaussian_actor, ClipPPOLoss)):
+    for name, make, loss_class in (("flow", flow, GenPOLoss), ("Gaussian", gaussian, ClipPPOLoss)):
         torch.manual_seed(options.seed)
         actor = make()
         train(actor, loss_class(actor, None, critic_coeff=None, entropy_bonus=False), options.iterations)

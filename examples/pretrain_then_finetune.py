@@ -28,6 +28,7 @@ from torchrl_genpo import (
     ReversibleSolver,
     VelocityMLP,
 )
+from torchrl_genpo.modules import EulerActor
 
 NUM_MODES = 8
 ANGLES = torch.arange(NUM_MODES) * (2 * math.pi / NUM_MODES)
@@ -65,11 +66,7 @@ def pretrain(velocity: VelocityMLP, iterations: int = 3000, batch_size: int = 51
 @torch.no_grad()
 def euler(velocity: VelocityMLP, size: int, num_steps: int) -> Tensor:
     """Samples by Euler's rule, which cannot be inverted: the usual way to use a pre-trained flow."""
-    context = velocity.condition(observations(size)["observation"])
-    x = torch.randn(size, 2)
-    for i in range(num_steps):
-        x = x + velocity(x, i / num_steps, context) / num_steps
-    return x
+    return EulerActor(velocity, num_steps)(observations(size))["action"]
 
 
 @torch.no_grad()

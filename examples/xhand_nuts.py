@@ -11,12 +11,6 @@ Three nuts are trained on; triangle and cross are held out for evaluation.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-
-# MuJoCo chooses its renderer when it is imported; without a display EGL can draw
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")
 
 import matplotlib
 
