@@ -7,13 +7,12 @@ python benchmarks/reliability.py     # writes reliability.md again from the part
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from typing import Any
 
 from provenance import RESULTS, commit, machine, versions
-
-PARTS = ("crash", "fuzz", "soak", "scaling")
 
 
 def save_part(name: str, data: dict[str, Any]) -> None:
@@ -69,20 +68,22 @@ def soak_lines(data: dict[str, Any]) -> list[str]:
     ]
 
 
-def scaling_lines(data: dict[str, Any]) -> list[str]:
-    return data["lines"]
+PARTS = {
+    "crash": ("Crashes", crash_lines),
+    "fuzz": ("Fuzzing", fuzz_lines),
+    "soak": ("Soak", soak_lines),
+    "scaling": ("Scale", lambda data: data["lines"]),
+}
 
 
 def write_report() -> None:
     """Writes ``reliability.md``."""
-    titles = {"crash": "Crashes", "fuzz": "Fuzzing", "soak": "Soak", "scaling": "Scale"}
-    writers = {"crash": crash_lines, "fuzz": fuzz_lines, "soak": soak_lines, "scaling": scaling_lines}
     lines = ["# Reliability"]
-    for name in PARTS:
+    for name, (title, write) in PARTS.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             data = json.loads(path.read_text())
-            lines += ["", f"## {titles[name]}", "", *writers[name](data), ""]
+            lines += ["", f"## {title}", "", *write(data), ""]
             origin = data["files"] | {"command": "python benchmarks/fuzz.py"} if name == "fuzz" else data
             lines += [f"Command: `{origin['command']}`. Commit: {origin['commit']}.  "]
             lines += [f"Versions: {origin['versions']}.  ", f"Machine: {origin['machine']}."]
@@ -90,4 +91,5 @@ def write_report() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_report()

@@ -1,7 +1,8 @@
-"""The aggregation of learning runs: normalisation, interquartile means, probability of improvement."""
+"""The aggregation of learning runs: normalisation, interquartile means, probability of improvement; and ``--help``."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import aggregate
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SCRIPTS = [path for path in sorted(BENCHMARKS.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()]
 
 
 def record(task, policy, seed, final, start=10.0):
@@ -65,3 +69,10 @@ def test_the_report_names_what_it_leaves_out(records, tmp_path):
 def test_a_task_that_gaussian_ppo_does_not_learn_is_refused():
     with pytest.raises(ValueError, match="did not learn a"):
         aggregate.scales([record("a", "gaussian", 1, 10.0)], "eval/zero_noise/return")
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_explains_itself_and_does_nothing_then(script, tmp_path):
+    command = [sys.executable, str(script), "--help"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and f"python benchmarks/{script.name}" in result.stdout, result.stderr
