@@ -13,7 +13,7 @@ from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
 from torchrl.envs import GymEnv
 from torchrl.modules import MLP, ValueOperator
-from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
@@ -35,7 +35,14 @@ def make_critic():
 
 
 def make_trainer(
-    loss=None, policy=None, batches=1, batch_size=FRAMES, optimizer_class=torch.optim.Adam, lr=3e-3, **kwargs
+    loss=None,
+    policy=None,
+    batches=1,
+    batch_size=FRAMES,
+    optimizer_class=torch.optim.Adam,
+    lr=3e-3,
+    optimizer=None,
+    **kwargs,
 ):
     """A trainer and its log, a dictionary for each time that something was logged."""
     loss = GenPOLoss(make_actor(), make_critic()) if loss is None else loss
@@ -52,7 +59,7 @@ def make_trainer(
         frame_skip=1,
         optim_steps_per_batch=None,
         loss_module=loss,
-        optimizer=optimizer_class(loss.parameters(), lr=lr),
+        optimizer=optimizer_class(loss.parameters(), lr=lr) if optimizer is None else optimizer,
         replay_buffer=ReplayBuffer(
             storage=LazyTensorStorage(FRAMES), sampler=SamplerWithoutReplacement(), batch_size=batch_size
         ),
@@ -123,6 +130,33 @@ def test_the_ratio_of_the_action_is_prepared_once_a_batch():
     trainer.train()
     assert prepared == [FRAMES, FRAMES]
     assert max(logged(log, "inversion_error")) < 1e-4 and min(logged(log, "max_ratio")) > 1.001
+
+
+def test_the_learning_rate_follows_the_kl_of_the_last_epoch(tmp_path):
+    loss = GenPOLoss(make_actor(), make_critic())
+    optimizer = torch.optim.Adam(loss.parameters(), lr=3e-3)
+    schedule = KLAdaptiveLR(optimizer, 1e-6, factor=2.0)  # every update is too large
+    options = {"batch_size": FRAMES // 2, "num_epochs": 2}
+    saving = {"checkpoint": Checkpoint(), "save_trainer_file": tmp_path / "trainer"}
+    trainer, _ = make_trainer(loss, batches=2, optimizer=optimizer, lr_scheduler=schedule, **saving, **options)
+    kls = []
+    trainer.register_op("process_loss", lambda _, losses: kls.append(losses["kl_approx"].item()) or losses)
+    trainer.train()
+    ends = [sum(kls[i : i + 2]) / 2 for i in (2, 6)]  # of two batches, each of two epochs of two mini-batches
+    assert len(kls) == 8 and schedule.last_kl == pytest.approx(ends[-1])
+    rate = 3e-3 / 2 ** sum(kl > 2e-6 for kl in ends)
+    assert rate < 3e-3 and optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+    loss = GenPOLoss(make_actor(), make_critic())
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1.0)
+    resumed = KLAdaptiveLR(optimizer, 1.0)
+    saving = {"checkpoint": Checkpoint(), "save_trainer_file": tmp_path / "other"}
+    trainer, _ = make_trainer(loss, batches=3, optimizer=optimizer, lr_scheduler=resumed, **saving, **options)
+    trainer.load_from_file(tmp_path / "trainer")
+    assert resumed.last_kl == schedule.last_kl and optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+    trainer.train()
+    assert resumed.last_kl != schedule.last_kl
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2 if resumed.last_kl > 2e-6 else rate)
 
 
 def test_async_collection_is_refused_for_the_ratio_of_the_action():

@@ -4,9 +4,15 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
+import torch
 from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.objectives.utils import KLAdaptiveLR
 from torchrl.trainers.algorithms.ppo import PPOTrainer
-from torchrl.trainers.trainers import UpdateWeights
+from torchrl.trainers.trainers import LRSchedulerHook, UpdateWeights
 
 from torchrl_genpo.objectives.genpo import GenPOLoss
 
@@ -23,6 +29,9 @@ class GenPOTrainer(PPOTrainer):
     - the collector starts with the weights of the loss. Hydra builds a network anew wherever a configuration names
       it, so that ``PPOTrainer`` collects its first batch with another policy than the one it trains;
     - ``loss_module.prepare`` is called on every collected batch, before its first update, as ``ratio="action"`` needs;
+    - ``lr_scheduler`` may be a :class:`~torchrl.objectives.KLAdaptiveLR` (for Hydra: its ``_target_``, with
+      ``_partial_: true``). It is stepped once a batch, by the mean ``kl_approx`` of the last epoch: in each update the
+      KL to the policy that collected begins at 0;
     - the log's ``inversion_error`` is that of the first mini-batch after a collection, where nothing but the numerics
       of the inversion can make a difference, and no mean with the change of the policy.
 
@@ -66,8 +75,11 @@ class GenPOTrainer(PPOTrainer):
                 "allow: use ratio='pair' or async_collection=False."
             )
         for op, kwargs in self._post_steps_ops:
-            if isinstance(getattr(op, "__wrapped__", op), UpdateWeights):
+            hook = getattr(op, "__wrapped__", op)
+            if isinstance(hook, UpdateWeights):
                 op(**kwargs)
+            elif isinstance(hook, LRSchedulerHook) and isinstance(hook.scheduler, KLAdaptiveLR):
+                hook.scheduler = _WithKL(hook.scheduler, self)
         super()._setup_hook()
 
     def _process_batch_hook(self, batch: TensorDictBase) -> TensorDictBase:
@@ -78,8 +90,26 @@ class GenPOTrainer(PPOTrainer):
         self._has_updated = False
         super().optim_steps(batch)
 
+    def _pre_epoch_hook(self, batch: TensorDictBase, **kwargs: Any) -> TensorDictBase:
+        self._last_epoch: list[Tensor] = []  # kl_approx of its mini-batches
+        return super()._pre_epoch_hook(batch, **kwargs)
+
     def _process_loss_hook(self, sub_batch: TensorDictBase, losses_td: TensorDictBase) -> TensorDictBase:
         if self._has_updated:
             losses_td = losses_td.exclude("inversion_error")
         self._has_updated = True
+        self._last_epoch.append(losses_td["kl_approx"].detach())
         return super()._process_loss_hook(sub_batch, losses_td)
+
+
+class _WithKL:
+    """A schedule for TorchRL's hook, which steps it without the KL."""
+
+    def __init__(self, schedule: KLAdaptiveLR, trainer: GenPOTrainer) -> None:
+        self._schedule, self._trainer = schedule, weakref.proxy(trainer)
+
+    def step(self) -> None:
+        self._schedule.step(torch.stack(self._trainer._last_epoch).mean())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._schedule, name)
