@@ -174,7 +174,7 @@ class GymState:
         rng = env.unwrapped.np_random.bit_generator.state
         state: dict[str, Any] = {
             "observation": _apply(lambda x: torch.from_numpy(np.array(x)), self._vector_env._env_obs[index]),
-            "elapsed_steps": _find(env, "_elapsed_steps"),
+            "elapsed_steps": getattr(_time_limit(env), "_elapsed_steps", None),
             # 128-bit integers
             "rng": {"state": hex(rng["state"]["state"]), "inc": hex(rng["state"]["inc"])},
             "rng_uint32": [rng["has_uint32"], rng["uinteger"]],
@@ -201,7 +201,8 @@ class GymState:
             "has_uint32": has_uint32,
             "uinteger": uinteger,
         }
-        _find(env, "_elapsed_steps", state["elapsed_steps"])
+        if state["elapsed_steps"] is not None:
+            _time_limit(env)._elapsed_steps = state["elapsed_steps"]
         self._vector_env._env_obs[index] = _apply(lambda x: x.numpy().copy(), state["observation"])
         if self._is_classic(env):
             env.unwrapped.state = state["state"].numpy().copy()
@@ -221,12 +222,8 @@ def _apply(function: Any, observation: Any) -> Any:
     return function(observation)
 
 
-def _find(env: Any, name: str, value: Any = None) -> Any:
-    """Reads, or with a value sets, an attribute of the wrapper that owns it; ``None`` without one."""
-    while env is not None:
-        if name in vars(env):
-            if value is not None:
-                setattr(env, name, value)
-            return getattr(env, name)
+def _time_limit(env: Any) -> Any:
+    """The wrapper that counts the steps of an episode; ``None`` without one."""
+    while env is not None and "_elapsed_steps" not in vars(env):
         env = getattr(env, "env", None)
-    return None
+    return env
