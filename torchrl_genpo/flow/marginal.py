@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Chi2
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def _sample_mixture(
     nu, size = DEGREES_OF_FREEDOM, mean.shape[-1]
     shape = (num_samples, *mean.shape[1:])
     noise = torch.randn(shape, dtype=mean.dtype, device=mean.device)
-    chi2 = 2 * torch._standard_gamma(torch.full_like(noise[..., :1], nu / 2))
+    chi2 = Chi2(torch.full_like(noise[..., :1], nu)).sample()
     offset = noise * (nu / chi2).sqrt()
     weights = log_weight.exp().movedim(0, -1).expand(*shape[:-1], -1)
     which = torch.multinomial(weights.reshape(-1, len(mean)), 1).view(1, *shape[:-1], 1)
