@@ -136,10 +136,9 @@ class DummyFlowLoss(GenPOLoss):
     @property
     def out_keys(self) -> list[NestedKey]:
         """Those of ``GenPOLoss``, and ``loss_compression`` unless its coefficient is 0."""
-        keys = super().out_keys
-        if self._compresses and "loss_compression" not in keys:
-            self._out_keys = [*keys, "loss_compression"]
-        return self._out_keys or keys
+        if self._out_keys is None:
+            self._out_keys = [*super().out_keys, *(["loss_compression"] if self._compresses else [])]
+        return self._out_keys
 
     @out_keys.setter
     def out_keys(self, values: list[NestedKey]) -> None:

@@ -189,13 +189,16 @@ class PolicyFlowLoss(ClipPPOLoss):
         start, end = tensordict.get(self.tensor_keys.flow_start), tensordict.get(self.tensor_keys.flow_end)
         time = torch.rand_like(start[..., 0])
         along = torch.lerp(start, end, time.unsqueeze(-1))
+        is_current = params is None
+        if params is None:
+            params = self.actor_network_params
         with torch.no_grad():
             old = self._velocity(tensordict, self._behaviour_params, along, time)
-        new = self._velocity(tensordict, self.actor_network_params if params is None else params, along, time)
-        with (self.actor_network_params if params is None else params).to_module(self.actor_network):
+        new = self._velocity(tensordict, params, along, time)
+        with params.to_module(self.actor_network):
             dist = self.actor_network.residual_dist(end + new - old)
         time = time.unsqueeze(-1)
-        if params is None:
+        if is_current:
             self._brownian_error = ((1 - time) * new - (along - time * old)).square().mean(-1)
         return dist.log_prob(tensordict.get(self.tensor_keys.action)), dist, False
 
