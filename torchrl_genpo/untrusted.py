@@ -58,15 +58,11 @@ BROKEN: tuple[type[Exception], ...] = (
     TypeError,
     AttributeError,
     EOFError,
-    OverflowError,
-)
-BROKEN += (
     pickle.PickleError,
     ValueError,
     IndexError,
     ArithmeticError,
     AssertionError,
-    NotImplementedError,
     MemoryError,
 )
 
