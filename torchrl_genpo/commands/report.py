@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from torchrl_genpo.commands.common import explain_errors
 from torchrl_genpo.report import write_report
 
 __all__ = ["main"]
@@ -49,10 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command."""
     options = _parser().parse_args(arguments)
-    try:
+    with explain_errors():
         warnings = write_report(options.runs, options.output, options.video_limit)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     for warning in warnings:
         sys.stderr.write(f"Warning: {warning}\n")
     sys.stdout.write(f"Report: {options.output}\n")
