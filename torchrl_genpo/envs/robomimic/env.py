@@ -150,6 +150,10 @@ class RobosuiteEnv(gymnasium.Env):
         gamma (float, optional): discount from step to step inside a chunk. Defaults to ``1.0``.
         reward_shaping (bool, optional): robosuite's dense reward instead of the sparse one.
         render (bool, optional): frames for videos.
+
+    Raises:
+        ImportError: without robosuite, or the package that defines the environment.
+        ValueError: if ``horizon`` is not positive, or there is no such observation.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  # Gymnasium's convention
