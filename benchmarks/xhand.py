@@ -122,23 +122,19 @@ def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 def evaluate_run(run: Run, changes: Mapping[str, Any]) -> dict[str, float]:
     """Evaluation of a finished run's last checkpoint with other options of the environment."""
     import torch
-    from omegaconf import OmegaConf
-    from torchrl.checkpoint import CheckpointRotation
 
-    from torchrl_genpo.configuration import build_env, build_models
-    from torchrl_genpo.envs import freeze_normalization
-    from torchrl_genpo.training import evaluate, load_checkpoint, make_checkpoint
+    from torchrl_genpo.configuration import load_policy
+    from torchrl_genpo.runs import RunFolder, read_checkpoint_config
+    from torchrl_genpo.training import evaluate
 
-    cfg: Any = OmegaConf.load(run.folder / "config.yaml")
-    torch.set_num_threads(cfg.num_threads)
-    options = OmegaConf.to_container(cfg.env.options)
-    assert isinstance(options, dict)
-    cfg.env.options = merged({str(key): value for key, value in options.items()}, changes)
-    env = build_env(cfg, EPISODES * len(cfg.env.options.nuts), EVAL_SEED)
-    actor, _, loss = build_models(cfg, env)
-    checkpoint = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
-    load_checkpoint(make_checkpoint(loss=loss, env=env), checkpoint, cfg.device)
-    freeze_normalization(env)
+    checkpoint = RunFolder(run.folder, read_only=True).latest()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{run.folder} has no readable checkpoint.")
+    config = read_checkpoint_config(checkpoint)
+    torch.set_num_threads(config["num_threads"])
+    options = merged(config["env"]["options"], changes)
+    num_envs = EPISODES * len(options["nuts"])
+    actor, env, _ = load_policy(checkpoint, num_envs, EVAL_SEED, config["device"], {"env.options": options})
     return evaluate(env, actor, EVAL_SEED)
 
 
