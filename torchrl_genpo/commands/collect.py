@@ -15,6 +15,7 @@ import os
 from functools import partial
 from pathlib import Path
 
+import shtab
 from tqdm import tqdm
 
 from torchrl_genpo.commands.common import explain_errors
@@ -55,6 +56,7 @@ def main(description: str | None = __doc__) -> None:
     parser.add_argument("--noise", type=float, default=0.05, help="deviation of the noise on actions in [-1, 1]")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
+    shtab.add_argument_to(parser)
     options = parser.parse_args()
     if options.episodes < 1 or options.workers < 1:
         parser.error("--episodes and --workers must be at least 1")

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+import shtab
+
 from torchrl_genpo.trained import trained_policies
 
 __all__ = ["main"]
@@ -26,6 +28,7 @@ def main() -> None:
         nargs="*",
         help="of genpo-train, as name=value: video=true, eval.num_envs=50, eval.rounds=2, device=cuda",
     )
+    shtab.add_argument_to(parser)
     options = parser.parse_args()
     for option in options.option:
         if "=" not in option:
