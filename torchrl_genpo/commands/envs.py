@@ -41,7 +41,7 @@ FAMILIES = (
 
 def names(family: Family) -> list[str]:
     """What ``env=`` takes of a family."""
-    folder = resources.files("torchrl_genpo.config").joinpath("env", family.folder)
+    folder = resources.files("torchrl_genpo.config") / "env" / family.folder
     stems = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
     return [f"{family.folder}/{stem}".lstrip("/") for stem in stems if stem != "base"]
 
