@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
@@ -147,6 +147,8 @@ class RunFolder:
         FileNotFoundError: if ``resume`` is ``True`` and there is no checkpoint that can be read.
     """
 
+    _damaged: ClassVar[set[Path]] = set()  # told once, however often a process looks
+
     def __init__(
         self,
         path: Path,
@@ -161,7 +163,6 @@ class RunFolder:
         self.metrics_path = self.path / "metrics.csv"
         self.config_path = self.path / "config.yaml"
         self.columns = list(columns)
-        self._damaged: set[Path] = set()
         self._is_new = not resume and not read_only
         self._rotation = CheckpointRotation(
             self.path / "checkpoints", keep_last=keep_last, keep_best=None if keep_best is None else (keep_best, "max")
