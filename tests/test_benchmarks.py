@@ -1,4 +1,4 @@
-"""The aggregation of learning runs: normalisation, interquartile means, probability of improvement; and ``--help``."""
+"""The benchmarks' own mathematics: normalised returns, interquartile means, reference densities; and ``--help``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+from torchrl_genpo.baselines import FPOActor
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import aggregate
+import surrogate_bias
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SCRIPTS = [path for path in sorted(BENCHMARKS.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()]
@@ -76,3 +82,26 @@ def test_every_script_explains_itself_and_does_nothing_then(script, tmp_path):
     command = [sys.executable, str(script), "--help"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and f"python benchmarks/{script.name}" in result.stdout, result.stderr
+
+
+def test_the_exact_density_of_a_pair_is_that_of_the_actor():
+    torch.manual_seed(0)
+    actor = ReversibleFlowActor(VelocityMLP(obs_dim=3, action_dim=2, hidden_sizes=(16,))).double()
+    data = actor(TensorDict(observation=torch.randn(5, 3, dtype=torch.float64), batch_size=[5])).detach()
+    exact = surrogate_bias.exact_pair(actor, data)
+    torch.testing.assert_close(exact, actor.log_prob(data), rtol=1e-9, atol=1e-9)
+
+
+def test_the_exact_density_of_eulers_rule_integrates_to_one():
+    torch.manual_seed(0)
+    velocity = VelocityMLP(obs_dim=3, action_dim=1, hidden_sizes=(16,)).double()
+    with torch.no_grad():
+        velocity.trunk[-1].weight.mul_(50)  # the initial one hardly moves anything
+    actor = FPOActor(velocity, num_steps=4)
+    grid = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+    observation = torch.randn(3, dtype=torch.float64).expand(len(grid), 3)
+    data = TensorDict(action=grid.unsqueeze(-1), observation=observation, batch_size=[len(grid)])
+    density = surrogate_bias.exact_euler(actor, data).exp()
+    assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-6)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(grid).exp()
+    assert (density - normal).abs().max() > 0.01
