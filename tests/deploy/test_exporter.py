@@ -138,5 +138,5 @@ def test_a_checkpoint_of_the_entry_script_is_exported_by_one_command(tmp_path, c
     assert "Difference from the actor: onnx" in capsys.readouterr().out
     metadata = ExportedPolicy(tmp_path / "policy").metadata
     assert metadata["source"]["config"]["env"]["name"] == "pendulum" and len(metadata["source"]["sha256"]) == 64
-    with pytest.raises(SystemExit, match="is not a readable checkpoint"):
+    with pytest.raises(SystemExit, match="There is no checkpoint and no run"):
         export([str(tmp_path / "none"), str(tmp_path / "policy")])
