@@ -25,9 +25,13 @@ Records = Sequence[dict[str, Any]]
 
 
 def scales(records: Records, column: str) -> dict[str, tuple[float, float]]:
-    """Of every task that the base finished: the return at the beginning of training, and the base's at its end."""
+    """Of every task that all seeds of the base finished: the return where training begins, and the base's end."""
     found = {}
+    finished = {(record["task"], record["seed"]) for record in records if record["policy"] == BASE}
+    seeds = {seed for _, seed in finished}
     for task in dict.fromkeys(record["task"] for record in records if record["policy"] == BASE):
+        if any((task, seed) not in finished for seed in seeds):
+            continue
         chosen = [record for record in records if record["task"] == task]
         start = statistics.median(next(v for v in r["curves"]["train/return"] if v is not None) for r in chosen)
         end = statistics.mean(last(record, column) for record in chosen if record["policy"] == BASE)
@@ -78,7 +82,12 @@ def intervals(scores: Mapping[str, Any], function: Any, reps: int) -> tuple[dict
         from rliable.library import get_interval_estimates
     except ImportError as error:
         raise ImportError("Intervals need rliable: pip install -e '.[benchmarks]'.") from error
-    return get_interval_estimates(dict(scores), function, reps=reps, random_state=np.random.RandomState(0))
+    values, bounds = {}, {}
+    for policy, score in scores.items():  # one by one, so that no interval depends on which others there are
+        found = get_interval_estimates({policy: score}, function, reps=reps, random_state=np.random.RandomState(0))
+        values |= found[0]
+        bounds |= found[1]
+    return values, bounds
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:

@@ -39,7 +39,7 @@ def records():
     made += [record("b", "gaussian", seed, 1010.0) for seed in (1, 2, 3)]
     made += [record("a", "flow", seed, 410.0) for seed in (1, 2)]
     made += [record("b", "flow", seed, 1010.0 + seed) for seed in (1, 2)]
-    made += [record("a", "unfinished", 1, 999.0)]
+    made += [record("a", "unfinished", 1, 999.0), record("c", "gaussian", 1, 5.0)]
     return made
 
 
