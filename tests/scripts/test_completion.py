@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -10,27 +11,32 @@ import sys
 import pytest
 
 COMMANDS = {  # module, what is typed, what it becomes
-    "genpo-report": ("torchrl_genpo.commands.report", "--out", "--output"),
-    "genpo-eval": ("torchrl_genpo.commands.evaluate", "--print", "--print-completion"),
-    "genpo-deploy": ("torchrl_genpo.deploy.run", "--dry", "--dry-run"),
+    "genpo-report": ("torchrl_genpo.commands.report", "out", "outputs"),
+    "genpo-eval": ("torchrl_genpo.commands.evaluate", "out", "outputs"),
+    "genpo-deploy": ("torchrl_genpo.deploy.run", "--hand out", "outputs"),
+    "genpo-collect": ("torchrl_genpo.commands.collect", "ca", "can"),
+    "genpo-envs": ("torchrl_genpo.commands.envs", "--print", "--print-completion"),
 }
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 @pytest.mark.parametrize("command", COMMANDS)
-def test_bash_completes_an_option(command, tmp_path):
+def test_bash_completes(command, tmp_path, monkeypatch, capsys):
     module, typed, completed = COMMANDS[command]
-    # by the name that it is installed under
-    code = f"import sys; sys.argv = [{command!r}, '--print-completion', 'bash']; from {module} import main; main()"
-    script = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    monkeypatch.setattr(sys, "argv", [command, "--print-completion", "bash"])  # the name that it is installed under
+    with pytest.raises(SystemExit):
+        importlib.import_module(module).main()
+    script = capsys.readouterr().out
     (tmp_path / "completion.sh").write_text(script)
+    (tmp_path / "outputs").mkdir()
     function = "_shtab_" + command.replace("-", "_")
+    words = [command, *typed.split()]
     answer = subprocess.run(
         [
             "bash",
             "-c",
-            f"source completion.sh; complete -p {command}; COMP_WORDS=({command} {typed}); COMP_CWORD=1; "
-            f'{function} {command} {typed} {command}; echo "${{COMPREPLY[@]}}"',
+            f"source completion.sh; complete -p {command}; COMP_WORDS=({' '.join(words)}); "
+            f'COMP_CWORD={len(words) - 1}; {function} {command} {words[-1]} {words[-2]}; echo "${{COMPREPLY[@]}}"',
         ],
         cwd=tmp_path,
         capture_output=True,
@@ -40,12 +46,21 @@ def test_bash_completes_an_option(command, tmp_path):
     assert function in answer and answer.split()[-1] == completed
 
 
-def test_hydra_completes_the_name_of_a_task():
-    result = subprocess.run(
-        [sys.executable, "-m", "torchrl_genpo.commands.train", "-sc", "query=bash"],
-        env=os.environ | {"COMP_LINE": "genpo-train env=hop"},
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_bash_completes_the_name_of_a_task(tmp_path):
+    command = tmp_path / "genpo-train"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m torchrl_genpo.commands.train "$@"\n')
+    command.chmod(0o755)
+    answer = subprocess.run(
+        [
+            "bash",
+            "-c",
+            'eval "$(genpo-train -sc install=bash)"; COMP_LINE="genpo-train env=hop"; COMP_POINT=${#COMP_LINE}; '
+            'COMP_CWORD=1; hydra_bash_completion; echo "${COMPREPLY[@]}"',
+        ],
+        env=os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
         text=True,
         check=True,
-    )
-    assert "env=hopper" in result.stdout.split()
+    ).stdout
+    assert answer.split() == ["env=hopper"]

@@ -15,10 +15,10 @@ import os
 from functools import partial
 from pathlib import Path
 
-import shtab
 from tqdm import tqdm
 
 from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.data import write_demonstrations
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
 from torchrl_genpo.envs.robomimic.experts import demonstrate
@@ -50,13 +50,13 @@ def collect(options: argparse.Namespace) -> None:
 
 def main(description: str | None = __doc__) -> None:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=ROBOMIMIC_TASKS)
+    parser.add_argument("task", choices=list(ROBOMIMIC_TASKS))  # a dict would be subcommands to shtab
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--output", type=Path, help="<task>.hdf5 unless given")
     parser.add_argument("--noise", type=float, default=0.05, help="deviation of the noise on actions in [-1, 1]")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    shtab.add_argument_to(parser)
+    add_completion(parser)
     options = parser.parse_args()
     if options.episodes < 1 or options.workers < 1:
         parser.error("--episodes and --workers must be at least 1")

@@ -13,8 +13,7 @@ import importlib.util
 from importlib import resources
 from typing import NamedTuple
 
-import shtab
-
+from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.data.robomimic import INSTALL as ROBOMIMIC_INSTALL
 from torchrl_genpo.envs.isaaclab import INSTALL as ISAACLAB_INSTALL
 
@@ -49,7 +48,7 @@ def names(family: Family) -> list[str]:
 def main() -> None:
     """Prints the families, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shtab.add_argument_to(parser)
+    add_completion(parser)
     parser.parse_args()
     for family in FAMILIES:
         if importlib.util.find_spec(family.package) is None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
-import shtab
-
+from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.trained import trained_policies
 
 __all__ = ["main"]
@@ -22,13 +22,15 @@ __all__ = ["main"]
 def main() -> None:
     """What ``genpo-train evaluate=POLICY`` does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("policy", help=f"the folder of a run, a checkpoint, or one of {', '.join(trained_policies())}")
+    parser.add_argument(
+        "policy", type=Path, help=f"the folder of a run, a checkpoint, or one of {', '.join(trained_policies())}"
+    )
     parser.add_argument(
         "option",
         nargs="*",
         help="of genpo-train, as name=value: video=true, eval.num_envs=50, eval.rounds=2, device=cuda",
     )
-    shtab.add_argument_to(parser)
+    add_completion(parser)
     options = parser.parse_args()
     for option in options.option:
         if "=" not in option:

@@ -12,9 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import shtab
-
 from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.report import write_report
 
 __all__ = ["main"]
@@ -46,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--video-limit", type=float, default=50.0, metavar="MB", help="of all embedded videos together; default: 50"
     )
-    shtab.add_argument_to(parser)
+    add_completion(parser)
     return parser
 
 

@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-import shtab
 
+from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.fake_sdk import FakeSDK
 from torchrl_genpo.deploy.faults import HAND_FAULTS, POLICY_FAULTS, Fault, FaultyController
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fault", metavar="KIND[:JOINT][@SECONDS]", help=f"something that goes wrong: {faults}")
     parser.add_argument("--dry-run", action="store_true", help="read the hand, decide and log, but never command it")
     parser.add_argument("--yes", action="store_true", help="do not ask before the real hand moves")
-    shtab.add_argument_to(parser)
+    add_completion(parser)
     return parser
 
 
