@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, origins, read_results
+from experiments import Run, execute_all, last, origins, read_results, spread
 from provenance import RESULTS
 
 SIGMAS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.85, 0.95, 1.0)  # Figure 4
@@ -65,7 +65,7 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
             for noise in NOISES:
                 returns = [last(record, f"eval/{noise}_noise/return") for record in chosen]
                 points[noise] += [(value, one) for one in returns]
-                cells.append(f"{statistics.median(returns):.0f} ({', '.join(f'{one:.0f}' for one in returns)})")
+                cells.append(spread(returns, 0))
             seconds = statistics.median(record["seconds"] for record in chosen)
             lines.append(f"| {value} | {' | '.join(cells)} | {seconds:.0f} |")
         for noise, color in zip(NOISES, ("C0", "C1"), strict=True):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -172,6 +173,11 @@ def execute_all(runs: Sequence[Run], workers: int) -> None:
 def last(record: dict[str, Any], column: str) -> float:
     """The final value of a column; ``nan`` where there is none."""
     return next((value for value in reversed(record["curves"][column]) if value is not None), float("nan"))
+
+
+def spread(values: Sequence[float], digits: int = 1) -> str:
+    """Median, and each in brackets."""
+    return f"{statistics.median(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def median_curves(panel: Any, records: Sequence[dict[str, Any]], label: str, color: str, unit: float) -> None:

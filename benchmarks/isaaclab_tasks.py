@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments import BASELINES, Run, draw, execute_all, last, origins, read_results
+from experiments import BASELINES, Run, draw, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, ROOT
 
 POLICIES = {
@@ -103,7 +103,7 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
             cells = []
             for column in ("train/return", "eval/zero_noise/return", "eval/random_noise/return"):
                 values = [last(record, column) for record in chosen]
-                cells.append(f"{statistics.median(values):.1f} ({', '.join(f'{value:.1f}' for value in values)})")
+                cells.append(spread(values))
             frames = last(chosen[0], "frames")
             minutes[task, policy] = statistics.median(record["seconds"] for record in chosen) / 60
             ratio = minutes[task, policy] / minutes.get((task, "gaussian"), float("nan"))

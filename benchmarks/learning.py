@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 import aggregate
-from experiments import BASELINES, Run, execute_all, last, median_curves, origins, read_results, results_path
+from experiments import BASELINES, Run, execute_all, last, median_curves, origins, read_results, results_path, spread
 from provenance import RESULTS
 
 TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid", "multi_goal")
@@ -76,7 +75,7 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
             cells = []
             for mode in ("zero", "random"):
                 values = [last(record, f"eval/{mode}_noise/return") for record in chosen]
-                cells.append(f"{statistics.median(values):.0f} ({', '.join(f'{value:.0f}' for value in values)})")
+                cells.append(spread(values, 0))
             seconds = min(record["seconds"] for record in chosen)
             lines.append(f"| {task} | {label} | {' | '.join(cells)} | {seconds:.0f} |")
     lines += goal_entropies(records)
@@ -103,7 +102,7 @@ def goal_entropies(records: list[dict[str, Any]]) -> list[str]:
     lines += ["| task | policy | entropy |", "|---|---|---:|"]
     for task, policy in dict.fromkeys((record["task"], record["policy"]) for record in chosen):
         values = [last(record, column) for record in chosen if (record["task"], record["policy"]) == (task, policy)]
-        cell = f"{statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
+        cell = spread(values, 2)
         lines.append(f"| {task} | {POLICIES[policy][0]} | {cell} |")
     return lines if chosen else []
 

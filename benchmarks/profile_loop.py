@@ -26,19 +26,16 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_module
+from in_process import configure, start_training
 from provenance import RESULTS, origin
 from speed import SIZES, log_prob_and_backward, medians
 from tensordict import TensorDict
 from torch import Tensor
 
 from torchrl_genpo import ReversibleFlowActor, VelocityMLP
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.runs import RunFolder
 from torchrl_genpo.training.loop import Training
 
 POLICIES = {"gaussian": "Gaussian", "reversible_flow": "flow"}
-COMMON = ["eval.interval=1_000_000_000", "eval.num_envs=1", "checkpoint.interval=1_000_000_000", "seed=0"]
 COLLECTION = ("simulator", "transforms", "policy", "rest of the collection")
 UPDATE = ("advantages", "loss", "gradient", "optimizer", "rest of the update")
 NETWORKS = {"half_cheetah": (17, 6, (64, 64), 512)} | {  # observation, action, hidden layers, samples
@@ -99,9 +96,8 @@ class Clock:
 
 
 def start(task: str, policy: str, folder: Path) -> tuple[Training, Clock]:
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        cfg = compose("genpo", overrides=[*COMMON, f"env={task}", f"policy={policy}"])
-    training, clock = Training(cfg, RunFolder(folder / policy), Ranks("cpu")), Clock()
+    cfg = configure("seed=0", f"env={task}", f"policy={policy}")
+    training, clock = start_training(cfg, folder / policy), Clock()
     for owner, method, name in (
         (training.env.base_env, "_step", "simulator"),
         (training.env.transform, "_step", "transforms"),

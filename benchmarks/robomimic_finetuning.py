@@ -26,7 +26,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, draw, execute_all, last, origins, read_results
+from experiments import Run, draw, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, ROOT, commit, machine, versions
 
 TASKS = ("can", "box_cleanup", "threading")
@@ -168,15 +168,11 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
     for task, name in product(TASKS, names):
         chosen = [line for line in found if (line["task"], line["name"]) == (task, name)]
         if chosen:
-            cells = [success([line[key] for line in chosen]) for key in ("zero", "random")]
+            cells = [spread([line[key] for line in chosen], 2) for key in ("zero", "random")]
             lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
     lines += origins(found, f"python benchmarks/robomimic_finetuning.py {stage}")
     (RESULTS / f"robomimic_{stage}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-
-
-def success(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({', '.join(f'{value:.2f}' for value in values)})"
 
 
 def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> list[Run]:
@@ -256,8 +252,8 @@ def report(path: Path) -> None:
             cells = []
             for noise in ("zero", "random"):
                 column = f"eval/{noise}_noise/success"
-                cells.append(success([record["curves"][column][0] for record in chosen]))
-                cells.append(success([last(record, column) for record in chosen]))
+                cells.append(spread([record["curves"][column][0] for record in chosen], 2))
+                cells.append(spread([last(record, column) for record in chosen], 2))
             minutes = statistics.median(record["seconds"] for record in chosen) / 60
             cells += [f"{last(chosen[0], 'frames'):.0f}", f"{minutes:.0f}"]
             lines.append(f"| {task} | {label} | {' | '.join(cells)} |")

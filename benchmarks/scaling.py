@@ -24,20 +24,17 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import DictConfig
+from in_process import QUIET, configure, start_training
 from provenance import RESULTS, ROOT
 from reliability import save_part
 from torch import distributed as dist
 from torch.multiprocessing import spawn
 
 from torchrl_genpo.configuration import as_dict
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.runs import RunFolder, read_metrics
+from torchrl_genpo.runs import read_metrics
 from torchrl_genpo.training.loop import Training
 from torchrl_genpo.training.workers import WorkerCollection, make_worker_env
 
-COMMON = ["eval.interval=1_000_000_000", "eval.num_envs=1", "checkpoint.interval=1_000_000_000"]
 TASKS = {  # what is measured: a cheap and a dear simulator, in their own settings
     "half_cheetah": ["env=half_cheetah"],
     "xhand": ["env=xhand/nut_bolt", "env.options.num_threads=1"],
@@ -115,29 +112,23 @@ class Pieces:
         return self.frames / (self.frames * self.receive + self.update + self.publish)
 
 
-def processor_time(function: Callable[[], Any], repeats: int) -> float:
-    """The smallest processor time of a call, s."""
+def call_times(function: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> list[float]:
     times = []
     for _ in range(repeats):
-        start = time.process_time()
+        start = clock()
         function()
-        times.append(time.process_time() - start)
-    return min(times)
+        times.append(clock() - start)
+    return times
+
+
+def processor_time(function: Callable[[], Any], repeats: int) -> float:
+    """The smallest processor time of a call, s."""
+    return min(call_times(function, repeats, time.process_time))
 
 
 def wall_time(function: Callable[[], Any], repeats: int) -> float:
     """The median time of a call, s."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def configure(*options: str) -> DictConfig:
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        return compose("genpo", overrides=[*COMMON, *options])
+    return statistics.median(call_times(function, repeats, time.perf_counter))
 
 
 def measure_messages() -> Messages:
@@ -171,7 +162,7 @@ def measure_pieces(options: list[str]) -> Pieces:
     simulation = processor_time(simulate, 5) / (steps * cfg.env.num_envs)
     raw.close()
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(cfg, RunFolder(Path(folder, "run")), Ranks("cpu"))
+        training = start_training(cfg, Path(folder, "run"))
         batches, collected = iter(training.collection), []
         training.update(training_batch(training, next(batches)))  # warms up
         collect = processor_time(lambda: collected.append(next(batches)), UPDATES)
@@ -216,7 +207,7 @@ def measure_run(options: list[str], processes: int | None = None) -> tuple[float
     """Frames a second of a whole run, and seconds of collection and update; medians over its updates but the first."""
     with tempfile.TemporaryDirectory() as folder:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-        command = [sys.executable, *launcher, "sota-implementations/genpo.py", *COMMON, *options]
+        command = [sys.executable, *launcher, "sota-implementations/genpo.py", *QUIET, *options]
         command += [f"hydra.run.dir={folder}/run"]
         subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         rows = read_metrics(Path(folder, "run", "metrics.csv"))

@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_module
+from in_process import configure, start_training
 from provenance import RESULTS, origin
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.func import jacfwd, vmap
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.flow import euler, midpoint
-from torchrl_genpo.runs import RunFolder
 from torchrl_genpo.training.loop import Training
 
 METHODS = {  # name -> label, options
@@ -43,12 +41,11 @@ METHODS = {  # name -> label, options
     # unperturbed: the perturbed action has no density in closed form
     "fpo": ("FPO++", ["policy=fpo", "policy.options.perturbation=0", "policy.loss.num_samples=16"]),
 }
-COMMON = ["eval.interval=1_000_000_000", "eval.num_envs=1", "checkpoint.interval=1_000_000_000"]
 NEWTON_STEPS = 12
 
 
 def velocity_of(actor: Any, observation: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """The velocity ``(x [d], t)`` of one observation ``[o]``."""
+    """The velocity ``(x [..., d], t)`` of observations ``[..., o]``."""
     context = actor.velocity.condition(observation)
     return lambda x, t: actor.velocity(x, torch.as_tensor(t, dtype=x.dtype), context)
 
@@ -93,11 +90,7 @@ def exact_euler(actor: Any, data: TensorDictBase) -> Tensor:
 
 def exact_residual(actor: Any, data: TensorDictBase) -> Tensor:
     """Log density of (noise, action), up to that of the noise, which no update changes."""
-    velocity = actor.velocity
-    context = velocity.condition(data["observation"])
-    end = midpoint(
-        lambda x, t: velocity(x, torch.as_tensor(t, dtype=x.dtype), context), data["flow_start"], actor.num_steps
-    )
+    end = midpoint(velocity_of(actor, data["observation"]), data["flow_start"], actor.num_steps)
     return actor.residual_dist(end).log_prob(data["action"])
 
 
@@ -121,10 +114,9 @@ def surrogate(name: str, training: Training, data: TensorDictBase) -> Tensor:
 @set_exploration_type(ExplorationType.RANDOM)
 def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor]:
     """Exact log ratios ``[n]`` of one update and what the method uses in their place, ``[n]`` or ``[n, k]``."""
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        cfg = compose("genpo", overrides=[*COMMON, *options, "seed=0"])
+    cfg = configure(*options, "seed=0")
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(cfg, RunFolder(Path(folder, "run")), Ranks("cpu"))
+        training = start_training(cfg, Path(folder, "run"))
         batches = iter(training.collection)
         for i in range(updates):
             training.learn(next(batches), i * cfg.collector.frames_per_batch)

@@ -29,6 +29,7 @@ from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 from torchrl_genpo.trained import FOLDER, trained_policies
 from torchrl_genpo.training import evaluate
 from torchrl_genpo.training.loop import EVAL_SEED
+from torchrl_genpo.untrusted import check_checkpoint
 
 KEPT = ("loss", "normalization", "adaptive_sigma")  # parts of a checkpoint
 MAX_SIZE = 3_000_000  # bytes
@@ -63,8 +64,7 @@ def measure(name: str, path: Path) -> dict[str, Any]:
     policy, env, cfg = load_policy(path, NUM_ENVS, EVAL_SEED)
     found = evaluate(env, policy, EVAL_SEED, EPISODES // NUM_ENVS)
     env.close()
-    with zipfile.ZipFile(path) as archive:
-        frames = json.loads(archive.read("manifest.json"))["metadata"]["frames"]
+    frames = check_checkpoint(path)["metadata"]["frames"]
     record = {"name": name, "sha256": digest(path), "bytes": path.stat().st_size, "frames": frames, "seed": cfg.seed}
     record |= {key: float(f"{value:.5g}") for key, value in found.items()}
     return record | {"commit": commit(), "versions": versions(), "machine": machine()}

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, origins, read_results
+from experiments import Run, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, commit, machine, origin, versions
 
 TASK = "xhand/nut_bolt"
@@ -167,11 +167,6 @@ def frames_to(record: dict[str, Any], level: float) -> float:
         if statistics.mean(value for _, value in curve[index - 4 : index + 1]) >= level:
             return curve[index][0]
     return math.inf
-
-
-def spread(values: list[float], digits: int = 1) -> str:
-    """Median, and each in brackets."""
-    return f"{statistics.median(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
 def report_training(path: Path) -> None:

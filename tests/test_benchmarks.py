@@ -61,6 +61,12 @@ def test_interquartile_mean_and_probability_of_improvement_on_known_numbers():
     assert aggregate.improvement(np.array([[2.0], [4.0]]), np.array([[1.0], [3.0]]))[0] == 0.75
 
 
+def test_an_interval_depends_neither_on_the_time_nor_on_the_other_policies():
+    scores = {name: np.random.default_rng(seed).normal(size=(4, 3)) for seed, name in enumerate("ab")}
+    first, second = (aggregate.intervals(chosen, aggregate.iqm, 50)[1] for chosen in (scores, {"b": scores["b"]}))
+    np.testing.assert_array_equal(first["b"], second["b"])
+
+
 def test_the_report_names_what_it_leaves_out(records, tmp_path):
     labels = {"gaussian": "Gaussian", "flow": "Flow", "unfinished": "Half", "never": "Never"}
     aggregate.report(records, labels, tmp_path / "learning_iqm", "the command", ["gaussian"], reps=50)

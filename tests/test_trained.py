@@ -15,7 +15,6 @@ from torchrl_genpo.training.loop import EVAL_SEED
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "trained_policies.jsonl"
 MEASURED = {record["name"]: record for record in map(json.loads, RESULTS.read_text().splitlines())}
-SIMULATOR = {"robomimic/can": "robosuite"}  # what a policy needs that is not always installed
 
 
 def test_all_are_measured():
@@ -33,8 +32,6 @@ def test_a_name_finds_a_small_file_without_paths_of_a_machine(name):
 
 @pytest.mark.parametrize("name", trained_policies())
 def test_a_policy_reaches_what_was_measured(name):
-    if name in SIMULATOR:
-        pytest.importorskip(SIMULATOR[name])
     policy, env, _ = load_policy(trained_policies()[name], 4, EVAL_SEED)
     returns = evaluate(env, policy, EVAL_SEED, 1)
     for noise in ("zero", "random"):  # four episodes against a mean of a hundred

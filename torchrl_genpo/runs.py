@@ -326,12 +326,14 @@ def find_checkpoint(path: Path) -> Path:
         if found is None:
             raise FileNotFoundError(f"{path} has no readable checkpoint.")
         return found
-    trained = trained_policies()
-    if not path.exists() and path.as_posix() not in trained:
+    if path.exists():
+        return path
+    trained, name = trained_policies(), path.as_posix()
+    if name not in trained:
         raise FileNotFoundError(
             f"There is no checkpoint and no run {path}. Policies that come with the library: {', '.join(trained)}."
         )
-    return path if path.exists() else trained[path.as_posix()]
+    return trained[name]
 
 
 def read_checkpoint_config(path: Path) -> dict[str, Any]:
