@@ -24,7 +24,6 @@ import torch
 from provenance import RESULTS, origin
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from torchrl_genpo.configuration import load_policy
 from torchrl_genpo.deploy import (
     ExportedPolicy,
     FakeSDK,
@@ -43,6 +42,7 @@ from torchrl_genpo.deploy import (
 from torchrl_genpo.deploy.faults import HAND_FAULTS, POLICY_FAULTS
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.envs.xhand import TRAINING_NUTS, Randomization, Scene
+from torchrl_genpo.loading import load_policy
 from torchrl_genpo.models import make_actor, make_solver
 
 TASKS = {"xhand/nut_bolt": (256, 128, 64), "humanoid": (400, 200, 100)}

@@ -15,11 +15,13 @@ measured in the run, the policy on its own, and the simulation is the rest of th
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,18 +51,15 @@ TASKS = (
 def measure_policy(folder: Path) -> float:
     """Seconds that the policy of a finished run takes in one collection, of the same size and on the same device."""
     import torch
-    from omegaconf import OmegaConf
     from torchrl.checkpoint import CheckpointRotation
 
-    from torchrl_genpo.configuration import build_env, build_models
-    from torchrl_genpo.training import load_checkpoint, make_checkpoint
+    from torchrl_genpo.loading import load_policy
+    from torchrl_genpo.runs import read_run_config
 
-    cfg: Any = OmegaConf.load(folder / "config.yaml")
+    cfg: Any = read_run_config(folder)
     torch.set_num_threads(cfg.num_threads)
-    env = build_env(cfg, cfg.env.num_envs, 0)
-    actor, _, loss = build_models(cfg, env)
     checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
-    load_checkpoint(make_checkpoint(loss=loss, env=env), checkpoint, cfg.device)
+    actor, env, _ = load_policy(checkpoint, cfg.env.num_envs, 0, cfg.device)
     td, seconds = env.reset(), []
     synchronize = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
     with torch.no_grad():
@@ -79,6 +78,17 @@ def policy_seconds(run: Run) -> float:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     return float(output.split()[-1])
+
+
+def policy_shares(name: str, runs: Iterable[Run]) -> dict[tuple[str, str], float]:
+    """Seconds of the policy in one collection, by task and policy: measured where a run is here, else as recorded."""
+    path = RESULTS / f"{name}_policy.json"
+    recorded = json.loads(path.read_text()) if path.exists() else {}
+    for run in runs:
+        if run.seed == 1 and run.folder.exists():
+            recorded.setdefault(run.task, {})[run.policy] = round(policy_seconds(run), 4)
+    path.write_text(json.dumps(recorded, indent=2) + "\n")
+    return {(task, policy): seconds for task, shares in recorded.items() for policy, seconds in shares.items()}
 
 
 def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], float], path: Path) -> None:
@@ -151,8 +161,7 @@ def main() -> None:
     if not results:
         sys.exit(f"No finished run in benchmarks/results/{name}.jsonl; start some without --report.")
     records = sorted(results.values(), key=lambda record: record["seed"])
-    shares = {(run.task, run.policy): policy_seconds(run) for run in results if run.folder.exists() and run.seed == 1}
-    write_table(records, shares, RESULTS / f"{name}.md")
+    write_table(records, policy_shares(name, results), RESULTS / f"{name}.md")
     draw(records, POLICIES, RESULTS / f"{name}.png", unit=1e6, xlabel="million frames", ylabel="training return")
 
 

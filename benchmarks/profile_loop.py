@@ -102,9 +102,9 @@ def start(task: str, policy: str, folder: Path) -> tuple[Training, Clock]:
         (training.env.base_env, "_step", "simulator"),
         (training.env.transform, "_step", "transforms"),
         (training.actor, "forward", "policy"),
-        (training.gae, "forward", "advantages"),
+        (training.learner.gae, "forward", "advantages"),
         (training.loss, "forward", "loss"),
-        (training.optimizer, "step", "optimizer"),
+        (training.learner.optimizer, "step", "optimizer"),
     ):
         clock.watch(owner, method, name)
     return training, clock

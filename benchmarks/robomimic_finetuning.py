@@ -98,7 +98,7 @@ def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
 
 def measure_starts(tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Success of one pre-trained flow, sampled in every way, from the same initial states."""
-    from torchrl_genpo.configuration import load_policy
+    from torchrl_genpo.loading import load_policy
     from torchrl_genpo.models import make_solver, make_start
     from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 
@@ -118,7 +118,7 @@ def measure_starts(tasks: Sequence[str], seeds: Sequence[int]) -> None:
 
 def measure_networks(tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Success of pre-trained flows of different networks and lengths of chunks, by the configured start."""
-    from torchrl_genpo.configuration import load_policy
+    from torchrl_genpo.loading import load_policy
 
     for seed, task, (name, options) in product(seeds, tasks, NETWORKS.items()):
         if not is_known("networks", task, name, seed):
@@ -203,8 +203,9 @@ def draw_stills(tasks: Sequence[str], path: Path) -> None:
     from torchrl.checkpoint import CheckpointRotation
     from torchrl.envs import ExplorationType, set_exploration_type
 
-    from torchrl_genpo.configuration import build_env, load_policy
+    from torchrl_genpo.configuration import build_env
     from torchrl_genpo.envs import make_view
+    from torchrl_genpo.loading import load_policy
 
     figure, axes = plt.subplots(
         len(tasks), FRAMES, figsize=(2.4 * FRAMES, 1.9 * len(tasks)), layout="constrained", squeeze=False

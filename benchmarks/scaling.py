@@ -164,7 +164,7 @@ def measure_pieces(options: list[str]) -> Pieces:
     with tempfile.TemporaryDirectory() as folder:
         training = start_training(cfg, Path(folder, "run"))
         batches, collected = iter(training.collection), []
-        training.update(training_batch(training, next(batches)))  # warms up
+        training.learner.update(training_batch(training, next(batches)))  # warms up
         collect = processor_time(lambda: collected.append(next(batches)), UPDATES)
         update = processor_time(lambda: training.learn(collected.pop().clone(), 1), UPDATES)
         frames = cfg.collector.frames_per_batch
@@ -176,7 +176,7 @@ def measure_pieces(options: list[str]) -> Pieces:
 
 
 def training_batch(training: Training, data: Any) -> Any:
-    training.gae(data)
+    training.learner.gae(data)
     return data.reshape(-1)[: training.cfg.loss.mini_batch_size]
 
 

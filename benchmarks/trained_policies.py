@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from provenance import RESULTS, commit, machine, versions
 
-from torchrl_genpo.configuration import load_policy
+from torchrl_genpo.loading import load_policy
 from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 from torchrl_genpo.trained import FOLDER, trained_policies
 from torchrl_genpo.training import evaluate

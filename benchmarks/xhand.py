@@ -123,7 +123,7 @@ def evaluate_run(run: Run, changes: Mapping[str, Any]) -> dict[str, float]:
     """Evaluation of a finished run's last checkpoint with other options of the environment."""
     import torch
 
-    from torchrl_genpo.configuration import load_policy
+    from torchrl_genpo.loading import load_policy
     from torchrl_genpo.runs import RunFolder, read_checkpoint_config
     from torchrl_genpo.training import evaluate
 

@@ -40,7 +40,7 @@ torch.manual_seed(0)
 torch.set_num_threads(1)
 
 # A policy as training leaves it: the actor, and the environment with the statistics of its observations. This one has
-# learned nothing; python -m torchrl_genpo.deploy.export does the same with the checkpoint of a run.
+# learned nothing; genpo-export does the same with the checkpoint of a run.
 env = make_env("xhand/nut_bolt", num_envs=8, seed=0)
 env.rollout(50, break_when_any_done=False)
 actor = make_actor(freeze_normalization(env), hidden_sizes=(256, 128, 64))

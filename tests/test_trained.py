@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_genpo.configuration import load_policy
+from torchrl_genpo.loading import load_policy
 from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import evaluate

@@ -6,20 +6,16 @@ from __future__ import annotations
 
 import atexit
 import math
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
-from torchrl.checkpoint import Checkpoint
 from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo.envs import close_quietly, freeze_normalization, make_env
+from torchrl_genpo.envs import close_quietly, make_env
 from torchrl_genpo.flow import AdaptiveSigma
-from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import (
     SURROGATE_FLOWS,
     has_exact_density,
@@ -27,23 +23,15 @@ from torchrl_genpo.models import (
     make_critic,
     make_loss,
     make_solver,
-    pretrained_module,
 )
-from torchrl_genpo.runs import SyncedCheckpoint, read_checkpoint_config
-from torchrl_genpo.training import load_checkpoint, make_checkpoint
 
 __all__ = [
     "as_dict",
     "build_actor",
     "build_env",
     "build_models",
-    "fill_in",
-    "load_policy",
     "make_adaptive_sigma",
 ]
-
-GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
-
 
 # sizes of a batch by the number of environments
 OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors))
@@ -115,56 +103,3 @@ def make_adaptive_sigma(cfg: DictConfig, actor: TensorDictModule) -> AdaptiveSig
     if adapt.quantity not in ("kl", "inversion_error"):
         raise ValueError(f"Unknown solver.adapt.quantity {adapt.quantity!r}; choose from kl, inversion_error.")
     return AdaptiveSigma(actor.solver, adapt.target, min_sigma=adapt.min_sigma, max_sigma=adapt.max_sigma)
-
-
-def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
-    """Gives options that are newer than a saved configuration their default values; what is saved stays."""
-    for key, value in defaults.items():
-        if key not in saved:
-            saved[key] = value
-        elif isinstance(value, DictConfig) and key not in GROUPS:
-            saved[key] = OmegaConf.merge(value, saved[key])
-    return saved
-
-
-def load_policy(
-    path: Path,
-    num_envs: int,
-    seed: int,
-    device: str = "cpu",
-    overrides: Mapping[str, Any] | None = None,
-    defaults: DictConfig | None = None,
-) -> tuple[TensorDictModule, EnvBase, DictConfig]:
-    """Rebuilds what a checkpoint of either entry script was saved from, with its normalisation frozen.
-
-    Args:
-        path (Path): of ``genpo.py`` or ``pretrain.py``.
-        num_envs (int): size of the environment.
-        seed (int): of the environment.
-        device (str, optional): defaults to ``"cpu"``.
-        overrides (mapping, optional): values of the configuration by dotted name.
-        defaults (DictConfig, optional): of options that are newer than the checkpoint.
-
-    Returns:
-        The policy, its environment and the configuration.
-
-    Raises:
-        ValueError: if the file is not a checkpoint, damaged or of another configuration.
-    """
-    cfg = OmegaConf.create(read_checkpoint_config(path))
-    if defaults is not None:
-        fill_in(cfg, defaults)
-    for key, value in {"device": device, **(overrides or {})}.items():
-        OmegaConf.update(cfg, key, value)
-    check_config(cfg)
-    env = build_env(cfg, num_envs, seed)
-    if "pretrained" in Checkpoint.manifest(path)["components"]:
-        actor = build_actor(cfg, env)
-        parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
-        checkpoint = SyncedCheckpoint(**parts)
-    else:
-        actor, _, loss = build_models(cfg, env)
-        checkpoint = make_checkpoint(loss=loss, env=env, adaptive_sigma=make_adaptive_sigma(cfg, actor))
-    load_checkpoint(checkpoint, path, device)
-    freeze_normalization(env)
-    return actor, env, cfg

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torchrl.envs import ActionScaling, ExplorationType, set_exploration_type
 
+from torchrl_genpo.commands.export import main as export
 from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
-from torchrl_genpo.deploy.export import main as export
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.envs.xhand import Scene
 from torchrl_genpo.models import make_actor

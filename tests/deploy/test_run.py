@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from torchrl_genpo.commands.deploy import DryRun, main
 from torchrl_genpo.deploy import (
     FakeSDK,
     FastClock,
@@ -22,7 +23,6 @@ from torchrl_genpo.deploy import (
     run_policy,
 )
 from torchrl_genpo.deploy.controller import WaveMotion
-from torchrl_genpo.deploy.run import DryRun, main
 from torchrl_genpo.envs.xhand import JOINTS
 
 QUICK = ["--set", "safety.ramp_speed=2", "safety.watchdog=5"]  # a busy machine may stop a test for long
@@ -76,7 +76,7 @@ def test_a_dry_run_reads_but_never_moves_the_hand():
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_command_is_ended_by_a_signal_with_the_hand_passive(tmp_path, name):
-    command = [sys.executable, "-m", "torchrl_genpo.deploy.run", "--backend", "fake", "--log", tmp_path]
+    command = [sys.executable, "-m", "torchrl_genpo.commands.deploy", "--backend", "fake", "--log", tmp_path]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "log.csv").exists() or (tmp_path / "log.csv").read_text().count("\n") < 5:
             time.sleep(0.05)
@@ -111,4 +111,4 @@ def test_help_shows_a_newcomer_what_to_type(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     output = capsys.readouterr().out
-    assert "python -m torchrl_genpo.deploy.export" in output and "--dry-run" in output
+    assert "genpo-export" in output and "--dry-run" in output

@@ -21,10 +21,11 @@ from torchrl import logger as torchrl_log
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.commands.common import hydra_command
-from torchrl_genpo.configuration import build_env, fill_in, load_policy
+from torchrl_genpo.configuration import build_env
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
 from torchrl_genpo.limits import TRAINING, check_config
+from torchrl_genpo.loading import fill_in, load_policy
 from torchrl_genpo.recording import check_rendering, record_video
 from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config, read_run_config
 from torchrl_genpo.trained import trained_policies

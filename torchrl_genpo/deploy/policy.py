@@ -50,8 +50,7 @@ class ExportedPolicy:
         path = folder / "policy.json"
         if not path.exists():
             raise FileNotFoundError(
-                f"{folder} holds no policy ({path.name} is missing). Write one with: python -m "
-                "torchrl_genpo.deploy.export <checkpoint> <folder>"
+                f"{folder} holds no policy ({path.name} is missing). Write one with: genpo-export <checkpoint> <folder>"
             )
         self.metadata: dict[str, Any] = _read_metadata(path)
         self.dt: float | None = self.metadata["dt"]

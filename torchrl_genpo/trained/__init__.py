@@ -18,7 +18,7 @@ def trained_policies() -> dict[str, Path]:
     """Names and checkpoints of the policies that come with the library.
 
     Examples:
-        >>> from torchrl_genpo.configuration import load_policy
+        >>> from torchrl_genpo.loading import load_policy
         >>> from torchrl_genpo.trained import trained_policies
         >>> policy, env, cfg = load_policy(trained_policies()["half_cheetah"], num_envs=2, seed=0)
         >>> env.rollout(3, policy)["action"].shape

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The training of the entry script: clipped PPO, the same for every policy."""
+"""The training of the entry script: collection, updates, evaluation and checkpoints; the same for every policy."""
 
 from __future__ import annotations
 
@@ -13,19 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
-from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
-from torchrl.envs import EnvBase
-from torchrl.objectives import KLAdaptiveLR, SoftUpdate
-from torchrl.objectives.value import GAE
 from tqdm import tqdm
 
-from torchrl_genpo.configuration import as_dict, build_env, build_models, make_adaptive_sigma
+from torchrl_genpo.configuration import as_dict, build_env, build_models
 from torchrl_genpo.distributed import Ranks, SharedNormalization
 from torchrl_genpo.envs import (
-    IsaacLabSymmetry,
     WorkerError,
     close_quietly,
     copy_normalization,
@@ -33,20 +27,19 @@ from torchrl_genpo.envs import (
     name_worker_failure,
     one_simulation,
 )
-from torchrl_genpo.models import has_exact_density, observation_keys, pretrained_module
+from torchrl_genpo.loading import load_pretrained
 from torchrl_genpo.recording import draw_learning_curve, make_logger
-from torchrl_genpo.runs import RunFolder, StopRequest, SyncedCheckpoint, read_checkpoint_config
+from torchrl_genpo.runs import RunFolder, StopRequest
 from torchrl_genpo.training.checkpoint import Progress, load_checkpoint, make_checkpoint
 from torchrl_genpo.training.collection import make_collection
-from torchrl_genpo.training.evaluation import compare_ratios, episode_log, evaluate, statistics_columns
-from torchrl_genpo.training.numbers import DivergedError, LastGood, check_data, check_finite
-from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
+from torchrl_genpo.training.evaluation import episode_log, evaluate, statistics_columns
+from torchrl_genpo.training.learner import Learner
+from torchrl_genpo.training.numbers import DivergedError, LastGood
 
 __all__ = ["EVAL_SEED", "Training", "set_seeds"]
 
 EVAL_SEED = 10_000  # apart from the training seeds
 RANK_SEEDS = 1_000_003  # between the seeds of two ranks
-SCHEDULES = ("constant", "kl_adaptive", "linear")
 
 warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
 
@@ -55,18 +48,6 @@ def set_seeds(seed: int) -> None:
     """Seeds Python, NumPy and PyTorch."""
     for set_seed in (random.seed, np.random.seed, torch.manual_seed):
         set_seed(seed)
-
-
-def load_pretrained(cfg: DictConfig, env: EnvBase, actor: TensorDictModule) -> None:
-    """Loads what pre-training shaped, and the ranges of its observations and actions."""
-    path = Path(cfg.policy.init)
-    saved = read_checkpoint_config(path)
-    for key in ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.name", "env.options.chunk_size"):
-        mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
-        if mine != theirs:
-            raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")
-    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
-    load_checkpoint(SyncedCheckpoint(**parts), path, cfg.device)
 
 
 class Training:
@@ -82,8 +63,6 @@ class Training:
     """
 
     def __init__(self, cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> None:
-        if cfg.optim.schedule not in SCHEDULES:
-            raise ValueError(f"Unknown schedule {cfg.optim.schedule!r}; choose from {', '.join(SCHEDULES)}.")
         self.cfg, self.folder, self.ranks = cfg, folder, ranks
         seed = cfg.seed + RANK_SEEDS * ranks.rank
         set_seeds(seed)
@@ -91,27 +70,19 @@ class Training:
         self.eval_env = None
         if ranks.is_first and not one_simulation(cfg.env.name):
             self.eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
-        self.actor, self.critic, self.loss = build_models(cfg, env)
+        self.actor, critic, self.loss = build_models(cfg, env)
         ranks.copy_from_first(self.loss.parameters())
         if cfg.policy.get("init") and folder.resume_from is None:
             load_pretrained(cfg, env, self.actor)
-        self._make_optimizer()
-        self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=self.critic, average_gae=False)
+        self.learner = Learner(cfg, env, self.actor, critic, self.loss, ranks)
         self.progress = Progress(max(20, cfg.env.num_envs))
         self.collection = make_collection(cfg, env, self.actor, seed, self.progress)
-        self.symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
-        images = 1 if self.symmetry is None else self.symmetry.order
-        self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(cfg.collector.frames_per_batch * images, device=cfg.device),
-            sampler=SamplerWithoutReplacement(),
-            batch_size=cfg.loss.mini_batch_size * images,
-        )
         self.checkpoint = make_checkpoint(
             loss=self.loss,
             env=env,
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            adaptive_sigma=self.adaptive_sigma,
+            optimizer=self.learner.optimizer,
+            schedule=self.learner.schedule,
+            adaptive_sigma=self.learner.adaptive_sigma,
             collection=self.collection if ranks.is_first else None,
             progress=self.progress,
         )
@@ -122,42 +93,12 @@ class Training:
             if ranks.is_first:
                 folder.truncate_metrics(self.progress.frames or -1)
         self.normalization = SharedNormalization(env, ranks)
-        self.last_good = LastGood(self.loss, self.optimizer, env)
+        self.last_good = LastGood(self.loss, self.learner.optimizer, env)
         self.logger = make_logger(folder=folder.path, config=as_dict(cfg), **cfg.logger) if ranks.is_first else None
         if ranks.is_first and not self.progress.frames:
             self.save()  # from here on every run can be resumed
             if cfg.policy.get("init"):
                 self._log({"frames": 0} | self._evaluate())
-
-    def _make_optimizer(self) -> None:
-        cfg = self.cfg
-        self.rates = {"actor": cfg.optim.lr, "critic": cfg.optim.critic_lr or cfg.optim.lr}
-        self.actor_parameters = [p for p in self.loss.actor_network_params.parameters() if p.requires_grad]
-        critic_parameters = list(self.loss.critic_network_params.parameters())
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": self.actor_parameters, "lr": self.rates["actor"]},
-                {"params": critic_parameters, "lr": self.rates["critic"]},
-            ],
-            eps=1e-5,
-            fused=True,
-        )
-        self.schedule = None
-        if cfg.optim.schedule == "kl_adaptive":
-            optim = cfg.optim
-            self.schedule = KLAdaptiveLR(self.optimizer, optim.target_kl, min_lr=optim.min_lr, max_lr=optim.max_lr)
-        self.adaptive_sigma = make_adaptive_sigma(cfg, self.actor)
-        decay = cfg.loss.proximal_decay
-        self.proximal = None if decay is None else SoftUpdate(self.loss, eps=decay)
-        self.update = make_update(
-            self.loss,
-            self.optimizer,
-            cfg.optim.max_grad_norm,
-            compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
-            cudagraphs=cfg.compile.cudagraphs,
-            ranks=self.ranks,
-            proximal=self.proximal,
-        )
 
     def run(self) -> StopRequest:
         """Trains to the last frame, or saves when it is told to stop; draws the learning curve.
@@ -252,55 +193,12 @@ class Training:
 
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """One update from a collected batch ``[*envs, time]``; returns what is logged of it."""
-        cfg = self.cfg
         self.normalization.merge()
-        keys = [("next", key) for key in (*observation_keys(self.env), "reward")]
-        check_data(data, [*keys, *(key for key in ("action", "action_log_prob") if key in data.keys())], self.ranks)
-        with torch.no_grad():
-            self.gae(data)
-        batch = data.select(*batch_keys(self.loss, self.actor), strict=False).reshape(-1)
-        if self.symmetry is not None:
-            batch = augment(batch, self.symmetry, self.actor, self.critic, cfg.loss.mini_batch_size)
-        batch = prepare(self.loss, batch)
-        watched = None
-        if has_exact_density(self.actor) and cfg.diagnostics.samples:
-            watched = self.actor.draw_memories(batch[: cfg.diagnostics.samples], cfg.diagnostics.num_memories)
-        self.buffer.empty()
-        self.buffer.extend(batch)
-        outputs = []
-        is_warming_up = frames_before < cfg.optim.critic_warmup
-        for parameter in self.actor_parameters:
-            parameter.requires_grad_(not is_warming_up)
-        if cfg.optim.schedule == "linear":
-            remaining = 1 - frames_before / cfg.collector.total_frames
-            for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
-                group["lr"] = rate * remaining
-        for _ in range(cfg.loss.epochs):
-            outputs += [self.update(mini_batch) for mini_batch in self.buffer]
-        check_finite(dict(self.loss.named_parameters()), "the parameters after the update", self.ranks)
-        if self.schedule is not None and not is_warming_up:
-            # once an update, by its last epoch: the KL is to the policy that collected, 0 at first in each update, and
-            # a step on every mini-batch would swing the rate between its limits within the update
-            last_epoch = outputs[-(len(outputs) // cfg.loss.epochs) :]
-            self.schedule.step(self.ranks.mean(torch.stack([out["kl_approx"] for out in last_epoch]).mean()))
-            if cfg.optim.critic_lr is not None:
-                # the critic's own rate says nothing about the KL
-                self.optimizer.param_groups[1]["lr"] = self.rates["critic"]
+        row = self.learner.learn(data, frames_before) | self.collection.metrics
         self.collection.update_policy_weights_()
-
-        returns, done = data["next", "episode_reward"], data["next", "done"]
-        self.progress.returns.extend(returns[done].tolist())
-        row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0} | self.collection.metrics
-        row |= update_metrics(torch.stack(outputs))
+        self.progress.returns.extend(data["next", "episode_reward"][data["next", "done"]].tolist())
         if self.progress.returns:
             row["train/return"] = sum(self.progress.returns) / len(self.progress.returns)
-        if watched is not None:
-            ratios = compare_ratios(self.actor, watched, cfg.loss.clip_epsilon)
-            row |= {f"diagnostics/{key}": value for key, value in ratios.items()}
-        if self.adaptive_sigma is not None:
-            row["train/sigma"] = self.actor.solver.sigma
-            quantity = torch.tensor(row[f"train/{cfg.solver.adapt.quantity}"], device=cfg.device)
-            self.adaptive_sigma.step(self.ranks.mean(quantity).item())
         return row | episode_log(data)
 
     def _undo(self, error: DivergedError, data: TensorDictBase, count: int) -> None:

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The command ``genpo-deploy``: lets a policy drive a hand, simulated, fake or real.
+"""Lets a policy drive a hand, simulated, fake or real.
 
 genpo-deploy --policy my_policy                            # in simulation
 genpo-deploy --policy my_policy --backend xhand --dry-run  # the real hand, read but not moved
@@ -39,7 +39,7 @@ torque; Ctrl-C stops it at any time.
 Without --policy the fingers make a slow wave. A policy is a folder that this command writes from a checkpoint of
 env=xhand/nut_bolt:
 
-  python -m torchrl_genpo.deploy.export outputs/.../checkpoints/checkpoint-....torchrl my_policy
+  genpo-export outputs/.../checkpoints/checkpoint-....torchrl my_policy
 """
 
 EXAMPLES = """\

@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Writes the policy of a checkpoint as one folder that runs without this library.
 
-python -m torchrl_genpo.deploy.export outputs/.../checkpoints/checkpoint-000000501760.torchrl my_policy
+genpo-export outputs/.../checkpoints/checkpoint-000000501760.torchrl my_policy
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from torchrl_genpo.configuration import as_dict, load_policy
+from torchrl_genpo.commands.completion import add_completion
+from torchrl_genpo.configuration import as_dict
 from torchrl_genpo.deploy.exporter import PolicyExporter
+from torchrl_genpo.loading import load_policy
 from torchrl_genpo.runs import find_checkpoint
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command ``python -m torchrl_genpo.deploy.export``."""
+    """The command ``genpo-export``."""
     parser = argparse.ArgumentParser(
-        prog="python -m torchrl_genpo.deploy.export",
+        prog="genpo-export",
         description="Writes the policy of a checkpoint as a folder that runs without this library: policy.onnx, "
         "policy.pt2 (torch.export) and policy.json, which says what goes in and out. Normalisation, history, start and "
         "solver are inside; every action is checked against the actor's.",
@@ -39,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="NAME=VALUE",
         help="other values of the run's configuration, such as env.options.asset_root=FOLDER",
     )
+    add_completion(parser)
     options = parser.parse_args(arguments)
     try:
         overrides = dict(entry.split("=", 1) for entry in options.set)

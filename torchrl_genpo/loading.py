@@ -1,0 +1,90 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""From a checkpoint to the policy that it holds, and its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from tensordict.nn import TensorDictModule
+from torchrl.checkpoint import Checkpoint
+from torchrl.envs import EnvBase
+
+from torchrl_genpo.configuration import build_actor, build_env, build_models, make_adaptive_sigma
+from torchrl_genpo.envs import freeze_normalization
+from torchrl_genpo.limits import check_config
+from torchrl_genpo.models import pretrained_module
+from torchrl_genpo.runs import SyncedCheckpoint, read_checkpoint_config
+from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint
+
+__all__ = ["fill_in", "load_policy", "load_pretrained"]
+
+GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
+
+
+def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
+    """Gives options that are newer than a saved configuration their default values; what is saved stays."""
+    for key, value in defaults.items():
+        if key not in saved:
+            saved[key] = value
+        elif isinstance(value, DictConfig) and key not in GROUPS:
+            saved[key] = OmegaConf.merge(value, saved[key])
+    return saved
+
+
+def load_policy(
+    path: Path,
+    num_envs: int,
+    seed: int,
+    device: str = "cpu",
+    overrides: Mapping[str, Any] | None = None,
+    defaults: DictConfig | None = None,
+) -> tuple[TensorDictModule, EnvBase, DictConfig]:
+    """Rebuilds what a checkpoint of either entry script was saved from, with its normalisation frozen.
+
+    Args:
+        path (Path): of ``genpo.py`` or ``pretrain.py``.
+        num_envs (int): size of the environment.
+        seed (int): of the environment.
+        device (str, optional): defaults to ``"cpu"``.
+        overrides (mapping, optional): values of the configuration by dotted name.
+        defaults (DictConfig, optional): of options that are newer than the checkpoint.
+
+    Returns:
+        The policy, its environment and the configuration.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, damaged or of another configuration.
+    """
+    cfg = OmegaConf.create(read_checkpoint_config(path))
+    if defaults is not None:
+        fill_in(cfg, defaults)
+    for key, value in {"device": device, **(overrides or {})}.items():
+        OmegaConf.update(cfg, key, value)
+    check_config(cfg)
+    env = build_env(cfg, num_envs, seed)
+    if "pretrained" in Checkpoint.manifest(path)["components"]:
+        actor = build_actor(cfg, env)
+        parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+        checkpoint = SyncedCheckpoint(**parts)
+    else:
+        actor, _, loss = build_models(cfg, env)
+        checkpoint = make_checkpoint(loss=loss, env=env, adaptive_sigma=make_adaptive_sigma(cfg, actor))
+    load_checkpoint(checkpoint, path, device)
+    freeze_normalization(env)
+    return actor, env, cfg
+
+
+def load_pretrained(cfg: DictConfig, env: EnvBase, actor: TensorDictModule) -> None:
+    """Loads what pre-training shaped, and the ranges of its observations and actions."""
+    path = Path(cfg.policy.init)
+    saved = read_checkpoint_config(path)
+    for key in ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.name", "env.options.chunk_size"):
+        mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
+        if mine != theirs:
+            raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")
+    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
+    load_checkpoint(SyncedCheckpoint(**parts), path, cfg.device)
