@@ -31,7 +31,7 @@ from torchrl_genpo.training import evaluate
 from torchrl_genpo.training.loop import EVAL_SEED
 from torchrl_genpo.untrusted import check_checkpoint
 
-KEPT = ("loss", "normalization", "adaptive_sigma")  # parts of a checkpoint
+KEPT = ("loss", "pretrained", "normalization", "adaptive_sigma")  # parts of a checkpoint
 MAX_SIZE = 3_000_000  # bytes
 NUM_ENVS, EPISODES = 20, 100
 COLUMNS = ("return", "success")
@@ -64,8 +64,8 @@ def measure(name: str, path: Path) -> dict[str, Any]:
     policy, env, cfg = load_policy(path, NUM_ENVS, EVAL_SEED)
     found = evaluate(env, policy, EVAL_SEED, EPISODES // NUM_ENVS)
     env.close()
-    frames = check_checkpoint(path)["metadata"]["frames"]
-    record = {"name": name, "sha256": digest(path), "bytes": path.stat().st_size, "frames": frames, "seed": cfg.seed}
+    trained = f"{check_checkpoint(path)['metadata']['frames']:,} " + ("iterations" if "pretrain" in cfg else "frames")
+    record = {"name": name, "sha256": digest(path), "bytes": path.stat().st_size, "trained": trained, "seed": cfg.seed}
     record |= {key: float(f"{value:.5g}") for key, value in found.items()}
     return record | {"commit": commit(), "versions": versions(), "machine": machine()}
 
@@ -80,7 +80,7 @@ def report(records: list[dict[str, Any]]) -> None:
         "",
         f"`genpo-eval <name> video=true` shows them. Means of {EPISODES} episodes, zero noise / random noise.",
         "",
-        "| name | return | success | trained for, frames | seed | kB |",
+        "| name | return | success | trained for | seed | kB |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for record in records:
@@ -89,7 +89,7 @@ def report(records: list[dict[str, Any]]) -> None:
             values = [record.get(f"eval/{noise}_noise/{column}") for noise in ("zero", "random")]
             digits = 2 if column == "success" else 1
             cells.append("" if None in values else " / ".join(f"{value:.{digits}f}" for value in values))
-        cells += [f"{record['frames']:,}", str(record["seed"]), f"{record['bytes'] / 1e3:.0f}"]
+        cells += [record["trained"], str(record["seed"]), f"{record['bytes'] / 1e3:.0f}"]
         lines.append(f"| {record['name']} | {' | '.join(cells)} |")
     lines += ["", "Command: `python benchmarks/trained_policies.py`.  "]
     lines += [f"{record['name']}: commit {record['commit']}, {record['versions']}.  " for record in records]

@@ -77,6 +77,13 @@ def test_workers_form_a_batch_of_their_own():
 
 
 @needs_robosuite
+def test_there_are_no_more_workers_than_environments():
+    env = make_env("robomimic/can", num_envs=1, seed=0, num_workers=2)
+    assert env.batch_size == (1,)
+    env.close()
+
+
+@needs_robosuite
 @pytest.mark.parametrize("task", SIZES)
 def test_the_expert_succeeds_and_success_ends_the_episode(task):
     env, _, act = simulate(task, seed=1)

@@ -319,7 +319,8 @@ def make_robomimic_env(
         horizon (int, optional): in control steps. Defaults to the task's.
         observation_keys (sequence of str, optional): parts of the observation. Defaults to the task's.
         dataset (str, optional): a robomimic file, whose environment is used as it was recorded.
-        num_workers (int, optional): processes; the batch is then ``[num_workers, num_envs / num_workers]``.
+        num_workers (int, optional): processes, at most ``num_envs``; the batch is then
+            ``[num_workers, num_envs / num_workers]``.
         worker_timeout (float, optional): s after which a worker that does not answer is taken to hang.
         render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; without workers.
 
@@ -327,6 +328,7 @@ def make_robomimic_env(
         ImportError: without robosuite or the package of the task; says how to install it.
         ValueError: for an unknown task or a wrong number of environments.
     """
+    num_workers = min(num_workers, num_envs)
     if num_envs < 1 or (num_workers and num_envs % num_workers):
         raise ValueError(f"num_envs={num_envs} must be positive and divisible by num_workers={num_workers}.")
     if chunk_size < 1:
