@@ -29,7 +29,7 @@ NOISES = ("zero", "random")
 
 def ablation_run(task: str, sigma: float, steps: int, seed: int, frames: int) -> Run:
     options = ("start=paper", f"solver.sigma={sigma}", f"solver.num_steps={steps}")
-    return Run("ablations", task, f"sigma {sigma}, M {steps}", options, seed, frames)
+    return Run("ablations", task, f"sigma_{sigma}_steps_{steps}", options, seed, frames)
 
 
 def settings() -> dict[str, list[tuple[float, int]]]:
