@@ -27,9 +27,14 @@ DEFAULT_SIGMA, DEFAULT_STEPS = 0.75, 5
 NOISES = ("zero", "random")
 
 
+def name_of(sigma: float, steps: int) -> str:
+    """Of the policy, and of its folder, which Hydra takes without quotes."""
+    return f"sigma_{sigma}_steps_{steps}"
+
+
 def ablation_run(task: str, sigma: float, steps: int, seed: int, frames: int) -> Run:
     options = ("start=paper", f"solver.sigma={sigma}", f"solver.num_steps={steps}")
-    return Run("ablations", task, f"sigma_{sigma}_steps_{steps}", options, seed, frames)
+    return Run("ablations", task, name_of(sigma, steps), options, seed, frames)
 
 
 def settings() -> dict[str, list[tuple[float, int]]]:
@@ -58,7 +63,7 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
         lines += ["", f"| {name} | zero noise | random noise | seconds |", "|---:|---:|---:|---:|"]
         points: dict[str, list[tuple[float, float]]] = {noise: [] for noise in NOISES}
         for sigma, steps in pairs:
-            chosen = [record for record in records if record["policy"] == f"sigma {sigma}, M {steps}"]
+            chosen = [record for record in records if record["policy"] == name_of(sigma, steps)]
             if not chosen:
                 continue
             value, cells = sigma if name == "sigma" else steps, []
@@ -69,6 +74,8 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
             seconds = statistics.median(record["seconds"] for record in chosen)
             lines.append(f"| {value} | {' | '.join(cells)} | {seconds:.0f} |")
         for noise, color in zip(NOISES, ("C0", "C1"), strict=True):
+            if not points[noise]:
+                continue
             values = sorted({value for value, _ in points[noise]})
             medians = [statistics.median(y for x, y in points[noise] if x == value) for value in values]
             panel.plot(values, medians, "-", color=color, label=f"{noise} noise")
