@@ -118,7 +118,7 @@ def test_noise_is_an_input_where_it_was_asked_for(hand_env, hand_actor, policy_f
 
 
 def test_errors_say_what_to_do(policy_folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"deploy\.export"):
+    with pytest.raises(FileNotFoundError, match="genpo-export"):
         ExportedPolicy(tmp_path)
     with pytest.raises(ValueError, match="choose from onnx, torch"):
         ExportedPolicy(policy_folder, "tensorrt")
