@@ -154,6 +154,22 @@ def test_a_dead_worker_is_named_and_other_errors_are_not_its():
     assert name_worker_failure(make_pendulum(), RuntimeError()) is None
 
 
+def test_a_dead_worker_is_named_when_torchrl_has_closed_the_others():
+    env = ParallelEnv(2, make_pendulum, use_buffers=False)
+    try:
+        env.reset()
+        env._workers[0].kill()
+        env._workers[0].join()
+        env._workers[1].kill()  # so that it has ended when TorchRL closes it, however busy the machine is
+        env._workers[1].join()
+        env._workers[1].close()
+        assert name_worker_failure(env, RuntimeError("At least one process failed")) == (
+            "Worker 0 of the environment died (exit code -9)."
+        )
+    finally:
+        env._workers[0].kill()
+
+
 def test_a_worker_that_hangs_is_named():
     env = ParallelEnv(2, make_pendulum, use_buffers=False)
     try:

@@ -9,6 +9,7 @@ import difflib
 import signal
 from collections.abc import Iterable
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
@@ -45,8 +46,17 @@ def simulator(env: EnvBase) -> Any:
 def close_quietly(env: EnvBase) -> None:
     """Closes an environment, whatever state its processes are in."""
     if not env.is_closed:
-        with contextlib.suppress(RuntimeError, OSError, EOFError):  # a dead worker cannot say goodbye
+        # a dead worker cannot say goodbye, and TorchRL may close one that has not ended yet
+        with contextlib.suppress(RuntimeError, OSError, EOFError, ValueError):
             env.close()
+
+
+def _is_closed(process: BaseProcess) -> bool:
+    """Whether TorchRL has ended it, and closed the object, after another one had died."""
+    try:
+        return process.sentinel is None
+    except ValueError:
+        return True
 
 
 def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
@@ -63,9 +73,10 @@ def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
     if not isinstance(env, ParallelEnv):
         return None
     patience = 1.0 if isinstance(error, (EOFError, OSError)) else 0.0  # s; a pipe breaks before its process has ended
-    ended = wait([process.sentinel for process in env._workers], patience)
+    workers = {index: worker for index, worker in enumerate(env._workers) if not _is_closed(worker)}
+    ended = wait([worker.sentinel for worker in workers.values()], patience)
     dead = {}
-    for index, worker in enumerate(env._workers):
+    for index, worker in workers.items():
         if worker.sentinel in ended:
             worker.join(1)  # s; its exit code comes a moment later
             dead[index] = worker.exitcode
