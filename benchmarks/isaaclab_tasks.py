@@ -87,7 +87,8 @@ def policy_shares(name: str, runs: Iterable[Run]) -> dict[tuple[str, str], float
     for run in runs:
         if run.seed == 1 and run.folder.exists():
             recorded.setdefault(run.task, {})[run.policy] = round(policy_seconds(run), 4)
-    path.write_text(json.dumps(recorded, indent=2) + "\n")
+    if recorded:
+        path.write_text(json.dumps(recorded, indent=2) + "\n")
     return {(task, policy): seconds for task, shares in recorded.items() for policy, seconds in shares.items()}
 
 

@@ -20,7 +20,7 @@ from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.runs import SyncedCheckpoint, read_checkpoint_config
 from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint
 
-__all__ = ["fill_in", "load_policy", "load_pretrained"]
+__all__ = ["fill_in", "load_policy", "load_pretrained", "pretrained_checkpoint"]
 
 GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
 
@@ -33,6 +33,11 @@ def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
         elif isinstance(value, DictConfig) and key not in GROUPS:
             saved[key] = OmegaConf.merge(value, saved[key])
     return saved
+
+
+def pretrained_checkpoint(actor: TensorDictModule, env: EnvBase) -> Checkpoint:
+    """What pre-training shaped: the network, and the ranges of its observations and actions."""
+    return SyncedCheckpoint(pretrained=pretrained_module(actor), normalization=env.transform)
 
 
 def load_policy(
@@ -68,8 +73,7 @@ def load_policy(
     env = build_env(cfg, num_envs, seed)
     if "pretrained" in Checkpoint.manifest(path)["components"]:
         actor = build_actor(cfg, env)
-        parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
-        checkpoint = SyncedCheckpoint(**parts)
+        checkpoint = pretrained_checkpoint(actor, env)
     else:
         actor, _, loss = build_models(cfg, env)
         checkpoint = make_checkpoint(loss=loss, env=env, adaptive_sigma=make_adaptive_sigma(cfg, actor))
@@ -79,12 +83,15 @@ def load_policy(
 
 
 def load_pretrained(cfg: DictConfig, env: EnvBase, actor: TensorDictModule) -> None:
-    """Loads what pre-training shaped, and the ranges of its observations and actions."""
+    """Loads what pre-training shaped from ``policy.init``.
+
+    Raises:
+        ValueError: if that was trained with another network, task or length of chunks.
+    """
     path = Path(cfg.policy.init)
     saved = read_checkpoint_config(path)
     for key in ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.name", "env.options.chunk_size"):
         mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
         if mine != theirs:
             raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")
-    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
-    load_checkpoint(SyncedCheckpoint(**parts), path, cfg.device)
+    load_checkpoint(pretrained_checkpoint(actor, env), path, cfg.device)

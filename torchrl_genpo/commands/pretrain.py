@@ -27,6 +27,7 @@ from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.limits import check_config
+from torchrl_genpo.loading import pretrained_checkpoint
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config, read_run_config
@@ -145,8 +146,7 @@ def run_evaluation(cfg: DictConfig) -> None:
     cfg.policy = saved.policy
     env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
     actor = build_actor(cfg, env)
-    parts = {"pretrained": pretrained_module(actor), "normalization": env.transform}
-    load_checkpoint(SyncedCheckpoint(**parts), path, cfg.device)
+    load_checkpoint(pretrained_checkpoint(actor, env), path, cfg.device)
     policy = EulerActor.of(actor) if cfg.euler else actor
     for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
         print(f"{key}: {value:.3f}")
