@@ -117,6 +117,22 @@ def test_a_chunk_is_its_steps_with_the_discounted_sum_of_their_rewards():
 
 
 @needs_robosuite
+def test_a_longer_simulation_step_moves_the_arm_alike_in_fewer_steps():
+    poses, substeps = [], []
+    for timestep in (0.002, 0.005):
+        env, observation, _ = simulate("can", seed=1, simulation_timestep=timestep)
+        start, simulator = observation["observation"], env.simulator
+        for _ in range(10):
+            observation, *_ = env.step(np.array([0.5, 0.2, -0.3, 0, 0, 0, -1.0]))
+        poses.append(observation["observation"][:3] - start[:3])
+        substeps.append(round(10 * simulator.control_timestep / simulator.sim.model.opt.timestep))
+        assert simulator.sim.data.time == pytest.approx(0.5)
+    assert substeps == [250, 100]
+    assert np.abs(poses[0]).max() > 0.04
+    np.testing.assert_allclose(*poses, atol=2e-3)
+
+
+@needs_robosuite
 def test_a_seed_gives_one_course_of_episodes():
     def course(seed):
         env, observation, _ = simulate("can", seed)
@@ -145,6 +161,8 @@ def test_the_first_observation_is_that_of_the_state_it_shows():
         ("can", {"num_envs": 3, "num_workers": 2}, ValueError, ["num_envs=3", "num_workers=2"]),
         ("can", {"chunk_size": 0}, ValueError, ["chunk_size", "0"]),
         ("can", {"horizon": -1}, ValueError, ["horizon", "-1"]),
+        ("can", {"simulation_timestep": 0.003}, ValueError, ["simulation_timestep=0.003", "0.05 s", "0.002"]),
+        ("can", {"simulation_timestep": 0.0}, ValueError, ["simulation_timestep=0.0"]),
         ("can", {"observation_keys": ["objekt"]}, ValueError, ["objekt", "robot0_eef_pos"]),
         ("threading", {"reward_shaping": True}, ValueError, ["sparse reward only"]),
         ("StackThree_D1", {}, ImportError, ["StackThree_D1", "mimicgen", "pip install"]),

@@ -302,7 +302,7 @@ def test_resume_refuses_another_configuration(finished):
         ("solver.num_steps=0", ["num_steps must be an integer"]),
         ("policy.time_embedding_dim=3", ["time_embedding_dim", "even number"]),
         ("start=pape", ["start/pape", "learned_scale", "paper"]),
-        ("optim.schedule=linera", ["Unknown schedule 'linera'", "kl_adaptive, linear"]),
+        ("optim.schedule=linera", ["optim.schedule must be kl_adaptive or linear or constant", "linera"]),
         ("loss.entropy_coeff=0.01 start=paper", ["entropy_bonus=True has no effect", "learned"]),
         ("start.name=indep", ["Unknown start 'indep'", "consistent, independent"]),
         ("start=consistent start.tau=0", ["tau must be a positive finite number", "no density"]),

@@ -27,7 +27,7 @@ from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.limits import check_config
-from torchrl_genpo.loading import pretrained_checkpoint
+from torchrl_genpo.loading import fill_in, pretrained_checkpoint
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config, read_run_config
@@ -108,7 +108,8 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     while progress.frames < cfg.pretrain.iterations:
         batch = buffer.sample().to(cfg.device)
         batch["observation"] = (batch["observation"] - norm.loc) / norm.scale
-        batch["action"] = scaling.normalize(batch["action"])
+        action = scaling.normalize(batch["action"])
+        batch["action"] = action + cfg.pretrain.action_noise * torch.randn_like(action)
         value = -actor.log_prob(batch).mean() if loss is None else loss(batch)["loss_flow_matching"]
         check_finite({"loss": value}, f"iteration {progress.frames} (nothing was updated)")
         optimizer.zero_grad(set_to_none=True)
@@ -163,7 +164,7 @@ def main(cfg: DictConfig) -> int:
     path = Path(cfg.resume if resume else HydraConfig.get().runtime.output_dir)
     if resume:
         iterations = cfg.pretrain.iterations
-        cfg = read_run_config(path)
+        cfg = fill_in(read_run_config(path), cfg)
         check_config(cfg)
         cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
     folder = RunFolder(path, resume=resume, columns=COLUMNS)

@@ -24,8 +24,6 @@ from torchrl_genpo.training.update import augment, batch_keys, make_update, prep
 
 __all__ = ["Learner"]
 
-SCHEDULES = ("constant", "kl_adaptive", "linear")
-
 
 class Learner:
     """Optimizer, its schedules, and the passes over a batch.
@@ -37,9 +35,6 @@ class Learner:
         critic (ValueOperator): the value network.
         loss (ClipPPOLoss): of both.
         ranks (Ranks): the processes that train together.
-
-    Raises:
-        ValueError: for an unknown ``optim.schedule``.
     """
 
     def __init__(
@@ -52,8 +47,6 @@ class Learner:
         ranks: Ranks,
     ) -> None:
         optim = cfg.optim
-        if optim.schedule not in SCHEDULES:
-            raise ValueError(f"Unknown schedule {optim.schedule!r}; choose from {', '.join(SCHEDULES)}.")
         self.cfg, self.actor, self.critic, self.loss, self.ranks = cfg, actor, critic, loss, ranks
         self._finite_keys = [("next", key) for key in (*observation_keys(env), "reward")]
         self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)

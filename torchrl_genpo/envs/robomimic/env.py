@@ -33,6 +33,7 @@ from torchrl_genpo.envs.transforms import normalization_transforms
 
 __all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]
 
+SIMULATION_TIMESTEP = 0.002  # s, robosuite's
 ONE_ARM = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 TWO_ARMS = (*ONE_ARM[:3], *(key.replace("robot0", "robot1") for key in ONE_ARM[:3]), "object")
 PACKAGES = {  # that define tasks beside robosuite's; imported when a task of theirs is asked for
@@ -149,11 +150,13 @@ class RobosuiteEnv(gymnasium.Env):
         end_at_success (bool, optional): terminate there. Defaults to ``True``.
         gamma (float, optional): discount from step to step inside a chunk. Defaults to ``1.0``.
         reward_shaping (bool, optional): robosuite's dense reward instead of the sparse one.
+        simulation_timestep (float, optional): see :func:`make_simulator`.
         render (bool, optional): frames for videos.
 
     Raises:
         ImportError: without robosuite, or the package that defines the environment.
-        ValueError: if ``horizon`` is not positive, or there is no such observation.
+        ValueError: if ``horizon`` is not positive, there is no such observation, or a control step is no multiple of
+            ``simulation_timestep``.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012  # Gymnasium's convention
@@ -169,11 +172,14 @@ class RobosuiteEnv(gymnasium.Env):
         end_at_success: bool = True,
         gamma: float = 1.0,
         reward_shaping: bool = False,
+        simulation_timestep: float = SIMULATION_TIMESTEP,
         render: bool = False,
     ) -> None:
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1 control step, got {horizon}.")
-        self.simulator = make_simulator(env_args, reward_shaping=reward_shaping, has_offscreen_renderer=render)
+        self.simulator = make_simulator(
+            env_args, simulation_timestep, reward_shaping=reward_shaping, has_offscreen_renderer=render
+        )
         self.render_mode = "rgb_array" if render else None
         # one frame a chunk
         self.metadata = self.metadata | {"render_fps": max(1, 20 // chunk_size)}
@@ -232,18 +238,34 @@ class RobosuiteEnv(gymnasium.Env):
         self.simulator.close()
 
 
-def make_simulator(env_args: Mapping[str, Any], **overrides: Any) -> Any:
+def make_simulator(
+    env_args: Mapping[str, Any], simulation_timestep: float = SIMULATION_TIMESTEP, **overrides: Any
+) -> Any:
     """The robosuite environment of ``env_args``, with soft resets.
+
+    Args:
+        env_args (mapping): of a robomimic file, or :meth:`RobomimicTask.env_args`.
+        simulation_timestep (float, optional): s of physics a simulation step. Its controllers, which take most of
+            robosuite's time, run once in each. It is robosuite's setting of the whole process.
 
     Raises:
         ImportError: without robosuite, or the package that defines the environment.
+        ValueError: if a control step is no multiple of ``simulation_timestep``.
     """
+    control_timestep = 1 / env_args["env_kwargs"].get("control_freq", 20)
+    if simulation_timestep <= 0 or not np.isclose(control_timestep / simulation_timestep % 1, (0, 1), atol=1e-6).any():
+        raise ValueError(
+            f"simulation_timestep={simulation_timestep} s does not divide a control step of {control_timestep} s; "
+            f"{SIMULATION_TIMESTEP} is robosuite's, 0.005 twice as fast."
+        )
     if importlib.util.find_spec("robosuite") is None:
         raise ImportError(f"env=robomimic/... needs robosuite: {INSTALL}.")
     # it would print ten lines about optional settings and packages whenever it is imported
     logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
     import robosuite
+    from robosuite import macros
 
+    macros.SIMULATION_TIMESTEP = simulation_timestep
     name = env_args["env_name"]
     if name.startswith("Primitive"):
         importlib.import_module("torchrl_genpo.envs.robomimic.tasks")
@@ -292,6 +314,7 @@ def make_robomimic_env(
     horizon: int | None = None,
     observation_keys: Sequence[str] | None = None,
     dataset: str | None = None,
+    simulation_timestep: float = SIMULATION_TIMESTEP,
     num_workers: int = 0,
     worker_timeout: float = 300.0,
     render: bool = False,
@@ -319,6 +342,7 @@ def make_robomimic_env(
         horizon (int, optional): in control steps. Defaults to the task's.
         observation_keys (sequence of str, optional): parts of the observation. Defaults to the task's.
         dataset (str, optional): a robomimic file, whose environment is used as it was recorded.
+        simulation_timestep (float, optional): s of physics a simulation step; ``0.005`` simulates twice as fast.
         num_workers (int, optional): processes, at most ``num_envs``; the batch is then
             ``[num_workers, num_envs / num_workers]``.
         worker_timeout (float, optional): s after which a worker that does not answer is taken to hang.
@@ -352,6 +376,7 @@ def make_robomimic_env(
         end_at_success=end_at_success,
         gamma=gamma ** (1 / chunk_size),
         reward_shaping=reward_shaping,
+        simulation_timestep=simulation_timestep,
         render=render,
     )
     base: EnvBase
