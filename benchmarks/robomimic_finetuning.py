@@ -32,6 +32,20 @@ from provenance import RESULTS, ROOT, commit, machine, versions
 TASKS = ("can", "box_cleanup", "threading")
 DEMONSTRATIONS, ITERATIONS = 10, 2500  # of the weak base
 EPISODES = 100  # of each evaluation
+SMALL = (  # of all runs: what two cores can do in two hours
+    "policy.hidden_sizes=[256,256,256]",
+    "env.options.horizon=240",
+    "env.options.simulation_timestep=0.005",
+)
+FINETUNING = (
+    "collector.frames_per_batch=4000",
+    "collector.total_frames=400000",
+    "loss.mini_batch_size=500",
+    "loss.clip_epsilon=0.3",
+    "optim.critic_warmup=4000",
+    "optim.target_kl=0.1",
+    "checkpoint.interval=20000",
+)
 FOLDER = Path("outputs/robomimic")
 TWO_STEP = {"name": "two_step", "num_steps": 5, "sigma": 0.75}
 EULER, CONSISTENT = "Euler", "consistent, tau {}"

@@ -196,9 +196,8 @@ class Training:
         self.normalization.merge()
         row = self.learner.learn(data, frames_before) | self.collection.metrics
         self.collection.update_policy_weights_()
-        self.progress.returns.extend(data["next", "episode_reward"][data["next", "done"]].tolist())
-        if self.progress.returns:
-            row["train/return"] = sum(self.progress.returns) / len(self.progress.returns)
+        if returns := self.progress.last_returns(data["next", "episode_reward"][data["next", "done"]].tolist()):
+            row["train/return"] = sum(returns) / len(returns)
         return row | episode_log(data)
 
     def _undo(self, error: DivergedError, data: TensorDictBase, count: int) -> None:
