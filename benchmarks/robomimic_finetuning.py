@@ -5,6 +5,7 @@
     python benchmarks/robomimic_finetuning.py starts --tasks can  # success of a pre-trained flow by solver and start
     python benchmarks/robomimic_finetuning.py networks --tasks can  # MLP and transformer, chunks of 4 and 8
     python benchmarks/robomimic_finetuning.py finetune --tasks can  # pre-train, fine-tune and report; hours
+    python benchmarks/robomimic_finetuning.py physics --tasks can  # the same policies in robosuite's finer physics
     python benchmarks/robomimic_finetuning.py stills --tasks can  # pictures of what the fine-tuned policies do
     python benchmarks/robomimic_finetuning.py report
 
@@ -70,6 +71,8 @@ NETWORKS = {
     "MLP, chunks of 16": ["policy=reversible_flow", "env.options.chunk_size=16"],
     "transformer, chunks of 16": ["policy=transformer_flow", "env.options.chunk_size=16"],
 }
+PHYSICS = {policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()}
+FINE_PHYSICS = {"env.options.simulation_timestep": 0.002}  # s, robosuite's own
 NUM_ENVS, EVAL_SEED = 20, 10_000
 FRAMES = 6  # of a film strip
 
@@ -100,6 +103,7 @@ def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
             "sota-implementations/pretrain.py",
             f"env=robomimic/{task}",
             *options,
+            *SMALL,
             f"pretrain.dataset={demonstrations(task)}",
             f"pretrain.num_demonstrations={DEMONSTRATIONS}",
             f"pretrain.iterations={ITERATIONS}",
@@ -174,7 +178,8 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
         f"# {title}",
         "",
         f"{DEMONSTRATIONS} demonstrations, {ITERATIONS} iterations of flow matching, five velocity evaluations an "
-        f"action. Part of {EPISODES} episodes that succeed, median of the seeds (each in brackets).",
+        f"action; `{' '.join(SMALL)}`. Part of {EPISODES} episodes that succeed, median of the seeds (each in "
+        "brackets).",
         "",
         f"| task | {column} | zero noise | random noise |",
         "|---|---|---:|---:|",
@@ -201,10 +206,36 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
                 tuple(POLICIES[policy][1]),
                 seed,
                 None,
-                (f"policy.init={init}",),
+                (*SMALL, *FINETUNING, f"policy.init={init}"),
             )
         )
     return runs
+
+
+def finetuned(task: str, policy: str, seed: int) -> Path:
+    """The last checkpoint of a fine-tuned policy."""
+    from torchrl.checkpoint import CheckpointRotation
+
+    (run,) = finetuning_runs([task], [policy], [seed])
+    latest = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
+    if latest is None:
+        sys.exit(
+            f"{task}, {policy}, seed {seed}: not fine-tuned yet; run the stage 'finetune' with --tasks {task} first."
+        )
+    return latest
+
+
+def measure_physics(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> None:
+    """Success before and after fine-tuning where physics is simulated as finely as robosuite does by default."""
+    from torchrl_genpo.loading import load_policy
+
+    for seed, task, policy in product(seeds, tasks, policies):
+        checkpoints = pretrained(task, POLICIES[policy][1], seed), finetuned(task, policy, seed)
+        for name, checkpoint in zip(PHYSICS[policy], checkpoints, strict=True):
+            if not is_known("physics", task, name, seed):
+                actor, env, _ = load_policy(checkpoint, NUM_ENVS, EVAL_SEED, overrides=FINE_PHYSICS)
+                record("physics", task, name, seed, env, actor)
+                env.close()
 
 
 def draw_stills(tasks: Sequence[str], path: Path) -> None:
@@ -214,7 +245,6 @@ def draw_stills(tasks: Sequence[str], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
-    from torchrl.checkpoint import CheckpointRotation
     from torchrl.envs import ExplorationType, set_exploration_type
 
     from torchrl_genpo.configuration import build_env
@@ -225,11 +255,7 @@ def draw_stills(tasks: Sequence[str], path: Path) -> None:
         len(tasks), FRAMES, figsize=(2.4 * FRAMES, 1.9 * len(tasks)), layout="constrained", squeeze=False
     )
     for strip, task in zip(axes, tasks, strict=True):
-        (run,) = finetuning_runs([task], ["reversible_flow"], [1])
-        latest = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
-        if latest is None:
-            sys.exit(f"{task} has no fine-tuned policy yet; run the stage 'finetune' with --tasks {task} first.")
-        actor, trained_env, cfg = load_policy(latest, NUM_ENVS, EVAL_SEED)
+        actor, trained_env, cfg = load_policy(finetuned(task, "reversible_flow", 1), NUM_ENVS, EVAL_SEED)
         env = build_env(cfg, 1, EVAL_SEED, render=True)
         env.transform.load_state_dict(trained_env.transform.state_dict())
         view, td, frames, is_done = make_view(env), env.reset(), [], False
@@ -253,8 +279,8 @@ def report(path: Path) -> None:
         "# RoboMimic: fine-tuning a policy of few demonstrations",
         "",
         f"{DEMONSTRATIONS} demonstrations of a scripted expert, {ITERATIONS} iterations of pre-training, then "
-        "`sota-implementations/genpo.py` as configured. Part of 100 episodes that succeed, before and after; median of "
-        "the seeds (each in brackets). Frames are chunks of four control steps.",
+        f"`sota-implementations/genpo.py` with `{' '.join(SMALL + FINETUNING)}`. Part of 100 episodes that succeed, "
+        "before and after; median of the seeds (each in brackets). Frames are chunks of four control steps.",
         "",
         "| task | policy | zero noise before | after | random noise before | after | frames | minutes |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -281,7 +307,7 @@ def report(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("starts", "networks", "finetune", "stills", "report"))
+    parser.add_argument("stage", choices=("starts", "networks", "finetune", "physics", "stills", "report"))
     parser.add_argument("--tasks", nargs="+", default=["can"], choices=TASKS)
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
@@ -296,11 +322,15 @@ def main() -> None:
     elif options.stage == "finetune":
         runs = finetuning_runs(options.tasks, options.policies, options.seeds)
         execute_all(runs, options.workers)
+    elif options.stage == "physics":
+        measure_physics(options.tasks, options.policies, options.seeds)
     elif options.stage == "stills":
         draw_stills(options.tasks, RESULTS / "robomimic_stills.png")
     title = "A pre-trained policy before its first update: success by solver and start"
     report_measured("starts", title, "sampled by", list(STARTS))
     report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
+    names = [name for pair in PHYSICS.values() for name in pair]
+    report_measured("physics", "Fine-tuned in physics of 0.005 s, evaluated in those of 0.002 s", "policy", names)
     report(RESULTS / "robomimic.md")
 
 
