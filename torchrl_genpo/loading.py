@@ -10,8 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
+from torch import nn
 from torchrl.checkpoint import Checkpoint
-from torchrl.envs import EnvBase
+from torchrl.envs import ActionScaling, EnvBase, ObservationNorm
 
 from torchrl_genpo.configuration import build_actor, build_env, build_models, make_adaptive_sigma
 from torchrl_genpo.envs import freeze_normalization
@@ -20,7 +21,7 @@ from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.runs import SyncedCheckpoint, read_checkpoint_config
 from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint
 
-__all__ = ["fill_in", "load_policy", "load_pretrained", "pretrained_checkpoint"]
+__all__ = ["DataRanges", "fill_in", "load_policy", "load_pretrained", "pretrained_checkpoint"]
 
 GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
 
@@ -37,7 +38,21 @@ def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
 
 def pretrained_checkpoint(actor: TensorDictModule, env: EnvBase) -> Checkpoint:
     """What pre-training shaped: the network, and the ranges of its observations and actions."""
-    return SyncedCheckpoint(pretrained=pretrained_module(actor), normalization=env.transform)
+    return SyncedCheckpoint(pretrained=pretrained_module(actor), normalization=DataRanges(env))
+
+
+class DataRanges(nn.Module):
+    """The shift and scale of observations and actions, which pre-training sets; nothing of what online training adds.
+
+    Args:
+        env (EnvBase): whose transforms they are.
+    """
+
+    def __init__(self, env: EnvBase) -> None:
+        super().__init__()
+        kinds = (ObservationNorm, ActionScaling)
+        found = (transform for transform in env.transform if isinstance(transform, kinds))
+        self.transforms: Any = nn.ModuleList(found)
 
 
 def load_policy(

@@ -42,6 +42,7 @@ METRICS = [
     "time/collect",
     "time/update",
     "train/return",
+    "train/success",
     "train/kl",
     "train/clip_fraction",
     "train/lr",

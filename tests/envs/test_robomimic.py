@@ -295,6 +295,7 @@ def test_a_gaussian_is_pretrained_by_maximum_likelihood_and_finetuned(demonstrat
         "sota-implementations/pretrain.py",
         f"pretrain.dataset={demonstrations}",
         "pretrain.iterations=40",
+        "pretrain.action_noise=0.1",
         "pretrain.log_interval=20",
         f"hydra.run.dir={folder}",
         *small,
@@ -303,8 +304,12 @@ def test_a_gaussian_is_pretrained_by_maximum_likelihood_and_finetuned(demonstrat
     assert columns["train/loss"][1] < columns["train/loss"][0]
     (checkpoint,) = (folder / "checkpoints").glob("*40*")
     finetune = ["env=robomimic/can", f"policy.init={checkpoint}", "env.num_envs=4", "collector.frames_per_batch=16"]
-    finetune += ["collector.total_frames=16", "loss.mini_batch_size=8", f"hydra.run.dir={tmp_path / 'run'}"]
+    finetune += ["collector.total_frames=32", "loss.mini_batch_size=8", f"hydra.run.dir={tmp_path / 'run'}"]
+    finetune += ["env.scale_reward=true", "env.options.reward_shaping=true", "env.options.end_at_success=false"]
     run("sota-implementations/genpo.py", *finetune, *small)
+    columns = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert columns["train/return"][-1] > 0, "a shaped reward is one for every step"
+    assert columns["train/success"][-1] == 0
 
 
 @needs_robosuite

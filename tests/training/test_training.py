@@ -157,8 +157,9 @@ def test_statistics_are_means_over_ended_episodes_where_they_apply():
             {"a": torch.tensor([[3.0], [nan], [8.0], [5.0]]), "b": torch.tensor([[nan], [nan], [2.0], [nan]])},
             batch_size=4,
         ),
+        "success": torch.tensor([[1.0], [1.0], [1.0], [0.0]]),
     }
     data = TensorDict({"next": TensorDict(following, batch_size=4)}, batch_size=4)
-    assert episode_log(data) == pytest.approx({"task/fell": 1 / 3, "task/a": 4.0})
+    assert episode_log(data) == pytest.approx({"task/fell": 1 / 3, "task/a": 4.0, "train/success": 2 / 3})
     data["next", "done"] = torch.zeros(4, 1, dtype=torch.bool)
     assert episode_log(data) == {}

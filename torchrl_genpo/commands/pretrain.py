@@ -18,7 +18,6 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchrl.checkpoint import GlobalRNGState
-from torchrl.envs import ActionScaling, EnvBase, ObservationNorm, Transform
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
@@ -27,7 +26,7 @@ from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.limits import check_config
-from torchrl_genpo.loading import fill_in, pretrained_checkpoint
+from torchrl_genpo.loading import DataRanges, fill_in, pretrained_checkpoint
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config, read_run_config
@@ -54,17 +53,12 @@ def read_data(cfg: DictConfig) -> list[TensorDict]:
     )
 
 
-def find_transform(env: EnvBase, kind: type[Transform]) -> Transform:
-    (found,) = (transform for transform in env.transform if isinstance(transform, kind))
-    return found
-
-
 def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     config = as_dict(cfg)
     set_seeds(cfg.seed)
     demonstrations = read_data(cfg)
     env = build_env(cfg, max(cfg.eval.num_envs, cfg.env.options.num_workers), EVAL_SEED)
-    norm, scaling = (find_transform(env, kind) for kind in (ObservationNorm, ActionScaling))
+    norm, scaling = DataRanges(env).transforms
     ranges = [data_range(demonstrations, key) for key in ("observation", "action")]
     sizes = norm.loc.shape[-1], scaling.loc.shape[-1] // cfg.env.options.chunk_size
     if tuple(loc.shape[-1] for loc, _ in ranges) != sizes:
@@ -89,7 +83,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     progress = Progress()
     checkpoint = SyncedCheckpoint(
         pretrained=average.module,  # what genpo.py loads, with the ranges of observations and actions
-        normalization=env.transform,
+        normalization=DataRanges(env),
         trained=module,
         average=average,
         optimizer=optimizer,

@@ -32,6 +32,7 @@ CATALOGUE: dict[str, tuple[Chart, ...]] = {
         Chart("eval/zero_noise/return", "Return, evaluation, zero noise", "the deterministic policy"),
         Chart("eval/random_noise/return", "Return, evaluation, random noise", "the sampled policy"),
         Chart("train/return", "Return, training", "the last episodes that ended, sampled policy"),
+        Chart("train/success", "Success, training", "part of the episodes that ended in a batch"),
         Chart("eval/zero_noise/success", "Success, zero noise", "part of the evaluated episodes"),
         Chart("eval/random_noise/success", "Success, random noise", "part of the evaluated episodes"),
         Chart("eval/zero_noise/goal_entropy", "Entropy of the goals, zero noise", "nats; of those that were reached"),

@@ -110,17 +110,20 @@ def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilo
 
 
 def episode_log(data: TensorDictBase) -> dict[str, float]:
-    """Means of the task's own statistics over the episodes that ended in the data, NaN left out.
+    """Means of what the task tells over the episodes that ended in the data, NaN left out.
 
-    These are ``("next", "log")`` and, where there is one, ``("next", "metrics")``.
+    These are ``("next", "success")`` and the task's own statistics, ``("next", "log")`` and ``("next", "metrics")``,
+    whichever there are.
     """
     ended = data["next", "done"].squeeze(-1)
     if not ended.any():
         return {}
-    logs = {name: log for group in STATISTICS for name, log in data["next"].get(group, {}).items()}
+    logs = {f"task/{name}": log for group in STATISTICS for name, log in data["next"].get(group, {}).items()}
+    if (success := data["next"].get("success", None)) is not None:
+        logs["train/success"] = success.float()
     means = {name: log[ended].nanmean(0) for name, log in logs.items()}
     values = torch.cat(list(means.values())).tolist() if means else []
-    return {f"task/{name}": value for name, value in zip(means, values, strict=True) if value == value}
+    return {name: value for name, value in zip(means, values, strict=True) if value == value}
 
 
 def statistics_columns(env: EnvBase) -> list[str]:
