@@ -195,6 +195,7 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "optim.min_lr": NOT_NEGATIVE,
     "optim.max_lr": POSITIVE,
     "optim.max_grad_norm": POSITIVE,
+    "optim.noise_lr": Number(0, 1e6, is_open=True, is_optional=True),
     "optim.critic_lr": Number(0, 1e6, is_open=True, is_optional=True),
     "optim.critic_warmup": _count(0),
     "diagnostics.samples": _count(0, 1e9),

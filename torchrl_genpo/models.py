@@ -49,12 +49,15 @@ __all__ = [
     "make_loss",
     "make_solver",
     "make_start",
+    "noise_parameters",
     "observation_keys",
     "pretrained_module",
 ]
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
 """Activations by their name in a configuration."""
+
+NOISE_PARAMETERS = ("log_scale", "log_tau", "state_independent_scale")
 
 SOLVERS: dict[str, Callable[..., PairSolver]] = {
     "two_step": ReversibleSolver.two_step,
@@ -219,6 +222,15 @@ def make_actor(
 def has_exact_density(actor: TensorDictModuleBase) -> bool:
     """Whether a policy knows the density of its pair (action, memory), and can estimate that of the action alone."""
     return isinstance(actor, ReversibleFlowActor)
+
+
+def noise_parameters(loss: ClipPPOLoss) -> list[nn.Parameter]:
+    """The parameters of the policy's noise that no network computes: a start's scale and tau, a Gaussian's deviation.
+
+    They are logarithms, for which the small rate of a pre-trained network would be none at all.
+    """
+    named = loss.actor_network_params.flatten_keys(".").items()
+    return [parameter for name, parameter in named if name.rpartition(".")[2] in NOISE_PARAMETERS]
 
 
 def observation_keys(env: EnvBase) -> list[str]:

@@ -71,6 +71,7 @@ EVERYTHING = [
     "start=consistent",
     "loss.ratio=action",
     "loss.num_memories=2",
+    "optim.noise_lr=1e-3",
     "diagnostics.samples=32",
     "solver.gradient=reversible",
     "solver.adapt.quantity=inversion_error",

@@ -17,7 +17,7 @@ from torchrl.objectives.value import GAE
 from torchrl_genpo.configuration import make_adaptive_sigma
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import IsaacLabSymmetry
-from torchrl_genpo.models import has_exact_density, observation_keys
+from torchrl_genpo.models import has_exact_density, noise_parameters, observation_keys
 from torchrl_genpo.training.evaluation import compare_ratios
 from torchrl_genpo.training.numbers import check_data, check_finite
 from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
@@ -35,6 +35,9 @@ class Learner:
         critic (ValueOperator): the value network.
         loss (ClipPPOLoss): of both.
         ranks (Ranks): the processes that train together.
+
+    Raises:
+        ValueError: for a rate of the noise where it has no parameters.
     """
 
     def __init__(
@@ -57,17 +60,19 @@ class Learner:
             sampler=SamplerWithoutReplacement(),
             batch_size=cfg.loss.mini_batch_size * images,
         )
-        self._rates = {"actor": optim.lr, "critic": optim.critic_lr or optim.lr}
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
-        critic_parameters = list(loss.critic_network_params.parameters())
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": self._actor_parameters, "lr": self._rates["actor"]},
-                {"params": critic_parameters, "lr": self._rates["critic"]},
-            ],
-            eps=1e-5,
-            fused=True,
-        )
+        groups = [
+            {"params": self._actor_parameters, "lr": optim.lr},
+            {"params": list(loss.critic_network_params.parameters()), "lr": optim.critic_lr or optim.lr},
+        ]
+        if optim.noise_lr is not None:
+            noise = noise_parameters(loss)
+            if not noise:
+                raise ValueError(f"optim.noise_lr={optim.noise_lr}: the noise of this policy has no parameters.")
+            groups[0]["params"] = [p for p in self._actor_parameters if all(p is not other for other in noise)]
+            groups.append({"params": noise, "lr": optim.noise_lr})
+        self._rates = [group["lr"] for group in groups]
+        self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
         self.schedule = None
         if optim.schedule == "kl_adaptive":
             self.schedule = KLAdaptiveLR(self.optimizer, optim.target_kl, min_lr=optim.min_lr, max_lr=optim.max_lr)
@@ -108,7 +113,7 @@ class Learner:
             parameter.requires_grad_(not is_warming_up)
         if cfg.optim.schedule == "linear":
             remaining = 1 - frames_before / cfg.collector.total_frames
-            for group, rate in zip(self.optimizer.param_groups, self._rates.values(), strict=True):
+            for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * remaining
         self.buffer.empty()
         self.buffer.extend(batch)
@@ -150,4 +155,4 @@ class Learner:
         self.schedule.step(self.ranks.mean(torch.stack([out["kl_approx"] for out in last_epoch]).mean()))
         if self.cfg.optim.critic_lr is not None:
             # the critic's own rate says nothing about the KL
-            self.optimizer.param_groups[1]["lr"] = self._rates["critic"]
+            self.optimizer.param_groups[1]["lr"] = self._rates[1]
