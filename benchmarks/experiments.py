@@ -62,6 +62,7 @@ BASELINES = {  # name -> (label, options of the entry script): the shared settin
         ["policy=policyflow", "loss.epochs=5", "loss.entropy_coeff=0.0025", "optim.lr=1e-4", "optim.target_kl=0.01"],
     ),
 }
+PREEMPTED = "checkpoint.preempted_exit_code=75"  # what SIGTERM stopped is not finished
 POINTS = 60  # of each curve that are kept
 LOCK = threading.Lock()
 
@@ -104,7 +105,7 @@ class Run:
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         with output_path.open("a") as output:
             code = subprocess.run(
-                [sys.executable, "sota-implementations/genpo.py", *command],
+                [sys.executable, "sota-implementations/genpo.py", *command, PREEMPTED],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,

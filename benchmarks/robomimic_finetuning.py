@@ -33,19 +33,12 @@ from provenance import RESULTS, ROOT, commit, machine, versions
 TASKS = ("can", "box_cleanup", "threading")
 DEMONSTRATIONS, ITERATIONS = 10, 2500  # of the weak base
 EPISODES = 100  # of each evaluation
-SMALL = (  # of all runs: what two cores can do in two hours
-    "policy.hidden_sizes=[256,256,256]",
-    "env.options.horizon=240",
-    "env.options.simulation_timestep=0.005",
-)
+SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")  # of all runs: two cores, two hours
+PRETRAINING = ("pretrain.action_noise=0.1",)
 FINETUNING = (
-    "collector.frames_per_batch=4000",
-    "collector.total_frames=400000",
-    "loss.mini_batch_size=500",
-    "loss.clip_epsilon=0.3",
-    "optim.critic_warmup=4000",
-    "optim.target_kl=0.1",
-    "checkpoint.interval=20000",
+    *("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true"),
+    *("collector.frames_per_batch=2000", "collector.total_frames=300000", "checkpoint.interval=20000"),
+    *("loss.clip_epsilon=0.3", "optim.target_kl=0.1", "optim.critic_warmup=4000", "num_threads=2"),
 )
 FOLDER = Path("outputs/robomimic")
 TWO_STEP = {"name": "two_step", "num_steps": 5, "sigma": 0.75}
@@ -63,6 +56,10 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> start, s
 POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
+}
+EXPLORATION = {  # of fine-tuning alone
+    "gaussian": ("optim.noise_lr=3e-4",),
+    "reversible_flow": ("optim.noise_lr=3e-4", "start.tau=0.5"),
 }
 NETWORKS = {
     "MLP, chunks of 4": ["policy=reversible_flow"],
@@ -103,7 +100,8 @@ def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
             "sota-implementations/pretrain.py",
             f"env=robomimic/{task}",
             *options,
-            *SMALL,
+            *SIMULATION,
+            *PRETRAINING,
             f"pretrain.dataset={demonstrations(task)}",
             f"pretrain.num_demonstrations={DEMONSTRATIONS}",
             f"pretrain.iterations={ITERATIONS}",
@@ -178,8 +176,8 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
         f"# {title}",
         "",
         f"{DEMONSTRATIONS} demonstrations, {ITERATIONS} iterations of flow matching, five velocity evaluations an "
-        f"action; `{' '.join(SMALL)}`. Part of {EPISODES} episodes that succeed, median of the seeds (each in "
-        "brackets).",
+        f"action; `{' '.join(SIMULATION + PRETRAINING)}`. Part of {EPISODES} episodes that succeed, median of the "
+        "seeds (each in brackets).",
         "",
         f"| task | {column} | zero noise | random noise |",
         "|---|---|---:|---:|",
@@ -206,7 +204,7 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
                 tuple(POLICIES[policy][1]),
                 seed,
                 None,
-                (*SMALL, *FINETUNING, f"policy.init={init}"),
+                (*SIMULATION, *FINETUNING, *EXPLORATION[policy], f"policy.init={init}"),
             )
         )
     return runs
@@ -279,8 +277,10 @@ def report(path: Path) -> None:
         "# RoboMimic: fine-tuning a policy of few demonstrations",
         "",
         f"{DEMONSTRATIONS} demonstrations of a scripted expert, {ITERATIONS} iterations of pre-training, then "
-        f"`sota-implementations/genpo.py` with `{' '.join(SMALL + FINETUNING)}`. Part of 100 episodes that succeed, "
-        "before and after; median of the seeds (each in brackets). Frames are chunks of four control steps.",
+        f"`sota-implementations/genpo.py` with `{' '.join(SIMULATION + FINETUNING)}` and for "
+        + ", for ".join(f"{POLICIES[policy][0]} `{' '.join(options)}`" for policy, options in EXPLORATION.items())
+        + f". Part of {EPISODES} episodes that succeed, before and after; median of the seeds (each in brackets). "
+        "Frames are chunks of four control steps.",
         "",
         "| task | policy | zero noise before | after | random noise before | after | frames | minutes |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
@@ -330,7 +330,7 @@ def main() -> None:
     report_measured("starts", title, "sampled by", list(STARTS))
     report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
     names = [name for pair in PHYSICS.values() for name in pair]
-    report_measured("physics", "Fine-tuned in physics of 0.005 s, evaluated in those of 0.002 s", "policy", names)
+    report_measured("physics", "Fine-tuned in physics of 0.01 s, evaluated in those of 0.002 s", "policy", names)
     report(RESULTS / "robomimic.md")
 
 

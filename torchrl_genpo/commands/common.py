@@ -14,6 +14,7 @@ from pathlib import Path
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -44,14 +45,22 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
     """
 
     def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
+        shows_all = False
+
+        def explained() -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext() if shows_all else explain_errors()
+
         @hydra.main(config_path="pkg://torchrl_genpo.config", config_name=config_name, version_base="1.3")
         @functools.wraps(function)
         def launch(cfg: DictConfig) -> None:
             output = Path(HydraConfig.get().runtime.output_dir)
             if int(os.environ.get("RANK", 0)):  # the first rank alone writes; by another second Hydra made another one
                 _remove_if_empty(output)
+            # of several runs the others go on; of a single one Hydra would name the options before the message
+            is_single = HydraConfig.get().mode == RunMode.RUN
             try:
-                code = function(cfg)
+                with explained() if is_single else contextlib.nullcontext():
+                    code = function(cfg)
             finally:
                 _remove_if_empty(output)
             if code:
@@ -59,9 +68,10 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
 
         @functools.wraps(function)
         def main() -> None:
+            nonlocal shows_all
             shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
-            with contextlib.nullcontext() if shows_all else explain_errors():
+            with explained():
                 launch()
 
         return main
