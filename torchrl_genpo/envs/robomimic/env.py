@@ -342,7 +342,7 @@ def make_robomimic_env(
         horizon (int, optional): in control steps. Defaults to the task's.
         observation_keys (sequence of str, optional): parts of the observation. Defaults to the task's.
         dataset (str, optional): a robomimic file, whose environment is used as it was recorded.
-        simulation_timestep (float, optional): s of physics a simulation step; ``0.005`` simulates twice as fast.
+        simulation_timestep (float, optional): s of physics a simulation step; ``0.005`` is twice as fast.
         num_workers (int, optional): processes, at most ``num_envs``; the batch is then
             ``[num_workers, num_envs / num_workers]``.
         worker_timeout (float, optional): s after which a worker that does not answer is taken to hang.

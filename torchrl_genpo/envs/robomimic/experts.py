@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.envs.robomimic.env import make_simulator, observation_parts, set_simulator_seed
+from torchrl_genpo.envs.robomimic.env import SIMULATION_TIMESTEP, make_simulator, observation_parts, set_simulator_seed
 
 __all__ = ["EXPERTS", "Arm", "Expert", "Phase", "demonstrate"]
 
@@ -233,6 +233,7 @@ def demonstrate(
     seeds: list[int],
     noise: float = 0.05,
     steps_after_success: int = 5,
+    simulation_timestep: float = SIMULATION_TIMESTEP,
 ) -> list[dict[str, Any] | None]:
     """One episode of the expert for each seed, as :func:`~torchrl_genpo.data.write_demonstrations` takes them.
 
@@ -242,6 +243,7 @@ def demonstrate(
         seeds (list of int): of the episodes.
         noise (float, optional): deviation of the noise added to actions in ``[-1, 1]``.
         steps_after_success (int, optional): how long the task has to stay solved.
+        simulation_timestep (float, optional): see :func:`~torchrl_genpo.envs.robomimic.env.make_simulator`.
 
     Returns:
         For each seed the episode, or ``None`` where the expert failed.
@@ -253,7 +255,7 @@ def demonstrate(
     if name not in EXPERTS:
         raise ValueError(f"There is no scripted expert for {name!r}; there are {', '.join(sorted(EXPERTS))}.")
     # lite physics would make the recorded states differ from those that robomimic plays back
-    simulator = make_simulator(env_args, lite_physics=False)
+    simulator = make_simulator(env_args, simulation_timestep, lite_physics=False)
     episodes = []
     for seed in seeds:
         set_simulator_seed(simulator, seed)
