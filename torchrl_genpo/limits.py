@@ -135,6 +135,7 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "env.options.horizon": _count(1, 1e9, is_optional=True),
     "env.options.max_steps": _count(1, 1e9),
     "env.options.reward_scale": Number(-1e6, 1e6),
+    "env.options.simulation_timestep": Number(0, 1, is_open=True),
     "env.options.asset_root": Text(is_optional=True),
     "env.options.dataset": Text(is_optional=True),
     "env.options.physics": Text(is_optional=True),
