@@ -58,7 +58,8 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     set_seeds(cfg.seed)
     demonstrations = read_data(cfg)
     env = build_env(cfg, max(cfg.eval.num_envs, cfg.env.options.num_workers), EVAL_SEED)
-    norm, scaling = DataRanges(env).transforms
+    normalization = DataRanges(env)
+    norm, scaling = normalization.transforms
     ranges = [data_range(demonstrations, key) for key in ("observation", "action")]
     sizes = norm.loc.shape[-1], scaling.loc.shape[-1] // cfg.env.options.chunk_size
     if tuple(loc.shape[-1] for loc, _ in ranges) != sizes:
@@ -83,7 +84,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     progress = Progress()
     checkpoint = SyncedCheckpoint(
         pretrained=average.module,  # what genpo.py loads, with the ranges of observations and actions
-        normalization=DataRanges(env),
+        normalization=normalization,
         trained=module,
         average=average,
         optimizer=optimizer,
@@ -102,8 +103,9 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     while progress.frames < cfg.pretrain.iterations:
         batch = buffer.sample().to(cfg.device)
         batch["observation"] = (batch["observation"] - norm.loc) / norm.scale
-        action = scaling.normalize(batch["action"])
-        batch["action"] = action + cfg.pretrain.action_noise * torch.randn_like(action)
+        batch["action"] = scaling.normalize(batch["action"])
+        if cfg.pretrain.action_noise:
+            batch["action"] += cfg.pretrain.action_noise * torch.randn_like(batch["action"])
         value = -actor.log_prob(batch).mean() if loss is None else loss(batch)["loss_flow_matching"]
         check_finite({"loss": value}, f"iteration {progress.frames} (nothing was updated)")
         optimizer.zero_grad(set_to_none=True)

@@ -253,7 +253,10 @@ def make_simulator(
         ValueError: if a control step is no multiple of ``simulation_timestep``.
     """
     control_timestep = 1 / env_args["env_kwargs"].get("control_freq", 20)
-    if simulation_timestep <= 0 or not np.isclose(control_timestep / simulation_timestep % 1, (0, 1), atol=1e-6).any():
+    # robosuite cuts the number of steps off
+    if simulation_timestep <= 0 or not np.isclose(
+        int(control_timestep / simulation_timestep) * simulation_timestep, control_timestep
+    ):
         raise ValueError(
             f"simulation_timestep={simulation_timestep} s does not divide a control step of {control_timestep} s; "
             f"{SIMULATION_TIMESTEP} is robosuite's, 0.005 twice as fast."
