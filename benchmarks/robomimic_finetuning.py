@@ -5,6 +5,7 @@
     python benchmarks/robomimic_finetuning.py timestep --tasks can  # the expert in finer and coarser physics
     python benchmarks/robomimic_finetuning.py starts --tasks can  # success of a pre-trained flow by solver and start
     python benchmarks/robomimic_finetuning.py networks --tasks can  # MLP and transformer, chunks of 4 and 8
+    python benchmarks/robomimic_finetuning.py successes --tasks can  # pre-trained again on what the policy itself did
     python benchmarks/robomimic_finetuning.py finetune --tasks can  # pre-train, fine-tune and report; hours
     python benchmarks/robomimic_finetuning.py physics --tasks can  # the same policies in robosuite's finer physics
     python benchmarks/robomimic_finetuning.py stills --tasks can  # pictures of what the fine-tuned policies do
@@ -32,6 +33,7 @@ from typing import Any
 from experiments import Run, draw, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, ROOT, commit, machine, origin, versions
 
+STAGES = ("timestep", "starts", "networks", "successes", "finetune", "physics", "stills", "report")
 TASKS = ("can", "box_cleanup", "threading")
 DEMONSTRATIONS, ITERATIONS = 10, 2500  # of the weak base
 EPISODES = 100  # of each evaluation
@@ -73,6 +75,8 @@ NETWORKS = {
 }
 PHYSICS = {policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()}
 FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}  # s, robosuite's own
+ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 2, 300, 4000  # of imitating one's own successes
+SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
 NUM_ENVS, EVAL_SEED = 20, 10_000
 FRAMES = 6  # of a film strip
 
@@ -93,26 +97,43 @@ def demonstrations(task: str) -> Path:
     return path
 
 
-def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
-    """The checkpoint of a policy of few demonstrations."""
-    name = "_".join(option.partition("=")[2] for option in options)
-    folder = FOLDER / task / "pretrained" / name / str(seed)
-    checkpoint = folder / "checkpoints" / f"checkpoint-{ITERATIONS:012d}.torchrl"
+def pretrain(folder: Path, task: str, seed: int, dataset: Path, iterations: int, *options: str) -> Path:
+    """The last checkpoint of a pre-training, which is run unless it has been."""
+    checkpoint = folder / "checkpoints" / f"checkpoint-{iterations:012d}.torchrl"
     if not (ROOT / checkpoint).exists():
         script(
             "sota-implementations/pretrain.py",
             f"env=robomimic/{task}",
             *options,
             *SIMULATION,
-            *PRETRAINING,
-            f"pretrain.dataset={demonstrations(task)}",
-            f"pretrain.num_demonstrations={DEMONSTRATIONS}",
-            f"pretrain.iterations={ITERATIONS}",
+            f"pretrain.dataset={dataset}",
+            f"pretrain.iterations={iterations}",
             f"seed={seed}",
             "eval.rounds=0",
             f"hydra.run.dir={folder}",
         )
     return ROOT / checkpoint
+
+
+def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
+    """The checkpoint of a policy of few demonstrations."""
+    folder = FOLDER / task / "pretrained" / "_".join(option.partition("=")[2] for option in options) / str(seed)
+    few = f"pretrain.num_demonstrations={DEMONSTRATIONS}"
+    return pretrain(folder, task, seed, demonstrations(task), ITERATIONS, *options, *PRETRAINING, few)
+
+
+def imitator(task: str, seed: int, rounds: int) -> Path:
+    """The checkpoint of a policy of what the one of a round less achieved; of few demonstrations without a round."""
+    policy = POLICIES["reversible_flow"][1]
+    if not rounds:
+        return pretrained(task, policy, seed)
+    folder = FOLDER / task / "successes" / str(rounds) / str(seed)
+    dataset = folder / "successes.hdf5"
+    if not (ROOT / dataset).exists():
+        (ROOT / folder).mkdir(parents=True, exist_ok=True)
+        actor = ("--policy", str(imitator(task, seed, rounds - 1)), "--seed", str(rounds * ROUND_EPISODES))
+        script("examples/collect_demos.py", task, *actor, "--episodes", str(ROUND_EPISODES), "--output", str(dataset))
+    return pretrain(folder, task, seed, dataset, ROUND_ITERATIONS, *policy)
 
 
 def measure_timesteps(tasks: Sequence[str]) -> None:
@@ -176,6 +197,17 @@ def measure_networks(tasks: Sequence[str], seeds: Sequence[int]) -> None:
         if not is_known("networks", task, name, seed):
             policy, env, _ = load_policy(pretrained(task, options, seed), NUM_ENVS, EVAL_SEED)
             record("networks", task, name, seed, env, policy)
+            env.close()
+
+
+def measure_successes(tasks: Sequence[str], seeds: Sequence[int]) -> None:
+    """Success of a policy of demonstrations, and of those of its own successes."""
+    from torchrl_genpo.loading import load_policy
+
+    for seed, task, (rounds, name) in product(seeds, tasks, enumerate(SUCCESSES)):
+        if not is_known("successes", task, name, seed):
+            policy, env, _ = load_policy(imitator(task, seed, rounds), NUM_ENVS, EVAL_SEED)
+            record("successes", task, name, seed, env, policy)
             env.close()
 
 
@@ -346,7 +378,7 @@ def report(path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("timestep", "starts", "networks", "finetune", "physics", "stills", "report"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--tasks", nargs="+", default=["can"], choices=TASKS)
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
@@ -360,6 +392,8 @@ def main() -> None:
         measure_starts(options.tasks, options.seeds)
     elif options.stage == "networks":
         measure_networks(options.tasks, options.seeds)
+    elif options.stage == "successes":
+        measure_successes(options.tasks, options.seeds)
     elif options.stage == "finetune":
         runs = finetuning_runs(options.tasks, options.policies, options.seeds)
         execute_all(runs, options.workers)
@@ -370,6 +404,8 @@ def main() -> None:
     title = "A pre-trained policy before its first update: success by solver and start"
     report_measured("starts", title, "sampled by", list(STARTS))
     report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
+    title = f"Pre-trained again on its successes of {ROUND_EPISODES} episodes, {ROUND_ITERATIONS} iterations a round"
+    report_measured("successes", title, "pre-trained on", SUCCESSES)
     names = [name for pair in PHYSICS.values() for name in pair]
     report_measured("physics", f"Fine-tuned in coarser physics, evaluated at {TIMESTEPS[0]} s", "policy", names)
     report(RESULTS / "robomimic.md")

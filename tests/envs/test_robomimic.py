@@ -19,7 +19,7 @@ import pytest
 import torch
 from torchrl.envs import check_env_specs
 
-from torchrl_genpo.data.robomimic import INSTALL
+from torchrl_genpo.data.robomimic import INSTALL, read_demonstrations
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.runs import read_metrics
 
@@ -223,6 +223,20 @@ def test_pretraining_learns_evaluates_and_resumes(pretrained):
     resumed = read_metrics(folder / "metrics.csv")
     assert resumed["iteration"] == [20, 40, 60, 80]
     assert resumed["train/loss"][:3] == columns["train/loss"]
+
+
+@needs_robosuite
+def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp_path):
+    path = tmp_path / "can.hdf5"
+    collect = ("examples/collect_demos.py", "can", "--policy", "robomimic/can", "--episodes", 2, "--workers", 2)
+    assert "2 of 2 episodes succeeded" in run(*collect, "--output", path)
+    first, second = read_demonstrations(path, ["object"])
+    assert not torch.equal(first["observation"][0], second["observation"][0])
+    for demonstration in (first, second):
+        rewards = demonstration["next", "reward"].squeeze(-1)
+        assert rewards[:-6].sum() == 0 and rewards[-6:].tolist() == [1] * 6, "it ends where the can has come to stay"
+    wrong = run("examples/collect_demos.py", "threading", "--policy", "robomimic/can", succeeds=False)
+    assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 
 
 @needs_robosuite

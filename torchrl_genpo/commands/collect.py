@@ -14,20 +14,59 @@ import multiprocessing
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
+from torchrl.envs import ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_genpo.commands.common import explain_errors
 from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.data import write_demonstrations
+from torchrl_genpo.data.robomimic import read_env_args
+from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
 from torchrl_genpo.envs.robomimic.experts import demonstrate
+from torchrl_genpo.envs.robomimic.recorder import Recorder
+from torchrl_genpo.loading import load_policy
+from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
+
+IN_PROCESS = {"env.options.num_workers": 0, "env.options.end_at_success": False}  # the recorder sees every step
+
+
+def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
+    """One episode of a policy with random noise for each seed, as :func:`demonstrate` makes them of the expert."""
+    torch.set_num_threads(1)
+    policy, env, _ = load_policy(checkpoint, 1, seeds[0], overrides=IN_PROCESS)
+    robosuite_env = simulator(env).envs[0].unwrapped
+    robosuite_env.simulator = recorder = Recorder(robosuite_env.simulator)
+    episodes = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        env.set_seed(seed)
+        td, is_over = env.reset(), False
+        with torch.no_grad(), set_exploration_type(ExplorationType.RANDOM):
+            while not is_over:
+                td = env.step(policy(td))["next"]
+                is_over = recorder.has_succeeded or bool(td["done"].any())
+        episodes.append(recorder.episode())
+    env.close()
+    return episodes
 
 
 def collect(options: argparse.Namespace) -> None:
     task = ROBOMIMIC_TASKS[options.task]
     env_args = task.env_args()
-    job_of = partial(demonstrate, env_args, task.horizon, noise=options.noise)
+    if options.policy is None:
+        job_of, actor = partial(demonstrate, env_args, task.horizon, noise=options.noise), "expert"
+    else:
+        checkpoint = find_checkpoint(options.policy)
+        env = read_checkpoint_config(checkpoint)["env"]
+        if env["name"] != f"robomimic/{options.task}":
+            raise ValueError(f"{checkpoint} is a policy of {env['name']}, not of robomimic/{options.task}.")
+        if env["options"].get("dataset") is not None:
+            env_args = read_env_args(env["options"]["dataset"])
+        job_of, actor = partial(perform, checkpoint), "policy"
     size = 5  # episodes of a job: a new simulator each
     seeds = list(range(options.seed, options.seed + options.episodes))
     jobs = [seeds[i : i + size] for i in range(0, len(seeds), size)]
@@ -41,7 +80,8 @@ def collect(options: argparse.Namespace) -> None:
             bar.update(len(job))
             bar.set_postfix(succeeded=len(demonstrations))
     if not demonstrations:
-        raise ValueError(f"The expert failed in all {options.episodes} episodes; use less --noise.")
+        remedy = "; use less --noise" if options.policy is None else ""
+        raise ValueError(f"The {actor} failed in all {options.episodes} episodes{remedy}.")
     output = options.output or Path(f"{options.task}.hdf5")
     write_demonstrations(output, demonstrations, env_args)
     steps = sum(len(demonstration["actions"]) for demonstration in demonstrations)
@@ -53,7 +93,8 @@ def main(description: str | None = __doc__) -> None:
     parser.add_argument("task", choices=list(ROBOMIMIC_TASKS))  # a dict would be subcommands to shtab
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--output", type=Path, help="<task>.hdf5 unless given")
-    parser.add_argument("--noise", type=float, default=0.05, help="deviation of the noise on actions in [-1, 1]")
+    parser.add_argument("--policy", type=Path, help="a run or checkpoint that acts, with random noise, as the expert")
+    parser.add_argument("--noise", type=float, default=0.05, help="of the expert's actions in [-1, 1], a deviation")
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     add_completion(parser)

@@ -285,7 +285,7 @@ def make_simulator(
 
 def set_simulator_seed(simulator: Any, seed: int) -> None:
     """Seeds robosuite for good: its own seed reaches neither later episodes nor the placement of objects."""
-    simulator.rng = np.random.default_rng(seed)
+    simulator.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
     samplers = [getattr(simulator, "placement_initializer", None)]
     while samplers:
         sampler = samplers.pop()

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.envs.robomimic.env import SIMULATION_TIMESTEP, make_simulator, observation_parts, set_simulator_seed
+from torchrl_genpo.envs.robomimic.env import SIMULATION_TIMESTEP, make_simulator, set_simulator_seed
+from torchrl_genpo.envs.robomimic.recorder import Recorder
 
 __all__ = ["EXPERTS", "Arm", "Expert", "Phase", "demonstrate"]
 
@@ -232,7 +233,6 @@ def demonstrate(
     horizon: int,
     seeds: list[int],
     noise: float = 0.05,
-    steps_after_success: int = 5,
     simulation_timestep: float = SIMULATION_TIMESTEP,
 ) -> list[dict[str, Any] | None]:
     """One episode of the expert for each seed, as :func:`~torchrl_genpo.data.write_demonstrations` takes them.
@@ -242,7 +242,6 @@ def demonstrate(
         horizon (int): longest episode, in control steps.
         seeds (list of int): of the episodes.
         noise (float, optional): deviation of the noise added to actions in ``[-1, 1]``.
-        steps_after_success (int, optional): how long the task has to stay solved.
         simulation_timestep (float, optional): see :func:`~torchrl_genpo.envs.robomimic.env.make_simulator`.
 
     Returns:
@@ -254,39 +253,17 @@ def demonstrate(
     name = env_args["env_name"]
     if name not in EXPERTS:
         raise ValueError(f"There is no scripted expert for {name!r}; there are {', '.join(sorted(EXPERTS))}.")
-    # lite physics would make the recorded states differ from those that robomimic plays back
-    simulator = make_simulator(env_args, simulation_timestep, lite_physics=False)
+    simulator = Recorder(make_simulator(env_args, simulation_timestep))
     episodes = []
     for seed in seeds:
         set_simulator_seed(simulator, seed)
         simulator.reset()
         expert = EXPERTS[name](simulator, np.random.default_rng(seed), noise)
-        episodes.append(_episode(simulator, expert, horizon, steps_after_success))
+        raw = simulator._get_observations(force_update=True)
+        for _ in range(horizon):
+            raw, *_ = simulator.step(expert(raw))
+            if simulator.has_succeeded:
+                break
+        episodes.append(simulator.episode())
     simulator.close()
     return episodes
-
-
-def _episode(simulator: Any, expert: Expert, horizon: int, steps_after_success: int) -> dict[str, Any] | None:
-    raw = simulator._get_observations(force_update=True)
-    steps: dict[str, list[Any]] = {key: [] for key in ("obs", "next_obs", "actions", "rewards", "states")}
-    solved = 0
-    for _ in range(horizon):
-        steps["states"].append(np.array(simulator.sim.get_state().flatten()))
-        steps["obs"].append(observation_parts(raw))
-        action = expert(raw)
-        raw, reward, _, _ = simulator.step(action)
-        steps["next_obs"].append(observation_parts(raw))
-        steps["actions"].append(action)
-        steps["rewards"].append(float(reward))
-        solved = solved + 1 if simulator._check_success() else 0
-        if solved > steps_after_success:
-            break
-    if not solved:
-        return None
-    episode: dict[str, Any] = {key: np.array(steps[key]) for key in ("actions", "rewards", "states")}
-    for key in ("obs", "next_obs"):
-        episode[key] = {part: np.stack([step[part] for step in steps[key]]) for part in steps[key][0]}
-    episode["dones"] = np.zeros(len(episode["actions"]), np.int64)
-    episode["dones"][-1] = 1
-    episode["model_file"] = simulator.sim.model.get_xml()
-    return episode
