@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torchrl.envs import ExplorationType, set_exploration_type
+from tensordict.nn import TensorDictModule
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_genpo.commands.common import explain_errors
@@ -34,12 +35,19 @@ from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 IN_PROCESS = {"env.options.num_workers": 0, "env.options.end_at_success": False}  # the recorder sees every step
 
 
-def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
-    """One episode of a policy with random noise for each seed, as :func:`demonstrate` makes them of the expert."""
+@cache  # once in each process
+def load_performer(checkpoint: Path) -> tuple[TensorDictModule, EnvBase, Recorder]:
+    """A policy, its environment, and what records there."""
     torch.set_num_threads(1)
-    policy, env, _ = load_policy(checkpoint, 1, seeds[0], overrides=IN_PROCESS)
+    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=IN_PROCESS)
     robosuite_env = simulator(env).envs[0].unwrapped
     robosuite_env.simulator = recorder = Recorder(robosuite_env.simulator)
+    return policy, env, recorder
+
+
+def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
+    """One episode of a policy with random noise for each seed, as :func:`demonstrate` makes them of the expert."""
+    policy, env, recorder = load_performer(checkpoint)
     episodes = []
     for seed in seeds:
         torch.manual_seed(seed)
@@ -50,7 +58,6 @@ def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
                 td = env.step(policy(td))["next"]
                 is_over = recorder.has_succeeded or bool(td["done"].any())
         episodes.append(recorder.episode())
-    env.close()
     return episodes
 
 
