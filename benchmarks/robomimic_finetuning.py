@@ -40,8 +40,9 @@ EPISODES = 100  # of each evaluation
 SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")  # of all runs: two cores, two hours
 TIMESTEPS = (0.002, 0.005, 0.01)
 PRETRAINING = ("pretrain.action_noise=0.1",)
+DENSE_REWARD = ("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true")
+REWARD = {"can": DENSE_REWARD}  # the others have a sparse one
 FINETUNING = (
-    *("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true"),
     *("collector.frames_per_batch=2000", "collector.total_frames=300000", "checkpoint.interval=20000"),
     *("loss.clip_epsilon=0.3", "optim.target_kl=0.1", "optim.critic_warmup=4000", "num_threads=2"),
 )
@@ -75,7 +76,7 @@ NETWORKS = {
 }
 PHYSICS = {policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()}
 FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}  # s, robosuite's own
-ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 2, 300, 4000  # of imitating one's own successes
+ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000  # of imitating one's own successes
 SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
 NUM_ENVS, EVAL_SEED = 20, 10_000
 FRAMES = 6  # of a film strip
@@ -275,7 +276,7 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
                 tuple(POLICIES[policy][1]),
                 seed,
                 None,
-                (*SIMULATION, *FINETUNING, *EXPLORATION[policy], f"policy.init={init}"),
+                (*SIMULATION, *REWARD.get(task, ()), *FINETUNING, *EXPLORATION[policy], f"policy.init={init}"),
             )
         )
     return runs
@@ -348,7 +349,8 @@ def report(path: Path) -> None:
         "# RoboMimic: fine-tuning a policy of few demonstrations",
         "",
         f"{DEMONSTRATIONS} demonstrations of a scripted expert, {ITERATIONS} iterations of pre-training, then "
-        f"`sota-implementations/genpo.py` with `{' '.join(SIMULATION + FINETUNING)}` and for "
+        f"`sota-implementations/genpo.py` with `{' '.join(SIMULATION + FINETUNING)}`, for "
+        + ", for ".join(f"{task} `{' '.join(options)}`" for task, options in REWARD.items())
         + ", for ".join(f"{POLICIES[policy][0]} `{' '.join(options)}`" for policy, options in EXPLORATION.items())
         + f". Part of {EPISODES} episodes that succeed, before and after; median of the seeds (each in brackets). "
         "Frames are chunks of four control steps.",
