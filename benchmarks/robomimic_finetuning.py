@@ -62,10 +62,12 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> start, s
 POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
+    "fpo": ("FPO++", ["policy=fpo"]),
 }
 EXPLORATION = {  # of fine-tuning alone
     "gaussian": ("optim.noise_lr=3e-4",),
     "reversible_flow": ("optim.noise_lr=3e-4", "start.tau=0.5"),
+    "fpo": (),
 }
 NETWORKS = {
     "MLP, chunks of 4": ["policy=reversible_flow"],
@@ -345,13 +347,13 @@ def report(path: Path) -> None:
     records = sorted(read_results(path.stem).values(), key=lambda record: record["seed"])
     if not records:
         return
+    extra = [*REWARD.items(), *((POLICIES[name][0], options) for name, options in EXPLORATION.items() if options)]
     lines = [
         "# RoboMimic: fine-tuning a policy of few demonstrations",
         "",
         f"{DEMONSTRATIONS} demonstrations of a scripted expert, {ITERATIONS} iterations of pre-training, then "
-        f"`sota-implementations/genpo.py` with `{' '.join(SIMULATION + FINETUNING)}`, for "
-        + ", for ".join(f"{task} `{' '.join(options)}`" for task, options in REWARD.items())
-        + ", for ".join(f"{POLICIES[policy][0]} `{' '.join(options)}`" for policy, options in EXPLORATION.items())
+        f"`sota-implementations/genpo.py` with `{' '.join(SIMULATION + FINETUNING)}`"
+        + "".join(f", for {name} `{' '.join(options)}`" for name, options in extra)
         + f". Part of {EPISODES} episodes that succeed, before and after; median of the seeds (each in brackets). "
         "Frames are chunks of four control steps.",
         "",

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Pre-trains a policy on demonstrations: a flow by flow matching, a Gaussian by maximum likelihood.
+"""Pre-trains a policy on demonstrations: flows by flow matching, a Gaussian by maximum likelihood.
 
 python examples/collect_demos.py can --episodes 100 --output can.hdf5
 python sota-implementations/pretrain.py env=robomimic/can pretrain.dataset=can.hdf5

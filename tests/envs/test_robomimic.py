@@ -302,9 +302,10 @@ def test_a_worker_that_dies_is_named_and_the_run_starts_again_from_its_last_good
 
 
 @needs_robosuite
-def test_a_gaussian_is_pretrained_by_maximum_likelihood_and_finetuned(demonstrations, tmp_path):
+@pytest.mark.parametrize("policy", ["gaussian", "fpo"])  # by maximum likelihood, by flow matching without a density
+def test_a_baseline_is_pretrained_and_finetuned(demonstrations, policy, tmp_path):
     folder = tmp_path / "pretrained"
-    small = [*SMALL, "policy=gaussian"]
+    small = [*SMALL, f"policy={policy}"]
     run(
         "sota-implementations/pretrain.py",
         f"pretrain.dataset={demonstrations}",
@@ -317,6 +318,8 @@ def test_a_gaussian_is_pretrained_by_maximum_likelihood_and_finetuned(demonstrat
     columns = read_metrics(folder / "metrics.csv")
     assert columns["train/loss"][1] < columns["train/loss"][0]
     (checkpoint,) = (folder / "checkpoints").glob("*40*")
+    wrong = run("sota-implementations/pretrain.py", f"evaluate={checkpoint}", "euler=true", *SMALL, succeeds=False)
+    assert f"is a policy={policy}" in wrong and "Traceback" not in wrong
     finetune = ["env=robomimic/can", f"policy.init={checkpoint}", "env.num_envs=4", "collector.frames_per_batch=16"]
     finetune += ["collector.total_frames=32", "loss.mini_batch_size=8", f"hydra.run.dir={tmp_path / 'run'}"]
     finetune += ["env.scale_reward=true", "env.options.reward_shaping=true", "env.options.end_at_success=false"]

@@ -54,9 +54,10 @@ def test_an_adaptive_rate_moves_that_of_the_noise_and_leaves_the_critics_alone()
     assert (critic, noise) == (1e-3, pytest.approx(4 * actor))
 
 
-def test_a_rate_of_the_noise_needs_noise_with_parameters():
-    with pytest.raises(ValueError, match=r"optim\.noise_lr=0\.01: the noise of this policy has no parameters"):
-        learn("start=paper", "optim.noise_lr=0.01")
+def test_a_rate_of_the_noise_does_nothing_where_the_noise_has_no_parameters():
+    learner, moved = learn("start=paper", "optim.noise_lr=0.01")
+    assert len(learner.optimizer.param_groups) == 2
+    assert moved == learn("start=paper")[1]
 
 
 def test_the_critic_alone_learns_during_its_warm_up():

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Pre-trains a policy on demonstrations: a flow by flow matching, a Gaussian by maximum likelihood.
+"""Pre-trains a policy on demonstrations: flows by flow matching, a Gaussian by maximum likelihood.
 
 genpo-collect can --episodes 100 --output can.hdf5
 genpo-pretrain env=robomimic/can pretrain.dataset=can.hdf5
@@ -73,8 +73,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
         transform.scale.copy_(scale.repeat(chunks))
 
     actor = build_actor(cfg, env)
-    is_flow = isinstance(actor, ReversibleFlowActor)
-    loss = FlowMatchingLoss(actor) if is_flow else None
+    loss = FlowMatchingLoss(actor) if hasattr(actor, "velocity") else None
     module = pretrained_module(actor)
     average = AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(cfg.pretrain.ema))
     optimizer = torch.optim.AdamW(
@@ -125,11 +124,12 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
 
     module.load_state_dict(average.module.state_dict())
     if cfg.eval.rounds:
-        ways = {"reversible": actor} | ({"euler": EulerActor.of(actor)} if is_flow else {})
+        is_reversible = isinstance(actor, ReversibleFlowActor)
+        ways = {"reversible": actor, "euler": EulerActor.of(actor)} if is_reversible else {cfg.policy.name: actor}
         results = {way: evaluate(env, policy, EVAL_SEED, cfg.eval.rounds) for way, policy in ways.items()}
         for way, values in results.items():
             for key, value in values.items():
-                print(f"{way if is_flow else cfg.policy.name} {key}: {value:.3f}")
+                print(f"{way} {key}: {value:.3f}")
         (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     env.close()
     print(f"Run folder: {folder.path}")
@@ -143,6 +143,8 @@ def run_evaluation(cfg: DictConfig) -> None:
     cfg.policy = saved.policy
     env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
     actor = build_actor(cfg, env)
+    if cfg.euler and not isinstance(actor, ReversibleFlowActor):
+        raise ValueError(f"euler=true is of reversible flows; {path} is a policy={cfg.policy.name}.")
     load_checkpoint(pretrained_checkpoint(actor, env), path, cfg.device)
     policy = EulerActor.of(actor) if cfg.euler else actor
     for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():

@@ -9,13 +9,12 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import dispatch
+from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import _reduce
 
 from torchrl_genpo.flow import Velocity
-from torchrl_genpo.modules.actor import ReversibleFlowActor
 
 __all__ = ["FlowMatchingLoss", "flow_matching_error"]
 
@@ -42,7 +41,7 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
 
 
 class FlowMatchingLoss(LossModule):
-    r"""Rectified flow, conditioned on the observation, for a :class:`~torchrl_genpo.ReversibleFlowActor`.
+    r"""Rectified flow, conditioned on the observation, for every policy with a velocity.
 
     With :math:`x_1` the action of the data, :math:`x_0 \sim N(0, I)` and :math:`t \sim U[0, 1]`, one of each for
     every sample,
@@ -58,14 +57,15 @@ class FlowMatchingLoss(LossModule):
         Liu et al., "Flow Straight and Fast", arXiv 2209.03003 (rectified flow).
 
     Args:
-        actor_network (ReversibleFlowActor): the policy.
+        actor_network (TensorDictModule): a :class:`~torchrl_genpo.ReversibleFlowActor`, or any other module with
+            ``velocity``, ``in_keys`` and ``action_key``, such as :class:`~torchrl_genpo.baselines.FPOActor`.
 
     Keyword Args:
         reduction (str, optional): ``"none"``, ``"mean"`` or ``"sum"`` over the samples. Defaults to
             ``"mean"``.
 
     Raises:
-        TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
+        TypeError: if ``actor_network`` has no velocity.
         ValueError: for an unknown reduction; in ``forward``, for the mean over an empty batch.
 
     Examples:
@@ -91,13 +91,16 @@ class FlowMatchingLoss(LossModule):
     tensor_keys: _AcceptedKeys
     out_keys: list[NestedKey] = ["loss_flow_matching"]  # noqa: RUF012  # TorchRL's convention
 
-    actor_network: ReversibleFlowActor
+    actor_network: Any
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams
 
-    def __init__(self, actor_network: ReversibleFlowActor, *, reduction: str = "mean") -> None:
-        if not isinstance(actor_network, ReversibleFlowActor):
-            raise TypeError(f"FlowMatchingLoss trains a ReversibleFlowActor, got {type(actor_network).__name__}.")
+    def __init__(self, actor_network: TensorDictModuleBase, *, reduction: str = "mean") -> None:
+        if not hasattr(actor_network, "velocity"):
+            raise TypeError(
+                f"FlowMatchingLoss trains a policy with a velocity, such as ReversibleFlowActor, "
+                f"got {type(actor_network).__name__}."
+            )
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
         self._in_keys: list[NestedKey] | None = None

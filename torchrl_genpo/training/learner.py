@@ -35,9 +35,6 @@ class Learner:
         critic (ValueOperator): the value network.
         loss (ClipPPOLoss): of both.
         ranks (Ranks): the processes that train together.
-
-    Raises:
-        ValueError: for a rate of the noise where it has no parameters.
     """
 
     def __init__(
@@ -65,10 +62,8 @@ class Learner:
             {"params": self._actor_parameters, "lr": optim.lr},
             {"params": list(loss.critic_network_params.parameters()), "lr": optim.critic_lr or optim.lr},
         ]
-        if optim.noise_lr is not None:
-            noise = noise_parameters(loss)
-            if not noise:
-                raise ValueError(f"optim.noise_lr={optim.noise_lr}: the noise of this policy has no parameters.")
+        noise = [] if optim.noise_lr is None else noise_parameters(loss)
+        if noise:
             groups[0]["params"] = [p for p in self._actor_parameters if all(p is not other for other in noise)]
             groups.append({"params": noise, "lr": optim.noise_lr})
         self._rates = [group["lr"] for group in groups]
