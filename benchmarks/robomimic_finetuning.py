@@ -7,6 +7,7 @@
     python benchmarks/robomimic_finetuning.py networks --tasks can  # MLP and transformer, chunks of 4 and 8
     python benchmarks/robomimic_finetuning.py successes --tasks can  # pre-trained again on what the policy itself did
     python benchmarks/robomimic_finetuning.py finetune --tasks can  # pre-train, fine-tune and report; hours
+    python benchmarks/robomimic_finetuning.py narrow --tasks can  # before and after, by the noise of the demonstrations
     python benchmarks/robomimic_finetuning.py physics --tasks can  # the same policies in robosuite's finer physics
     python benchmarks/robomimic_finetuning.py stills --tasks can  # pictures of what the fine-tuned policies do
     python benchmarks/robomimic_finetuning.py report
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -33,7 +35,7 @@ from typing import Any
 from experiments import Run, draw, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, ROOT, commit, machine, origin, versions
 
-STAGES = ("timestep", "starts", "networks", "successes", "finetune", "physics", "stills", "report")
+STAGES = ("timestep", "starts", "networks", "successes", "finetune", "narrow", "physics", "stills", "report")
 TASKS = ("can", "box_cleanup", "threading")
 DEMONSTRATIONS, ITERATIONS = 10, 2500  # of the weak base
 EPISODES = 100  # of each evaluation
@@ -77,6 +79,8 @@ NETWORKS = {
     "transformer, chunks of 16": ["policy=transformer_flow", "env.options.chunk_size=16"],
 }
 PHYSICS = {policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()}
+NARROW_TAU = 0.1  # of pre-training
+NARROW = PHYSICS["reversible_flow"]
 FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}  # s, robosuite's own
 ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000  # of imitating one's own successes
 SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
@@ -297,6 +301,20 @@ def finetuned(task: str, policy: str, seed: int) -> Path:
     return latest
 
 
+def measure_narrow(tasks: Sequence[str], seeds: Sequence[int]) -> None:
+    """Success of the flow before and after fine-tuning where its start is as narrow as in pre-training."""
+    from torchrl_genpo.loading import load_policy
+
+    for seed, task in product(seeds, tasks):
+        checkpoints = pretrained(task, POLICIES["reversible_flow"][1], seed), finetuned(task, "reversible_flow", seed)
+        for name, checkpoint in zip(NARROW, checkpoints, strict=True):
+            if not is_known("narrow", task, name, seed):
+                policy, env, _ = load_policy(checkpoint, NUM_ENVS, EVAL_SEED)
+                policy.start.log_tau.data.fill_(math.log(NARROW_TAU))
+                record("narrow", task, name, seed, env, policy)
+                env.close()
+
+
 def measure_physics(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> None:
     """Success before and after fine-tuning where physics is simulated as finely as robosuite does by default."""
     from torchrl_genpo.loading import load_policy
@@ -401,6 +419,8 @@ def main() -> None:
     elif options.stage == "finetune":
         runs = finetuning_runs(options.tasks, options.policies, options.seeds)
         execute_all(runs, options.workers)
+    elif options.stage == "narrow":
+        measure_narrow(options.tasks, options.seeds)
     elif options.stage == "physics":
         measure_physics(options.tasks, options.policies, options.seeds)
     elif options.stage == "stills":
@@ -410,6 +430,7 @@ def main() -> None:
     report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
     title = f"Pre-trained again on its successes of {ROUND_EPISODES} episodes, {ROUND_ITERATIONS} iterations a round"
     report_measured("successes", title, "pre-trained on", SUCCESSES)
+    report_measured("narrow", f"Before and after fine-tuning, sampled with tau = {NARROW_TAU}", "policy", NARROW)
     names = [name for pair in PHYSICS.values() for name in pair]
     report_measured("physics", f"Fine-tuned in coarser physics, evaluated at {TIMESTEPS[0]} s", "policy", names)
     report(RESULTS / "robomimic.md")
