@@ -395,7 +395,7 @@ def report(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     picture = path.with_suffix(".png")
-    draw(records, POLICIES, picture, unit=1e3, xlabel="thousand chunks", ylabel="training return (success)")
+    draw(records, POLICIES, picture, unit=1e3, xlabel="thousand chunks", ylabel="training return")
 
 
 def main() -> None:
