@@ -7,16 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import GenPOLoss, ReversibleSolver
-from torchrl_genpo.baselines import DummyFlowLoss, FPOLoss, PolicyFlowLoss
+from torchrl_genpo import FlowMatchingLoss, GenPOLoss, ReversibleFlowActor, ReversibleSolver
+from torchrl_genpo.baselines import DummyFlowLoss, FPOActor, FPOLoss, PolicyFlowActor, PolicyFlowLoss
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.models import POLICIES, make_actor, make_critic, make_loss
 from torchrl_genpo.training import batch_keys, make_update, prepare
+
+from .common import make_velocity
 
 ROOT = Path(__file__).parents[2]
 LOSSES = {
@@ -38,6 +41,17 @@ def test_every_policy_is_tested_configured_and_documented():
         assert f"`{name}`" in text
     for target in re.findall(r"\]\(((?!http)[^)]+)\)", text):
         assert (ROOT / "docs" / target).exists(), target
+
+
+@pytest.mark.parametrize("actor_class", [FPOActor, PolicyFlowActor])
+def test_flow_matching_trains_their_velocity_as_it_does_that_of_a_reversible_flow(actor_class):
+    velocity = make_velocity()
+    data = TensorDict(observation=torch.randn(8, 3), action=torch.randn(8, 2), batch_size=[8])
+    losses = []
+    for actor in (ReversibleFlowActor(velocity), actor_class(velocity)):
+        torch.manual_seed(0)
+        losses.append(FlowMatchingLoss(actor)(data)["loss_flow_matching"])
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -8,7 +8,6 @@ from tensordict import TensorDict
 from torch import nn
 
 from torchrl_genpo import ConsistentStart, FlowMatchingLoss, ReversibleFlowActor, VelocityMLP
-from torchrl_genpo.baselines import FPOActor, PolicyFlowActor
 
 from ._objectives_common import LossModuleTestBase
 
@@ -107,16 +106,6 @@ def test_trained_flow_carries_noise_to_the_data():
     with torch.no_grad():
         action = actor(TensorDict(observation=observation, batch_size=[256]))["action"]
     assert (action - observation[:, :2]).square().mean().sqrt() < 0.3
-
-
-@pytest.mark.parametrize("actor_class", [FPOActor, PolicyFlowActor])
-def test_any_policy_with_a_velocity_has_the_same_loss(actor_class):
-    actor, data = make_actor(), make_data()
-    losses = []
-    for policy in (actor, actor_class(actor.velocity)):
-        torch.manual_seed(0)
-        losses.append(FlowMatchingLoss(policy)(data)["loss_flow_matching"])
-    torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
 def test_bad_arguments_are_refused():

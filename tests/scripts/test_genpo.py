@@ -303,7 +303,6 @@ def test_resume_refuses_another_configuration(finished):
         ("solver.num_steps=0", ["num_steps must be an integer"]),
         ("policy.time_embedding_dim=3", ["time_embedding_dim", "even number"]),
         ("start=pape", ["start/pape", "learned_scale", "paper"]),
-        ("policy=fpo optim.noise_lr=0.1", ["optim.noise_lr=0.1", "no parameters"]),
         ("optim.schedule=linera", ["optim.schedule must be kl_adaptive or linear or constant", "linera"]),
         ("loss.entropy_coeff=0.01 start=paper", ["entropy_bonus=True has no effect", "learned"]),
         ("start.name=indep", ["Unknown start 'indep'", "consistent, independent"]),

@@ -58,7 +58,7 @@ class FlowMatchingLoss(LossModule):
 
     Args:
         actor_network (TensorDictModule): a :class:`~torchrl_genpo.ReversibleFlowActor`, or any other module with
-            ``velocity``, ``in_keys`` and ``action_key``, such as :class:`~torchrl_genpo.baselines.FPOActor`.
+            ``velocity``, ``in_keys`` and ``action_key``.
 
     Keyword Args:
         reduction (str, optional): ``"none"``, ``"mean"`` or ``"sum"`` over the samples. Defaults to
