@@ -1,10 +1,11 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Collects demonstrations of a scripted expert in several processes, into a file of robomimic's format.
+"""Collects demonstrations in several processes, of a scripted expert or a policy, into a file of robomimic's format.
 
-    genpo-collect can --episodes 100 --output can.hdf5    # about two minutes on two cores
+    genpo-collect can --episodes 100 --output can.hdf5       # about two minutes on two cores
+    genpo-collect can --policy RUN --output successes.hdf5   # what a trained policy achieves with random noise
 
-Needs robosuite (the README says how). Episodes in which the expert fails are left out.
+Needs robosuite (the README says how). Episodes that fail are left out.
 """
 
 from __future__ import annotations
