@@ -45,15 +45,16 @@ class Recorder:
 
     def step(self, action: np.ndarray) -> Any:
         """Takes a control step, and keeps it unless the episode has ended with success."""
-        state = np.array(self._simulator.sim.get_state().flatten())
-        before = observation_parts(self._simulator._get_observations())
-        result = self._simulator.step(action)
-        if not self.has_succeeded:
-            values = (before, observation_parts(result[0]), np.array(action), float(result[1]), state)
-            for steps, value in zip(self._steps.values(), values, strict=True):
-                steps.append(value)
-            self._solved = self._solved + 1 if self._simulator._check_success() else 0
-            self.has_succeeded = self._solved > STEPS_AFTER_SUCCESS
+        if self.has_succeeded:
+            return self._simulator.step(action)
+        self._steps["states"].append(np.array(self._simulator.sim.get_state().flatten()))
+        self._steps["obs"].append(observation_parts(self._simulator._get_observations()))
+        raw, reward, *_ = result = self._simulator.step(action)
+        self._steps["next_obs"].append(observation_parts(raw))
+        self._steps["actions"].append(np.array(action))
+        self._steps["rewards"].append(float(reward))
+        self._solved = self._solved + 1 if self._simulator._check_success() else 0
+        self.has_succeeded = self._solved > STEPS_AFTER_SUCCESS
         return result
 
     def episode(self) -> dict[str, Any] | None:
