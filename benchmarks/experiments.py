@@ -31,11 +31,13 @@ METRICS = (
     "time/collect",
     "time/update",
     "train/return",
+    "train/success",
     "train/kl",
     "train/lr",
     "eval/",
     "task/turns/",
 )  # names or beginnings of columns
+FEW = ("train/success", "task/")
 BASELINES = {  # name -> (label, options of the entry script): the shared setting, and where it differs each one's own
     "dummy_flow": ("GenPO (dummy flow)", ["policy=dummy_flow"]),
     "dummy_flow_published": (
@@ -122,7 +124,7 @@ class Run:
 def summary(metrics_path: Path) -> dict[str, Any]:
     """A curve of ``POINTS`` updates and every evaluation; seconds of the whole run.
 
-    What a task says of the few episodes that ended in an update (``task/``) is averaged since the point before.
+    What is said of the few episodes that ended in an update (``FEW``) is averaged since the point before.
     """
     metrics = read_metrics(metrics_path)
     updates = len(metrics["frames"])
@@ -137,7 +139,7 @@ def summary(metrics_path: Path) -> dict[str, Any]:
         for key, values in metrics.items()
         if key.startswith(METRICS) and any(value == value for value in values)
     }
-    for key in (key for key in columns if key.startswith("task/")):
+    for key in (key for key in columns if key.startswith(FEW)):
         parts = [columns[key][before + 1 : i + 1] for before, i in zip([-1, *chosen], chosen, strict=False)]
         known = [[value for value in part if value == value] for part in parts]
         means = [sum(part) / len(part) if part else float("nan") for part in known]
@@ -181,13 +183,20 @@ def spread(values: Sequence[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})"
 
 
-def median_curves(panel: Any, records: Sequence[dict[str, Any]], label: str, color: str, unit: float) -> None:
-    """Draws the median and range of the training return of some seeds; ``unit`` frames to one of the axis."""
+def median_curves(
+    panel: Any,
+    records: Sequence[dict[str, Any]],
+    label: str,
+    color: str,
+    unit: float,
+    column: str = "train/return",
+) -> None:
+    """Draws the median and range of a column of some seeds; ``unit`` frames to one of the axis."""
     import numpy as np
 
     curves = []
     for record in records:
-        points = zip(record["curves"]["frames"], record["curves"]["train/return"], strict=True)
+        points = zip(record["curves"]["frames"], record["curves"][column], strict=True)
         curves.append(np.array([point for point in points if point[1] is not None]).T)
     if not curves:
         return
@@ -205,6 +214,7 @@ def draw(
     unit: float,
     xlabel: str,
     ylabel: str,
+    column: str = "train/return",
 ) -> None:
     """A panel of training curves for every task; ``policies`` holds their labels first."""
     import matplotlib
@@ -217,7 +227,7 @@ def draw(
     for panel, task in zip(axes[0], tasks, strict=True):
         for color, (policy, (label, _)) in enumerate(policies.items()):
             chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
-            median_curves(panel, chosen, label, f"C{color}", unit)
+            median_curves(panel, chosen, label, f"C{color}", unit, column)
         panel.set(title=task, xlabel=xlabel, ylabel=ylabel)
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)

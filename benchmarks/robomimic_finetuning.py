@@ -27,7 +27,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,10 @@ NETWORKS = {
     "MLP, chunks of 16": ["policy=reversible_flow", "env.options.chunk_size=16"],
     "transformer, chunks of 16": ["policy=transformer_flow", "env.options.chunk_size=16"],
 }
-PHYSICS = {policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()}
+BEFORE_AND_AFTER = {
+    policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()
+}
 NARROW_TAU = 0.1  # of pre-training
-NARROW = PHYSICS["reversible_flow"]
 FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}  # s, robosuite's own
 ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000  # of imitating one's own successes
 SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
@@ -178,44 +180,30 @@ def measure_timesteps(tasks: Sequence[str]) -> None:
 
 def measure_starts(tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Success of one pre-trained flow, sampled in every way, from the same initial states."""
-    from torchrl_genpo.loading import load_policy
     from torchrl_genpo.models import make_solver, make_start
     from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
 
-    for seed, task in product(seeds, tasks):
-        missing = [name for name in STARTS if not is_known("starts", task, name, seed)]
-        if not missing:
-            continue
-        checkpoint = pretrained(task, POLICIES["reversible_flow"][1], seed)
-        policy, env, _ = load_policy(checkpoint, NUM_ENVS, EVAL_SEED)
-        for name in missing:
-            options, solver = STARTS[name][0], make_solver(**STARTS[name][1])
-            start = make_start(velocity=policy.velocity, solver=solver, **options)
-            actor = ReversibleFlowActor(policy.velocity, solver=solver, start=start)
-            record("starts", task, name, seed, env, EulerActor.of(actor) if name == EULER else actor)
-        env.close()
+    def sampled(name: str, policy: Any) -> Any:
+        options, solver = STARTS[name][0], make_solver(**STARTS[name][1])
+        start = make_start(velocity=policy.velocity, solver=solver, **options)
+        actor = ReversibleFlowActor(policy.velocity, solver=solver, start=start)
+        return EulerActor.of(actor) if name == EULER else actor
+
+    for seed, task, name in product(seeds, tasks, STARTS):
+        checkpoint = partial(pretrained, task, POLICIES["reversible_flow"][1], seed)
+        measure("starts", task, name, seed, checkpoint, partial(sampled, name))
 
 
 def measure_networks(tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Success of pre-trained flows of different networks and lengths of chunks, by the configured start."""
-    from torchrl_genpo.loading import load_policy
-
     for seed, task, (name, options) in product(seeds, tasks, NETWORKS.items()):
-        if not is_known("networks", task, name, seed):
-            policy, env, _ = load_policy(pretrained(task, options, seed), NUM_ENVS, EVAL_SEED)
-            record("networks", task, name, seed, env, policy)
-            env.close()
+        measure("networks", task, name, seed, partial(pretrained, task, options, seed))
 
 
 def measure_successes(tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Success of a policy of demonstrations, and of those of its own successes."""
-    from torchrl_genpo.loading import load_policy
-
     for seed, task, (rounds, name) in product(seeds, tasks, enumerate(SUCCESSES)):
-        if not is_known("successes", task, name, seed):
-            policy, env, _ = load_policy(imitator(task, seed, rounds), NUM_ENVS, EVAL_SEED)
-            record("successes", task, name, seed, env, policy)
-            env.close()
+        measure("successes", task, name, seed, partial(imitator, task, seed, rounds))
 
 
 def read_lines(stage: str) -> list[dict[str, Any]]:
@@ -229,14 +217,27 @@ def is_known(stage: str, task: str, name: str, seed: int) -> bool:
     return any((line["task"], line["name"], line["seed"]) == (task, name, seed) for line in read_lines(stage))
 
 
-def record(stage: str, task: str, name: str, seed: int, env: Any, policy: Any) -> None:
-    """Evaluates a policy and adds a line to the stage's results."""
+def measure(
+    stage: str,
+    task: str,
+    name: str,
+    seed: int,
+    checkpoint: Callable[[], Path],
+    prepare: Callable[[Any], Any] = lambda policy: policy,
+    **options: Any,
+) -> None:
+    """Evaluates a policy and adds a line to the stage's results, unless they have it."""
     import torch
 
+    from torchrl_genpo.loading import load_policy
     from torchrl_genpo.training import evaluate
 
+    if is_known(stage, task, name, seed):
+        return
     torch.set_num_threads(1)
-    found = evaluate(env, policy, EVAL_SEED, EPISODES // NUM_ENVS)
+    policy, env, _ = load_policy(checkpoint(), NUM_ENVS, EVAL_SEED, **options)
+    found = evaluate(env, prepare(policy), EVAL_SEED, EPISODES // NUM_ENVS)
+    env.close()
     line = {"task": task, "name": name, "seed": seed, "episodes": EPISODES}
     line |= {"pretraining": [*SIMULATION, *PRETRAINING]}
     line |= {key: round(found[f"eval/{key}_noise/success"], 4) for key in ("zero", "random")}
@@ -301,31 +302,29 @@ def finetuned(task: str, policy: str, seed: int) -> Path:
     return latest
 
 
+def before_and_after(task: str, policy: str, seed: int) -> dict[str, Callable[[], Path]]:
+    """The checkpoints of pre-training and of fine-tuning, by what the reports call them."""
+    checkpoints = partial(pretrained, task, POLICIES[policy][1], seed), partial(finetuned, task, policy, seed)
+    return dict(zip(BEFORE_AND_AFTER[policy], checkpoints, strict=True))
+
+
 def measure_narrow(tasks: Sequence[str], seeds: Sequence[int]) -> None:
     """Success of the flow before and after fine-tuning where its start is as narrow as in pre-training."""
-    from torchrl_genpo.loading import load_policy
+
+    def narrowed(policy: Any) -> Any:
+        policy.start.log_tau.data.fill_(math.log(NARROW_TAU))
+        return policy
 
     for seed, task in product(seeds, tasks):
-        checkpoints = pretrained(task, POLICIES["reversible_flow"][1], seed), finetuned(task, "reversible_flow", seed)
-        for name, checkpoint in zip(NARROW, checkpoints, strict=True):
-            if not is_known("narrow", task, name, seed):
-                policy, env, _ = load_policy(checkpoint, NUM_ENVS, EVAL_SEED)
-                policy.start.log_tau.data.fill_(math.log(NARROW_TAU))
-                record("narrow", task, name, seed, env, policy)
-                env.close()
+        for name, checkpoint in before_and_after(task, "reversible_flow", seed).items():
+            measure("narrow", task, name, seed, checkpoint, narrowed)
 
 
 def measure_physics(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> None:
     """Success before and after fine-tuning where physics is simulated as finely as robosuite does by default."""
-    from torchrl_genpo.loading import load_policy
-
     for seed, task, policy in product(seeds, tasks, policies):
-        checkpoints = pretrained(task, POLICIES[policy][1], seed), finetuned(task, policy, seed)
-        for name, checkpoint in zip(PHYSICS[policy], checkpoints, strict=True):
-            if not is_known("physics", task, name, seed):
-                actor, env, _ = load_policy(checkpoint, NUM_ENVS, EVAL_SEED, overrides=FINE_PHYSICS)
-                record("physics", task, name, seed, env, actor)
-                env.close()
+        for name, checkpoint in before_and_after(task, policy, seed).items():
+            measure("physics", task, name, seed, checkpoint, overrides=FINE_PHYSICS)
 
 
 def draw_stills(tasks: Sequence[str], path: Path) -> None:
@@ -395,7 +394,8 @@ def report(path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     picture = path.with_suffix(".png")
-    draw(records, POLICIES, picture, unit=1e3, xlabel="thousand chunks", ylabel="training return")
+    axes = {"xlabel": "thousand chunks", "ylabel": "training success"}
+    draw(records, POLICIES, picture, unit=1e3, column="train/success", **axes)
 
 
 def main() -> None:
@@ -408,30 +408,27 @@ def main() -> None:
     options = parser.parse_args()
 
     RESULTS.mkdir(exist_ok=True)
-    if options.stage == "timestep":
-        measure_timesteps(options.tasks)
-    elif options.stage == "starts":
-        measure_starts(options.tasks, options.seeds)
-    elif options.stage == "networks":
-        measure_networks(options.tasks, options.seeds)
-    elif options.stage == "successes":
-        measure_successes(options.tasks, options.seeds)
-    elif options.stage == "finetune":
-        runs = finetuning_runs(options.tasks, options.policies, options.seeds)
-        execute_all(runs, options.workers)
-    elif options.stage == "narrow":
-        measure_narrow(options.tasks, options.seeds)
-    elif options.stage == "physics":
-        measure_physics(options.tasks, options.policies, options.seeds)
-    elif options.stage == "stills":
-        draw_stills(options.tasks, RESULTS / "robomimic_stills.png")
+    tasks, policies, seeds = options.tasks, options.policies, options.seeds
+    stages: dict[str, Callable[[], None]] = {
+        "timestep": lambda: measure_timesteps(tasks),
+        "starts": lambda: measure_starts(tasks, seeds),
+        "networks": lambda: measure_networks(tasks, seeds),
+        "successes": lambda: measure_successes(tasks, seeds),
+        "finetune": lambda: execute_all(finetuning_runs(tasks, policies, seeds), options.workers),
+        "narrow": lambda: measure_narrow(tasks, seeds),
+        "physics": lambda: measure_physics(tasks, policies, seeds),
+        "stills": lambda: draw_stills(tasks, RESULTS / "robomimic_stills.png"),
+        "report": lambda: None,  # as after every stage
+    }
+    stages[options.stage]()
     title = "A pre-trained policy before its first update: success by solver and start"
     report_measured("starts", title, "sampled by", list(STARTS))
     report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
     title = f"Pre-trained again on its successes of {ROUND_EPISODES} episodes, {ROUND_ITERATIONS} iterations a round"
     report_measured("successes", title, "pre-trained on", SUCCESSES)
-    report_measured("narrow", f"Before and after fine-tuning, sampled with tau = {NARROW_TAU}", "policy", NARROW)
-    names = [name for pair in PHYSICS.values() for name in pair]
+    title = f"Before and after fine-tuning, sampled with tau = {NARROW_TAU}"
+    report_measured("narrow", title, "policy", BEFORE_AND_AFTER["reversible_flow"])
+    names = [name for pair in BEFORE_AND_AFTER.values() for name in pair]
     report_measured("physics", f"Fine-tuned in coarser physics, evaluated at {TIMESTEPS[0]} s", "policy", names)
     report(RESULTS / "robomimic.md")
 
