@@ -27,7 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -38,17 +38,16 @@ from provenance import RESULTS, ROOT, commit, machine, origin, versions
 
 STAGES = ("timestep", "starts", "networks", "successes", "finetune", "narrow", "physics", "stills", "report")
 TASKS = ("can", "box_cleanup", "threading")
-DEMONSTRATIONS, ITERATIONS = 10, 2500  # of the weak base
+DEMONSTRATIONS = {"can": 10, "box_cleanup": 40, "threading": 40}  # of the weak base
+ITERATIONS = 2500
 EPISODES = 100  # of each evaluation
 SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")  # of all runs: two cores, two hours
 TIMESTEPS = (0.002, 0.005, 0.01)
 PRETRAINING = ("pretrain.action_noise=0.1",)
 DENSE_REWARD = ("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true")
 REWARD = {"can": DENSE_REWARD}  # the others have a sparse one
-FINETUNING = (
-    *("collector.frames_per_batch=2000", "collector.total_frames=300000", "checkpoint.interval=20000"),
-    *("loss.clip_epsilon=0.3", "optim.target_kl=0.1", "optim.critic_warmup=4000", "num_threads=2"),
-)
+CHUNKS = {"can": 300_000, "box_cleanup": 40_000, "threading": 40_000}  # two arms take twice the time
+TAU = {"can": 0.5, "box_cleanup": 0.3, "threading": 0.3}  # without a dense reward, some success must remain
 FOLDER = Path("outputs/robomimic")
 TWO_STEP = {"name": "two_step", "num_steps": 5, "sigma": 0.75}
 EULER, CONSISTENT = "Euler", "consistent, tau {}"
@@ -66,11 +65,6 @@ POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
-}
-EXPLORATION = {  # of fine-tuning alone
-    "gaussian": ("optim.noise_lr=3e-4",),
-    "reversible_flow": ("optim.noise_lr=3e-4", "start.tau=0.5"),
-    "fpo": (),
 }
 NETWORKS = {
     "MLP, chunks of 4": ["policy=reversible_flow"],
@@ -102,7 +96,7 @@ def demonstrations(task: str) -> Path:
     path = FOLDER / f"{task}.hdf5"
     if not (ROOT / path).exists():
         (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
-        script("examples/collect_demos.py", task, "--episodes", str(DEMONSTRATIONS + 10), "--output", str(path))
+        script("examples/collect_demos.py", task, "--episodes", str(DEMONSTRATIONS[task] + 10), "--output", str(path))
     return path
 
 
@@ -127,7 +121,7 @@ def pretrain(folder: Path, task: str, seed: int, dataset: Path, iterations: int,
 def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
     """The checkpoint of a policy of few demonstrations."""
     folder = FOLDER / task / "pretrained" / "_".join(option.partition("=")[2] for option in options) / str(seed)
-    few = f"pretrain.num_demonstrations={DEMONSTRATIONS}"
+    few = f"pretrain.num_demonstrations={DEMONSTRATIONS[task]}"
     return pretrain(folder, task, seed, demonstrations(task), ITERATIONS, *options, *PRETRAINING, few)
 
 
@@ -247,6 +241,12 @@ def measure(
     print(f"{task}, {name}, seed {seed}: zero {line['zero']:.2f}, random {line['random']:.2f}", flush=True)
 
 
+def described(tasks: Collection[str]) -> str:
+    """What the policies of some tasks are pre-trained on."""
+    counts = ", ".join(f"{task} {DEMONSTRATIONS[task]}" for task in TASKS if task in tasks)
+    return f"Demonstrations of a scripted expert: {counts}; {ITERATIONS} iterations of flow matching"
+
+
 def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -> None:
     found = read_lines(stage)
     if not found:
@@ -254,9 +254,8 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
     lines = [
         f"# {title}",
         "",
-        f"{DEMONSTRATIONS} demonstrations, {ITERATIONS} iterations of flow matching, five velocity evaluations an "
-        f"action; `{' '.join(SIMULATION + PRETRAINING)}`. Part of {EPISODES} episodes that succeed, median of the "
-        "seeds (each in brackets).",
+        f"{described({line['task'] for line in found})}, five velocity evaluations an action; "
+        f"`{' '.join(SIMULATION + PRETRAINING)}`. Part of {EPISODES} episodes that succeed, median of the seeds (each in brackets).",
         "",
         f"| task | {column} | zero noise | random noise |",
         "|---|---|---:|---:|",
@@ -271,6 +270,22 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
     print("\n".join(lines))
 
 
+def finetuning(task: str, policy: str) -> tuple[str, ...]:
+    """The options of the entry script, apart from the policy's own."""
+    exploration = {
+        "gaussian": ("optim.noise_lr=3e-4",),
+        "reversible_flow": ("optim.noise_lr=3e-4", f"start.tau={TAU[task]}"),
+        "fpo": (),
+    }
+    return (
+        *SIMULATION,
+        *REWARD.get(task, ()),
+        *("collector.frames_per_batch=2000", f"collector.total_frames={CHUNKS[task]}", "checkpoint.interval=20000"),
+        *("loss.clip_epsilon=0.3", "optim.target_kl=0.1", "optim.critic_warmup=4000", "num_threads=2"),
+        *exploration[policy],
+    )
+
+
 def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> list[Run]:
     runs = []
     for seed, task, policy in product(seeds, tasks, policies):
@@ -283,7 +298,7 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
                 tuple(POLICIES[policy][1]),
                 seed,
                 None,
-                (*SIMULATION, *REWARD.get(task, ()), *FINETUNING, *EXPLORATION[policy], f"policy.init={init}"),
+                (*finetuning(task, policy), f"policy.init={init}"),
             )
         )
     return runs
@@ -364,19 +379,17 @@ def report(path: Path) -> None:
     records = sorted(read_results(path.stem).values(), key=lambda record: record["seed"])
     if not records:
         return
-    extra = [*REWARD.items(), *((POLICIES[name][0], options) for name, options in EXPLORATION.items() if options)]
     lines = [
         "# RoboMimic: fine-tuning a policy of few demonstrations",
         "",
-        f"{DEMONSTRATIONS} demonstrations of a scripted expert, {ITERATIONS} iterations of pre-training, then "
-        f"`sota-implementations/genpo.py` with `{' '.join(SIMULATION + FINETUNING)}`"
-        + "".join(f", for {name} `{' '.join(options)}`" for name, options in extra)
-        + f". Part of {EPISODES} episodes that succeed, before and after; median of the seeds (each in brackets). "
+        f"{described({record['task'].partition('/')[2] for record in records})}, then `sota-implementations/genpo.py`. "
+        f"Part of {EPISODES} episodes that succeed, before and after; median of the seeds (each in brackets). "
         "Frames are chunks of four control steps.",
         "",
         "| task | policy | zero noise before | after | random noise before | after | frames | minutes |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
+    settings = []
     for task in TASKS:
         for policy, (label, _) in POLICIES.items():
             chosen = [r for r in records if (r["task"], r["policy"]) == (f"robomimic/{task}", policy)]
@@ -390,6 +403,8 @@ def report(path: Path) -> None:
             minutes = statistics.median(record["seconds"] for record in chosen) / 60
             cells += [f"{last(chosen[0], 'frames'):.0f}", f"{minutes:.0f}"]
             lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
+            settings.append(f"- {task}, {label}: `{' '.join(finetuning(task, policy))}`")
+    lines += ["", "Fine-tuned with", "", *settings]
     lines += origins(records, "python benchmarks/robomimic_finetuning.py finetune")
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
