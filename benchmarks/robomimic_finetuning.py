@@ -255,7 +255,8 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
         f"# {title}",
         "",
         f"{described({line['task'] for line in found})}, five velocity evaluations an action; "
-        f"`{' '.join(SIMULATION + PRETRAINING)}`. Part of {EPISODES} episodes that succeed, median of the seeds (each in brackets).",
+        f"`{' '.join(SIMULATION + PRETRAINING)}`. Part of {EPISODES} episodes that succeed, median of the "
+        "seeds (each in brackets).",
         "",
         f"| task | {column} | zero noise | random noise |",
         "|---|---|---:|---:|",
