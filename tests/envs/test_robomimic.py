@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -57,6 +58,28 @@ def test_a_task_fulfils_specs(task):
     assert data["next", "step_count"].squeeze(-1)[0].tolist() == [1, 2, 3, 4, 5, 6, 7, 1]
     assert not data["next", "success"].any()
     env.close()
+
+
+@needs_robosuite
+@pytest.mark.parametrize("task", SIZES)
+def test_without_what_is_only_drawn_a_simulator_moves_the_same_in_a_tenth_of_the_memory(task):
+    from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
+    from torchrl_genpo.envs.robomimic.env import make_simulator, set_simulator_seed
+
+    env_args = ROBOMIMIC_TASKS[task].env_args()
+    courses, sizes = [], []
+    for has_visuals in (True, False):
+        simulator = make_simulator(env_args, has_visuals=has_visuals)
+        set_simulator_seed(simulator, 0)
+        simulator.reset()
+        actions = np.random.default_rng(0).uniform(-1, 1, (30, SIZES[task][1]))
+        courses.append([simulator.step(action)[0] for action in actions])
+        sizes.append(simulator.sim.model._model.nbuffer)
+        simulator.close()
+    for full, light in zip(*courses, strict=True):
+        assert full.keys() == light.keys()
+        assert all(np.array_equal(full[key], light[key]) for key in full)
+    assert sizes[1] < 0.1 * sizes[0]
 
 
 @needs_robosuite
@@ -235,6 +258,8 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
     for demonstration in (first, second):
         rewards = demonstration["next", "reward"].squeeze(-1)
         assert rewards[:-6].sum() == 0 and rewards[-6:].tolist() == [1] * 6, "it ends where the can has come to stay"
+    with h5py.File(path) as file:
+        assert file["data/demo_0"].attrs["model_file"].count("<mesh ") > 50, "it can be played back and drawn"
     wrong = run("examples/collect_demos.py", "threading", "--policy", "robomimic/can", succeeds=False)
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 

@@ -42,7 +42,8 @@ def load_performer(checkpoint: Path) -> tuple[TensorDictModule, EnvBase, Recorde
     torch.set_num_threads(1)
     policy, env, _ = load_policy(checkpoint, 1, 0, overrides=IN_PROCESS)
     robosuite_env = simulator(env).envs[0].unwrapped
-    robosuite_env.simulator = recorder = Recorder(robosuite_env.simulator)
+    # the file holds the model, with what is drawn
+    robosuite_env.simulator = recorder = Recorder(robosuite_env.make_simulator())
     return policy, env, recorder
 
 

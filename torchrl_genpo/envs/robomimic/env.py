@@ -9,8 +9,9 @@ import importlib.util
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
+from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
@@ -177,9 +178,8 @@ class RobosuiteEnv(gymnasium.Env):
     ) -> None:
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1 control step, got {horizon}.")
-        self.simulator = make_simulator(
-            env_args, simulation_timestep, reward_shaping=reward_shaping, has_offscreen_renderer=render
-        )
+        self.make_simulator = partial(make_simulator, env_args, simulation_timestep, reward_shaping=reward_shaping)
+        self.simulator = self.make_simulator(has_visuals=render, has_offscreen_renderer=render)
         self.render_mode = "rgb_array" if render else None
         # one frame a chunk
         self.metadata = self.metadata | {"render_fps": max(1, 20 // chunk_size)}
@@ -238,8 +238,41 @@ class RobosuiteEnv(gymnasium.Env):
         self.simulator.close()
 
 
+@cache
+def _without_visuals(environment: Any) -> Any:
+    """The class of a robosuite environment whose model lacks the meshes and textures that are only drawn.
+
+    They are of no weight and collide with nothing, and are nine tenths of the model's memory and of the time that it
+    takes to compile. Their geometries remain, as points, for whoever asks for one by its name.
+    """
+
+    def edit_model_xml(self: Any, xml: str) -> str:
+        root = ElementTree.fromstring(environment.edit_model_xml(self, xml))
+        for geometry in root.iter("geom"):
+            drawn_only = {"group": "1", "contype": "0", "conaffinity": "0"}
+            if geometry.get("mesh") is not None and drawn_only.items() <= geometry.attrib.items():
+                del geometry.attrib["mesh"]
+                geometry.attrib |= {"type": "sphere", "size": "0.001", "mass": "0"}
+        meshes = {geometry.get("mesh") for geometry in root.iter("geom")}
+        for assets in root.iter("asset"):
+            for material in assets.iter("material"):
+                material.attrib.pop("texture", None)
+            for asset in list(assets):
+                if asset.tag == "texture" or (asset.tag == "mesh" and asset.get("name") not in meshes):
+                    assets.remove(asset)
+        return ElementTree.tostring(root, encoding="unicode")
+
+    # robosuite's metaclass registers it
+    name = f"{environment.__name__}WithoutVisuals"
+    return type(environment)(name, (environment,), {"edit_model_xml": edit_model_xml})
+
+
 def make_simulator(
-    env_args: Mapping[str, Any], simulation_timestep: float = SIMULATION_TIMESTEP, **overrides: Any
+    env_args: Mapping[str, Any],
+    simulation_timestep: float = SIMULATION_TIMESTEP,
+    *,
+    has_visuals: bool = True,
+    **overrides: Any,
 ) -> Any:
     """The robosuite environment of ``env_args``, with soft resets.
 
@@ -247,6 +280,8 @@ def make_simulator(
         env_args (mapping): of a robomimic file, or :meth:`RobomimicTask.env_args`.
         simulation_timestep (float, optional): s of physics a simulation step. Its controllers, which take most of
             robosuite's time, run once in each. It is robosuite's setting of the whole process.
+        has_visuals (bool, optional): without, nothing can be drawn, nor the model be recorded; it moves the same and
+            takes less memory.
 
     Raises:
         ImportError: without robosuite, or the package that defines the environment.
@@ -280,7 +315,11 @@ def make_simulator(
         raise ImportError(f"robosuite has no environment {name!r}. Other packages define more: {hints}.")
     # a hard reset compiles the model again, 40 times slower
     options = {**env_args["env_kwargs"], "hard_reset": False, "ignore_done": True, **overrides}
-    return robosuite.make(name, **options)
+    environment = robosuite.environments.base.REGISTERED_ENVS[name]
+    simulator = (environment if has_visuals else _without_visuals(environment))(**options)
+    for robot in simulator.robots:
+        robot.robot_model.mujoco_model = None  # of the robot alone, visuals included; nothing reads it
+    return simulator
 
 
 def set_simulator_seed(simulator: Any, seed: int) -> None:
