@@ -44,7 +44,6 @@ EPISODES = 100  # of each evaluation
 SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")  # of all runs: two cores, two hours
 TIMESTEPS = (0.002, 0.005, 0.01)
 PRETRAINING = ("pretrain.action_noise=0.1",)
-MIN_SCALE = {"can": 0.0, "box_cleanup": 0.05, "threading": 0.05}
 DENSE_REWARD = ("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true")
 REWARD = {"can": DENSE_REWARD}  # the others have a sparse one
 CHUNKS = {"can": 300_000, "box_cleanup": 40_000, "threading": 40_000}  # two arms take twice the time
@@ -112,7 +111,6 @@ def pretrain(folder: Path, task: str, seed: int, dataset: Path, iterations: int,
             *SIMULATION,
             f"pretrain.dataset={dataset}",
             f"pretrain.iterations={iterations}",
-            f"pretrain.min_scale={MIN_SCALE[task]}",
             f"seed={seed}",
             "eval.rounds=0",
             f"hydra.run.dir={folder}",

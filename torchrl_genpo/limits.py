@@ -219,7 +219,6 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "pretrain.iterations": _count(),
     "pretrain.batch_size": _count(1, 1e9),
     "pretrain.action_noise": NOT_NEGATIVE,
-    "pretrain.min_scale": NOT_NEGATIVE,
     "pretrain.lr": POSITIVE,
     "pretrain.weight_decay": NOT_NEGATIVE,
     "pretrain.ema": FRACTION,

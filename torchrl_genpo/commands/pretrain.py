@@ -60,10 +60,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
     env = build_env(cfg, max(cfg.eval.num_envs, cfg.env.options.num_workers), EVAL_SEED)
     normalization = DataRanges(env)
     norm, scaling = normalization.transforms
-    ranges = [
-        data_range(demonstrations, "observation", min_scale=cfg.pretrain.min_scale),
-        data_range(demonstrations, "action"),
-    ]
+    ranges = [data_range(demonstrations, key) for key in ("observation", "action")]
     sizes = norm.loc.shape[-1], scaling.loc.shape[-1] // cfg.env.options.chunk_size
     if tuple(loc.shape[-1] for loc, _ in ranges) != sizes:
         raise ValueError(

@@ -270,9 +270,7 @@ def write_demonstrations(
         temporary.unlink(missing_ok=True)
 
 
-def data_range(
-    demonstrations: Sequence[TensorDictBase], key: NestedKey, *, min_scale: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tuple[Tensor, Tensor]:
     """Location and scale ``[n]`` with which ``(value - loc) / scale`` of the data lies in ``[-1, 1]``.
 
     Numbers that never change are only shifted.
@@ -280,10 +278,6 @@ def data_range(
     Args:
         demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
         key (NestedKey): ``"observation"`` or ``"action"``.
-
-    Keyword Args:
-        min_scale (float, optional): no number that changes is scaled up further: what hardly moved in the data may
-            move elsewhere. Defaults to ``0.0``.
 
     Examples:
         >>> import torch
@@ -299,7 +293,7 @@ def data_range(
     values = torch.cat([demonstration[key] for demonstration in demonstrations])
     low, high = values.amin(0), values.amax(0)
     scale = (high - low) / 2
-    return (low + high) / 2, torch.where(scale > 1e-6, scale.clamp_min(min_scale), torch.ones_like(scale))
+    return (low + high) / 2, torch.where(scale > 1e-6, scale, torch.ones_like(scale))
 
 
 def make_chunk_buffer(
