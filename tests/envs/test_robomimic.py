@@ -83,6 +83,16 @@ def test_without_what_is_only_drawn_a_simulator_moves_the_same_in_a_tenth_of_the
 
 
 @needs_robosuite
+def test_an_observation_far_from_the_demonstrations_is_clipped():
+    env = make_env("robomimic/can", seed=0, horizon=8)
+    plain = env.reset()["observation"]
+    env.transform[0].scale.fill_(0.01)
+    torch.testing.assert_close(env.reset(seed=0)["observation"].abs().max(), torch.tensor(10.0))
+    assert plain.abs().max() < 10
+    env.close()
+
+
+@needs_robosuite
 def test_workers_form_a_batch_of_their_own():
     env = make_env("robomimic/can", num_envs=4, seed=0, num_workers=2, horizon=8)
     check_env_specs(env)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torchrl.envs import (
     ActionScaling,
+    ClipTransform,
     Compose,
     EnvBase,
     GymWrapper,
@@ -30,7 +31,7 @@ from torchrl.envs import (
 
 from torchrl_genpo.data.robomimic import INSTALL, read_env_args
 from torchrl_genpo.envs.common import did_you_mean
-from torchrl_genpo.envs.transforms import normalization_transforms
+from torchrl_genpo.envs.transforms import OBSERVATION_CLIP, normalization_transforms
 
 __all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]
 
@@ -437,6 +438,8 @@ def make_robomimic_env(
     transforms += normalization_transforms(
         ["observation"] if normalize_observation else [], gamma if scale_reward else None
     )
+    # what hardly moved in few demonstrations may lie a thousand times their range away
+    transforms.append(ClipTransform(in_keys=["observation"], low=-OBSERVATION_CLIP, high=OBSERVATION_CLIP))
     env = TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
     if seed is not None:
         env.set_seed(seed)
