@@ -37,7 +37,7 @@ METRICS = (
     "eval/",
     "task/turns/",
 )  # names or beginnings of columns
-FEW = ("train/success", "task/")
+FEW = ("train/success", "task/")  # beginnings of columns
 BASELINES = {  # name -> (label, options of the entry script): the shared setting, and where it differs each one's own
     "dummy_flow": ("GenPO (dummy flow)", ["policy=dummy_flow"]),
     "dummy_flow_published": (

@@ -404,7 +404,8 @@ def report(path: Path) -> None:
             minutes = statistics.median(record["seconds"] for record in chosen) / 60
             cells += [f"{last(chosen[0], 'frames'):.0f}", f"{minutes:.0f}"]
             lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
-            settings.append(f"- {task}, {label}: `{' '.join(finetuning(task, policy))}`")
+            options = [option for option in chosen[0]["overrides"] if not option.startswith("policy.init=")]
+            settings.append(f"- {task}, {label}: `{' '.join(options)}`")
     lines += ["", "Fine-tuned with", "", *settings]
     lines += origins(records, "python benchmarks/robomimic_finetuning.py finetune")
     path.write_text("\n".join(lines) + "\n")

@@ -249,8 +249,8 @@ def _without_visuals(environment: Any) -> Any:
 
     def edit_model_xml(self: Any, xml: str) -> str:
         root = ElementTree.fromstring(environment.edit_model_xml(self, xml))
+        drawn_only = {"group": "1", "contype": "0", "conaffinity": "0"}
         for geometry in root.iter("geom"):
-            drawn_only = {"group": "1", "contype": "0", "conaffinity": "0"}
             if geometry.get("mesh") is not None and drawn_only.items() <= geometry.attrib.items():
                 del geometry.attrib["mesh"]
                 geometry.attrib |= {"type": "sphere", "size": "0.001", "mass": "0"}
