@@ -64,8 +64,10 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> start, s
 POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
+    "reversible_flow_twice_kl": ("flow, twice the target KL", ["policy=reversible_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
 }
+TARGET_KL = {"reversible_flow_twice_kl": 0.2}  # of the pair, about twice that of the action; 0.1 elsewhere
 NETWORKS = {
     "MLP, chunks of 4": ["policy=reversible_flow"],
     "MLP, chunks of 8": ["policy=reversible_flow", "env.options.chunk_size=8"],
@@ -273,16 +275,19 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
 
 def finetuning(task: str, policy: str) -> tuple[str, ...]:
     """The options of the entry script, apart from the policy's own."""
+    flow = ("optim.noise_lr=3e-4", f"start.tau={TAU[task]}")
     exploration = {
         "gaussian": ("optim.noise_lr=3e-4",),
-        "reversible_flow": ("optim.noise_lr=3e-4", f"start.tau={TAU[task]}"),
+        "reversible_flow": flow,
+        "reversible_flow_twice_kl": flow,
         "fpo": (),
     }
     return (
         *SIMULATION,
         *REWARD.get(task, ()),
         *("collector.frames_per_batch=2000", f"collector.total_frames={CHUNKS[task]}", "checkpoint.interval=20000"),
-        *("loss.clip_epsilon=0.3", "optim.target_kl=0.1", "optim.critic_warmup=4000", "num_threads=2"),
+        *("loss.clip_epsilon=0.3", f"optim.target_kl={TARGET_KL.get(policy, 0.1)}"),
+        *("optim.critic_warmup=4000", "num_threads=2"),
         *exploration[policy],
     )
 
