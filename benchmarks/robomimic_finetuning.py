@@ -36,7 +36,6 @@ from typing import Any
 from experiments import Run, draw, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, ROOT, commit, machine, origin, versions
 
-STAGES = ("timestep", "starts", "networks", "successes", "finetune", "narrow", "physics", "stills", "report")
 TASKS = ("can", "box_cleanup", "threading")
 DEMONSTRATIONS = {"can": 10, "box_cleanup": 40, "threading": 40}  # of the weak base
 ITERATIONS = 2500
@@ -420,6 +419,21 @@ def report(path: Path) -> None:
     draw(records, POLICIES, picture, unit=1e3, column="train/success", **axes)
 
 
+STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "timestep": lambda chosen: measure_timesteps(chosen.tasks),
+    "starts": lambda chosen: measure_starts(chosen.tasks, chosen.seeds),
+    "networks": lambda chosen: measure_networks(chosen.tasks, chosen.seeds),
+    "successes": lambda chosen: measure_successes(chosen.tasks, chosen.seeds),
+    "finetune": lambda chosen: execute_all(
+        finetuning_runs(chosen.tasks, chosen.policies, chosen.seeds), chosen.workers
+    ),
+    "narrow": lambda chosen: measure_narrow(chosen.tasks, chosen.seeds),
+    "physics": lambda chosen: measure_physics(chosen.tasks, chosen.policies, chosen.seeds),
+    "stills": lambda chosen: draw_stills(chosen.tasks, RESULTS / "robomimic_stills.png"),
+    "report": lambda chosen: None,  # as after every stage
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=STAGES)
@@ -427,22 +441,10 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, each with two processes of its own")
-    options = parser.parse_args()
+    chosen = parser.parse_args()
 
     RESULTS.mkdir(exist_ok=True)
-    tasks, policies, seeds = options.tasks, options.policies, options.seeds
-    stages: dict[str, Callable[[], None]] = {
-        "timestep": lambda: measure_timesteps(tasks),
-        "starts": lambda: measure_starts(tasks, seeds),
-        "networks": lambda: measure_networks(tasks, seeds),
-        "successes": lambda: measure_successes(tasks, seeds),
-        "finetune": lambda: execute_all(finetuning_runs(tasks, policies, seeds), options.workers),
-        "narrow": lambda: measure_narrow(tasks, seeds),
-        "physics": lambda: measure_physics(tasks, policies, seeds),
-        "stills": lambda: draw_stills(tasks, RESULTS / "robomimic_stills.png"),
-        "report": lambda: None,  # as after every stage
-    }
-    stages[options.stage]()
+    STAGES[chosen.stage](chosen)
     title = "A pre-trained policy before its first update: success by solver and start"
     report_measured("starts", title, "sampled by", list(STARTS))
     report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
