@@ -64,6 +64,7 @@ POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
     "reversible_flow_twice_kl": ("flow, twice the target KL", ["policy=reversible_flow"]),
+    "reversible_flow_narrow": ("flow, tau 0.1", ["policy=reversible_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
 }
 TARGET_KL = {"reversible_flow_twice_kl": 0.2}  # of the pair, about twice that of the action; 0.1 elsewhere
@@ -274,20 +275,16 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
 
 def finetuning(task: str, policy: str) -> tuple[str, ...]:
     """The options of the entry script, apart from the policy's own."""
-    flow = ("optim.noise_lr=3e-4", f"start.tau={TAU[task]}")
-    exploration = {
-        "gaussian": ("optim.noise_lr=3e-4",),
-        "reversible_flow": flow,
-        "reversible_flow_twice_kl": flow,
-        "fpo": (),
-    }
+    exploration = () if policy == "fpo" else ("optim.noise_lr=3e-4",)
+    if policy.startswith("reversible_flow"):
+        exploration += (f"start.tau={NARROW_TAU if policy.endswith('narrow') else TAU[task]}",)
     return (
         *SIMULATION,
         *REWARD.get(task, ()),
         *("collector.frames_per_batch=2000", f"collector.total_frames={CHUNKS[task]}", "checkpoint.interval=20000"),
         *("loss.clip_epsilon=0.3", f"optim.target_kl={TARGET_KL.get(policy, 0.1)}"),
         *("optim.critic_warmup=4000", "num_threads=2"),
-        *exploration[policy],
+        *exploration,
     )
 
 
