@@ -20,7 +20,10 @@ from torchrl.checkpoint import CheckpointRotation
 from torchrl_genpo.report import write_report
 from torchrl_genpo.runs import METRICS, read_metrics
 
-SCRIPT = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+import fuzz_command_lines as command_lines
+
+SCRIPT = command_lines.SCRIPT
 TINY = [
     "collector.frames_per_batch=256",
     "env.num_envs=4",
@@ -316,10 +319,12 @@ def test_resume_refuses_another_configuration(finished):
     ],
 )
 def test_mistakes_are_explained(tmp_path, override, messages):
-    folder = [] if "resume" in override else [f"hydra.run.dir={tmp_path / 'run'}"]
-    output = run(*folder, *override.split(), succeeds=False)
-    assert all(message in output for message in messages), output
-    assert "Traceback" not in output and "Error executing job" not in output
+    command_lines.preload()
+    folder = [] if "resume" in override else ["hydra.run.dir=run"]
+    outcome = command_lines.run([*folder, *override.split()], tmp_path / "working")
+    assert outcome.fault is None, outcome
+    assert all(message in outcome.output for message in messages), outcome.output
+    assert "Error executing job" not in outcome.output
 
 
 def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
