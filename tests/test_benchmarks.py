@@ -16,6 +16,7 @@ from torchrl_genpo.baselines import FPOActor
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import aggregate
+import experiments
 import surrogate_bias
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -53,6 +54,17 @@ def test_scores_are_zero_at_the_start_and_one_at_the_mean_of_gaussian_ppo(record
     curves = aggregate.curves(runs["flow"], scale)
     assert curves.shape == (2, 2, aggregate.POINTS)
     np.testing.assert_allclose(curves[0, 0, [-1]], 2.0)
+
+
+def test_a_run_that_was_stopped_is_not_a_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "ROOT", tmp_path)
+    run = experiments.Run("learning", "hopper", "gaussian", (), 1, 300)
+    run.folder.mkdir(parents=True)
+    (run.folder / "config.yaml").write_text("collector: {total_frames: 300}")
+    (run.folder / "metrics.csv").write_text("frames\n100\n200\n")
+    assert not run.is_finished()
+    (run.folder / "metrics.csv").write_text("frames\n100\n200\n300\n")
+    assert run.is_finished()
 
 
 def test_interquartile_mean_and_probability_of_improvement_on_known_numbers():
