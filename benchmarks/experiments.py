@@ -65,7 +65,6 @@ BASELINES = {  # name -> (label, options of the entry script): the shared settin
         ["policy=policyflow", "loss.epochs=5", "loss.entropy_coeff=0.0025", "optim.lr=1e-4", "optim.target_kl=0.01"],
     ),
 }
-PREEMPTED_CODE = 75  # of what SIGTERM stopped
 POINTS = 60  # of each curve that are kept
 LOCK = threading.Lock()
 
@@ -95,7 +94,7 @@ class Run:
         return [f"env={self.task}", *self.options, *self.overrides, f"seed={self.seed}", *frames]
 
     def is_finished(self) -> bool:
-        """Whether all frames are collected; an exit code of 0 does not say so, for Ctrl-C has it too."""
+        """Whether all frames are collected; the exit code does not say so, for a run that was stopped has 0 too."""
         total = OmegaConf.load(self.folder / "config.yaml").collector.total_frames
         return read_metrics(self.folder / "metrics.csv")["frames"][-1] >= total
 
@@ -111,17 +110,16 @@ class Run:
             command = [*self.command, f"hydra.run.dir={self.folder}"]
             origin_path.write_text(json.dumps({"commit": commit(), "versions": versions(), "machine": machine()}))
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        preempted = f"checkpoint.preempted_exit_code={PREEMPTED_CODE}"
         with output_path.open("a") as output:
             code = subprocess.run(
-                [sys.executable, "sota-implementations/genpo.py", *command, preempted],
+                [sys.executable, "sota-implementations/genpo.py", *command],
                 cwd=ROOT,
                 env=environment,
                 stdout=output,
                 stderr=output,
             ).returncode
         is_done = code == 0 and self.is_finished()
-        outcome = "done" if is_done else "stopped" if code in (0, PREEMPTED_CODE) else f"FAILED, {output_path}"
+        outcome = "done" if is_done else "stopped" if code == 0 else f"FAILED, {output_path}"
         print(f"{self.task}, {self.policy}, seed {self.seed}: {outcome}", flush=True)
         if is_done:
             record = asdict(self) | json.loads(origin_path.read_text()) | summary(self.folder / "metrics.csv")

@@ -60,14 +60,14 @@ STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> start, s
     ),
     "paper's": ({"name": "independent"}, TWO_STEP),
 }
+NARROW_TAU = 0.1  # of pre-training
 POLICIES = {  # name -> label, options of both entry scripts
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
     "reversible_flow_twice_kl": ("flow, twice the target KL", ["policy=reversible_flow"]),
-    "reversible_flow_narrow": ("flow, tau 0.1", ["policy=reversible_flow"]),
+    "reversible_flow_narrow": (f"flow, tau {NARROW_TAU}", ["policy=reversible_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
 }
-TARGET_KL = {"reversible_flow_twice_kl": 0.2}  # of the pair, about twice that of the action; 0.1 elsewhere
 NETWORKS = {
     "MLP, chunks of 4": ["policy=reversible_flow"],
     "MLP, chunks of 8": ["policy=reversible_flow", "env.options.chunk_size=8"],
@@ -78,7 +78,6 @@ NETWORKS = {
 BEFORE_AND_AFTER = {
     policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()
 }
-NARROW_TAU = 0.1  # of pre-training
 FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}  # s, robosuite's own
 ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000  # of imitating one's own successes
 SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
@@ -275,14 +274,15 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
 
 def finetuning(task: str, policy: str) -> tuple[str, ...]:
     """The options of the entry script, apart from the policy's own."""
-    exploration = () if policy == "fpo" else ("optim.noise_lr=3e-4",)
-    if policy.startswith("reversible_flow"):
-        exploration += (f"start.tau={NARROW_TAU if policy.endswith('narrow') else TAU[task]}",)
+    target_kl = 0.2 if policy == "reversible_flow_twice_kl" else 0.1  # the pair's is about twice the action's
+    tau = NARROW_TAU if policy == "reversible_flow_narrow" else TAU[task]
+    flow = ("optim.noise_lr=3e-4", f"start.tau={tau}")
+    exploration = {"gaussian": ("optim.noise_lr=3e-4",), "fpo": ()}.get(policy, flow)
     return (
         *SIMULATION,
         *REWARD.get(task, ()),
         *("collector.frames_per_batch=2000", f"collector.total_frames={CHUNKS[task]}", "checkpoint.interval=20000"),
-        *("loss.clip_epsilon=0.3", f"optim.target_kl={TARGET_KL.get(policy, 0.1)}"),
+        *("loss.clip_epsilon=0.3", f"optim.target_kl={target_kl}"),
         *("optim.critic_warmup=4000", "num_threads=2"),
         *exploration,
     )

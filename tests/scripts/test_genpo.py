@@ -324,7 +324,7 @@ def test_mistakes_are_explained(tmp_path, override, messages):
     outcome = command_lines.run([*folder, *override.split()], tmp_path / "working")
     assert outcome.fault is None, outcome
     assert all(message in outcome.output for message in messages), outcome.output
-    assert "Error executing job" not in outcome.output
+    assert "Traceback" not in outcome.output and "Error executing job" not in outcome.output
 
 
 def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
