@@ -139,6 +139,7 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", default=["gaussian", "paper", "learned_scale"], choices=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
+    parser.add_argument("--iterations", type=int, help="updates of each run, instead of the configuration's")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
     parser.add_argument("--measure-policy", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
@@ -148,11 +149,12 @@ def main() -> None:
         return
 
     name = "isaaclab_small" if options.small else "isaaclab"
+    settings = SMALL if options.small else ()
+    if options.iterations:
+        settings = (*settings, f"env.iterations={options.iterations}")
     if not options.report:
         runs = [
-            Run(
-                name, f"isaaclab/{task}", policy, tuple(POLICIES[policy][1]), seed, None, SMALL if options.small else ()
-            )
+            Run(name, f"isaaclab/{task}", policy, tuple(POLICIES[policy][1]), seed, None, settings)
             for seed in options.seeds
             for task in options.tasks
             for policy in options.policies

@@ -10,13 +10,20 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "torchrl", "tensordict", "gymnasium", "mujoco", "numpy")
 
 
 def commit() -> str:
-    """The short hash of the checked-out commit, marked if files were changed since; results do not count."""
+    """The short hash of the checked-out commit, marked if files were changed since; results do not count.
+
+    A copy without its history is told by ``GENPO_COMMIT``.
+    """
+    if "GENPO_COMMIT" in os.environ:
+        return os.environ["GENPO_COMMIT"]
 
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
@@ -50,10 +57,11 @@ def origin(command: str) -> list[str]:
 
 
 def machine() -> str:
-    """Processor model and number of cores."""
+    """Processor model, number of cores and, where there is one, the GPU."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = (line for line in cpuinfo.read_text().splitlines() if line.startswith("model name"))
         model = next(lines, f": {model}").split(":", 1)[1].strip()
-    return f"{model}, {os.cpu_count()} cores"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model}, {os.cpu_count()} cores{gpu}"

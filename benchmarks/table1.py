@@ -30,6 +30,7 @@ from precision import PeakMemory
 from provenance import RESULTS, ROOT, origin
 from speed import SIZES, medians
 from tensordict import TensorDict
+from tensordict.nn import CudaGraphModule
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer, Unbounded
 from torchrl.objectives.value import GAE
@@ -103,7 +104,9 @@ def peak_megabytes(work: Callable[[], Any], device: str) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
-def make_size(method: str, size: str, device: str) -> tuple[dict[str, Callable[[], Any]], float]:
+def make_size(
+    method: str, size: str, device: str, compile_mode: str | None = None, cudagraphs: bool = False
+) -> tuple[dict[str, Callable[[], Any]], float]:
     """What is timed of a method at a size, and the share of a mini-batch that its step takes."""
     obs_dim, action_dim, hidden_sizes, *_ = SIZES[size]
     hidden = f"[{','.join(map(str, hidden_sizes))}]"
@@ -114,7 +117,10 @@ def make_size(method: str, size: str, device: str) -> tuple[dict[str, Callable[[
     spec = {"observation": Unbounded(obs_dim)}
     sizes: Any = SimpleNamespace(observation_spec=spec, action_spec=Unbounded(action_dim), device=device)
     actor, _, loss = build_models(cfg, sizes)
-    update = make_update(loss, torch.optim.Adam(loss.parameters(), lr=1e-5), max_grad_norm=1.0)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5, fused=True)
+    update = make_update(loss, optimizer, max_grad_norm=1.0, compile_mode=compile_mode, cudagraphs=cudagraphs)
+    policy = actor if compile_mode is None else torch.compile(actor, mode=compile_mode)
+    policy = CudaGraphModule(policy) if cudagraphs else policy
     batch = BATCHES[device]
 
     def observe(n: int) -> TensorDict:
@@ -129,7 +135,7 @@ def make_size(method: str, size: str, device: str) -> tuple[dict[str, Callable[[
 
     def collect() -> None:
         with torch.no_grad():
-            actor(now.clone())
+            policy(now.clone())
 
     works = {"collect": collect, "prepare": lambda: prepare(loss, data.clone()), "step": lambda: update(prepared)}
     return works, share
@@ -160,7 +166,7 @@ class Task:
         self.actor, critic, self.loss = build_models(cfg, self.env)
         self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
         self.apply = make_update(
-            self.loss, torch.optim.Adam(self.loss.parameters(), lr=cfg.optim.lr), cfg.optim.max_grad_norm
+            self.loss, torch.optim.Adam(self.loss.parameters(), lr=cfg.optim.lr, fused=True), cfg.optim.max_grad_norm
         )
         frames = cfg.collector.frames_per_batch
         options = {"frames_per_batch": frames, "total_frames": -1, "trust_policy": True, "track_traj_ids": False}

@@ -72,6 +72,10 @@ def test_no_option_that_is_shipped_was_forgotten(choice):
         ({"loss": {"proximal_decay": 2}}, r"loss\.proximal_decay=2: .* at most 1, or null"),
         ({"env": {"options": {"randomize": "no"}}}, r"env\.options\.randomize=no: .* true or false"),
         ({"compile": {"cudagraphs": True}}, "needs a CUDA device"),
+        (
+            {"device": "cuda", "compile": {"cudagraphs": True}, "solver": {"adapt": {"quantity": "kl"}}},
+            r"solver\.adapt\.quantity=kl moves sigma",
+        ),
         ({"seed": "${seed}"}, "cannot be resolved"),
     ],
 )

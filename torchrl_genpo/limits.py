@@ -272,8 +272,15 @@ def check_config(cfg: DictConfig, required: Sequence[str] = ()) -> None:
     device = values.get("device", "cpu")
     if re.fullmatch(DEVICE, device) is None:
         raise ValueError(f"device={device}: use cpu, cuda or cuda:<number>.")
-    if values.get("compile", {}).get("cudagraphs") and not device.startswith("cuda"):
-        raise ValueError(f"compile.cudagraphs=true needs a CUDA device, not device={device}.")
+    if values.get("compile", {}).get("cudagraphs"):
+        if not device.startswith("cuda"):
+            raise ValueError(f"compile.cudagraphs=true needs a CUDA device, not device={device}.")
+        adapted, _ = _select(values, "solver.adapt.quantity")
+        if adapted is not None:
+            raise ValueError(
+                f"solver.adapt.quantity={_shown(adapted)} moves sigma, which a CUDA graph keeps as it was captured: "
+                "leave out compile.cudagraphs."
+            )
     optim = values.get("optim", {})
     if optim.get("min_lr", 0) > optim.get("max_lr", math.inf):
         raise ValueError(f"optim.min_lr={optim['min_lr']} is above optim.max_lr={optim['max_lr']}.")

@@ -73,15 +73,19 @@ class Learner:
             self.schedule = KLAdaptiveLR(self.optimizer, optim.target_kl, min_lr=optim.min_lr, max_lr=optim.max_lr)
         self.adaptive_sigma = make_adaptive_sigma(cfg, actor)
         decay = cfg.loss.proximal_decay
-        self.update = make_update(
-            loss,
-            self.optimizer,
-            optim.max_grad_norm,
-            compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
-            cudagraphs=cfg.compile.cudagraphs,
-            ranks=ranks,
-            proximal=None if decay is None else SoftUpdate(loss, eps=decay),
-        )
+        proximal = None if decay is None else SoftUpdate(loss, eps=decay)
+        self._updates = {  # a CUDA graph goes on giving the actor gradients, or none, as when it was captured
+            is_warming_up: make_update(
+                loss,
+                self.optimizer,
+                optim.max_grad_norm,
+                compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
+                cudagraphs=cfg.compile.cudagraphs,
+                ranks=ranks,
+                proximal=proximal,
+            )
+            for is_warming_up in (True, False)
+        }
 
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """Improves policy and critic by a collected batch.
@@ -114,7 +118,7 @@ class Learner:
         self.buffer.extend(batch)
         outputs = []
         for _ in range(cfg.loss.epochs):
-            outputs += [self.update(mini_batch) for mini_batch in self.buffer]
+            outputs += [self._updates[is_warming_up](mini_batch) for mini_batch in self.buffer]
         check_finite(dict(self.loss.named_parameters()), "the parameters after the update", self.ranks)
         if not is_warming_up:
             self._follow_kl(outputs[-(len(outputs) // cfg.loss.epochs) :])
