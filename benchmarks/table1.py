@@ -4,10 +4,12 @@
 
     python benchmarks/table1.py                   # CPU, one thread, a quarter of an hour
     python benchmarks/table1.py --device cuda     # the paper's sizes of batches
+    python benchmarks/table1.py --device cuda --task isaaclab/humanoid    # and its task, where Isaac Lab is installed
 
 Humanoid and G1 are networks and batches of those sizes without their simulator: one call of the policy, what the loss
 keeps of a batch (``prepare``) and one optimizer step are timed, and an iteration is made of them. HalfCheetah is whole
-iterations of the running task: simulator, advantages and update. All in one process, method after method in turn,
+iterations of the running task: simulator, advantages and update (of Isaac Lab's tasks without the determinant by
+autograd, which no GPU has the memory for). All in one process, method after method in turn,
 medians after warm-up; on a CPU of the time of the process, which other work on the machine hardly changes. Writes
 ``table1.md``, ``.csv`` and ``.png`` to ``benchmarks/results``.
 """
@@ -20,6 +22,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -33,9 +36,11 @@ from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer, Unbounded
+from torchrl.envs import EnvBase
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo.configuration import build_env, build_models
+from torchrl_genpo.envs import one_simulation
 from torchrl_genpo.training import batch_keys, make_update, prepare
 
 METHODS = {  # name -> (label, options of the entry script)
@@ -55,7 +60,8 @@ METHODS = {  # name -> (label, options of the entry script)
         ["policy=fpo", "policy.options.num_steps=64", "policy.loss.num_samples=32"],
     ),
 }
-SCALED = {"dummy_flow_jacobian": 8}  # its update is measured on a part of the samples, and the result multiplied
+SCALED = {"cpu": 8, "cuda": 64}  # the update of JACOBIAN is measured on this part of the samples, and multiplied
+JACOBIAN = "dummy_flow_jacobian"
 
 
 class Batch(NamedTuple):
@@ -127,7 +133,7 @@ def make_size(
         return TensorDict(observation=torch.randn(n, obs_dim, device=device), batch_size=[n], device=device)
 
     with torch.no_grad():
-        share = SCALED.get(method, 1)
+        share = SCALED[device] if method == JACOBIAN else 1
         data = actor(observe(batch.mini_batch_size // share))
         data["advantage"], data["value_target"] = torch.randn(2, len(data), 1, device=device)
         now = observe(batch.num_envs)
@@ -159,10 +165,9 @@ def measure_size(size: str, methods: list[str], device: str, repetitions: int) -
 class Task:
     """A method on a running task, iteration by iteration."""
 
-    def __init__(self, method: str, task: str, device: str) -> None:
+    def __init__(self, cfg: Any, env: EnvBase) -> None:
+        self.cfg, self.env, device = cfg, env, cfg.device
         self.clock = CLOCKS[device]
-        self.cfg = cfg = configure(method, device, [f"env={task}"])
-        self.env = build_env(cfg, cfg.env.num_envs, seed=0)
         self.actor, critic, self.loss = build_models(cfg, self.env)
         self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
         self.apply = make_update(
@@ -202,8 +207,17 @@ class Task:
                 self.apply(batch)
 
 
-def measure_task(task: str, methods: list[str], device: str, repetitions: int) -> list[dict[str, Any]]:
-    tasks = {method: Task(method, task, device) for method in methods}
+def measure_task(
+    task: str, overrides: list[str], methods: list[str], device: str, repetitions: int
+) -> list[dict[str, Any]]:
+    configs = {method: configure(method, device, [f"env={task}", *overrides]) for method in methods}
+    tasks: dict[str, Task] = {}
+    shared = None  # Isaac Lab has one simulation a process: the methods step it in turn
+    if one_simulation(configs["gaussian"].env.name):
+        configs.pop(JACOBIAN, None)
+        shared = build_env(configs["gaussian"], configs["gaussian"].env.num_envs, seed=0)
+    for method, cfg in configs.items():
+        tasks[method] = Task(cfg, shared or build_env(cfg, cfg.env.num_envs, seed=0))
     seconds: dict[str, list[tuple[float, ...]]] = {method: [] for method in methods}
     for i in range(repetitions + 1):  # the first warms up
         for method, running in tasks.items():
@@ -216,7 +230,7 @@ def measure_task(task: str, methods: list[str], device: str, repetitions: int) -
         data = next(running.batches)
         megabytes = peak_megabytes(lambda running=running, data=data: running.update(data), device)
         rows.append(dict(zip(COLUMNS, (task, method, *medians_, megabytes), strict=True)))
-        running.collector.shutdown()
+        running.collector.shutdown(close_env=shared is None)
     return rows
 
 
@@ -225,8 +239,9 @@ def ratio(row: dict[str, Any], rows: list[dict[str, Any]], column: str) -> float
     return row[column] / base[column]
 
 
-def write_table(rows: list[dict[str, Any]], lines: list[str], path: Path) -> None:
-    lines += [
+def write_table(rows: list[dict[str, Any]], introduction: list[str], path: Path) -> None:
+    lines = [
+        *introduction,
         "| task | method | collection, ms | update, ms | iteration, ms | peak, MB | collection | update | iteration "
         "| peak |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
@@ -273,6 +288,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--task", default="half_cheetah", help="the running one")
+    parser.add_argument("--overrides", nargs="+", default=[], help="options of its runs: env.num_envs=64 ...")
     options = parser.parse_args()
     methods = list(dict.fromkeys(["gaussian", *options.methods]))  # what the others are compared with
     torch.set_num_threads(1)
@@ -286,22 +302,25 @@ def main() -> None:
         f"mini-batches. {options.task}: whole iterations of the default run, simulator included. Eager, medians of "
         f"{options.repetitions} repetitions in turn in one process, {clock}. Peak: most bytes of tensors made in one "
         f"optimizer step (of {options.task}: in one update). Solvers take 5 steps, PolicyFlow 10 of two evaluations. "
-        f"The update by autograd of the two sizes is measured on 1/{SCALED['dummy_flow_jacobian']} of the samples and "
+        f"The update by autograd of the two sizes is measured on 1/{SCALED[options.device]} of the samples and "
         "multiplied, its peak too. The last four columns are ratios.",
         "",
     ]
-    rows: list[dict[str, Any]] = []
-    for size in SIZES:
-        rows += measure_size(size, methods, options.device, options.repetitions)
-    rows += measure_task(options.task, methods, options.device, options.repetitions)
+    parts: list[Callable[[], list[dict[str, Any]]]] = [
+        *(partial(measure_size, size, methods, options.device, options.repetitions) for size in SIZES),
+        partial(measure_task, options.task, options.overrides, methods, options.device, options.repetitions),
+    ]
     name = "table1" if options.device == "cpu" else f"table1_{options.device}"
     RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    write_table(rows, lines, RESULTS / f"{name}.md")
-    draw(rows, RESULTS / f"{name}.png")
+    rows: list[dict[str, Any]] = []
+    for part in parts:  # what is measured is written before the next part begins
+        rows += part()
+        with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+        write_table(rows, lines, RESULTS / f"{name}.md")
+        draw(rows, RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

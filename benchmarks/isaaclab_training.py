@@ -2,9 +2,9 @@
 # LICENSE file in the root directory of this source tree.
 """Isaac Lab: how long training takes and what it reaches, reversible flow against Gaussian PPO.
 
-    python benchmarks/isaaclab_tasks.py                       # GPU: Ant and Humanoid as in the paper, 4096 environments
-    python benchmarks/isaaclab_tasks.py --small --tasks ant   # CPU: the same task with 256 environments, 1.2M frames
-    python benchmarks/isaaclab_tasks.py --report
+    python benchmarks/isaaclab_training.py                      # GPU: Ant and Humanoid as in the paper, 4096 envs
+    python benchmarks/isaaclab_training.py --small --tasks ant   # CPU: the same task with 256 environments, 1.2M frames
+    python benchmarks/isaaclab_training.py --report
 
 Needs Isaac Lab (the README says how) and, where its asset server cannot be reached, ``ISAACSIM_ASSET_ROOT``. Finished
 runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in ``benchmarks/results`` and are not run again; the
@@ -128,7 +128,7 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
             cells += [f"{frames / 1e6:.1f}M", f"{minutes[task, policy]:.1f}", f"{ratio:.2f}", *parts]
             cells += [f"{update:.2f}", f"{size / (collect + update):.0f}"]
             lines.append(f"| {task.removeprefix('isaaclab/')} | {label} | {' | '.join(cells)} |")
-    lines += origins(records, " ".join(["python benchmarks/isaaclab_tasks.py", *sys.argv[1:]]))
+    lines += origins(records, " ".join(["python benchmarks/isaaclab_training.py", *sys.argv[1:]]))
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
