@@ -4,6 +4,7 @@
 
     python benchmarks/table1.py                   # CPU, one thread, a quarter of an hour
     python benchmarks/table1.py --device cuda     # the paper's sizes of batches
+    python benchmarks/table1.py --parts task      # the running task again, the rest as an earlier run found it
     python benchmarks/table1.py --device cuda --task isaaclab/humanoid    # and its task, where Isaac Lab is installed
 
 Humanoid and G1 are networks and batches of those sizes without their simulator: one call of the policy, what the loss
@@ -30,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra import compose, initialize_config_dir
 from precision import PeakMemory
-from provenance import RESULTS, ROOT, origin
+from provenance import RESULTS, ROOT, commit, origin
 from speed import SIZES, medians
 from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
@@ -239,6 +240,12 @@ def ratio(row: dict[str, Any], rows: list[dict[str, Any]], column: str) -> float
     return row[column] / base[column]
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run."""
+    with path.open(newline="") as file:
+        return [row | {column: float(row[column]) for column in COLUMNS[2:]} for row in csv.DictReader(file)]
+
+
 def write_table(rows: list[dict[str, Any]], introduction: list[str], path: Path) -> None:
     lines = [
         *introduction,
@@ -251,6 +258,7 @@ def write_table(rows: list[dict[str, Any]], introduction: list[str], path: Path)
         cells += [f"{ratio(row, rows, column):.2f}" for column in COLUMNS[2:]]
         lines.append(f"| {row['task']} | {METHODS[row['method']][0]} | {' | '.join(cells)} |")
     lines += origin(" ".join(["python benchmarks/table1.py", *sys.argv[1:]]))
+    lines.append(f"Commits of the rows: {', '.join(dict.fromkeys(row['commit'] for row in rows))}.")
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -288,6 +296,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--task", default="half_cheetah", help="the running one")
+    parser.add_argument("--parts", nargs="+", default=["sizes", "task"], choices=("sizes", "task"))
     parser.add_argument("--overrides", nargs="+", default=[], help="options of its runs: env.num_envs=64 ...")
     options = parser.parse_args()
     methods = list(dict.fromkeys(["gaussian", *options.methods]))  # what the others are compared with
@@ -306,17 +315,22 @@ def main() -> None:
         "multiplied, its peak too. The last four columns are ratios.",
         "",
     ]
-    parts: list[Callable[[], list[dict[str, Any]]]] = [
-        *(partial(measure_size, size, methods, options.device, options.repetitions) for size in SIZES),
-        partial(measure_task, options.task, options.overrides, methods, options.device, options.repetitions),
-    ]
     name = "table1" if options.device == "cpu" else f"table1_{options.device}"
     RESULTS.mkdir(exist_ok=True)
-    rows: list[dict[str, Any]] = []
-    for part in parts:  # what is measured is written before the next part begins
-        rows += part()
-        with (RESULTS / f"{name}.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+    parts: dict[str, Callable[[], list[dict[str, Any]]]] = {}
+    if "sizes" in options.parts:
+        for size in SIZES:
+            parts[size] = partial(measure_size, size, methods, options.device, options.repetitions)
+    if "task" in options.parts:
+        parts[options.task] = partial(
+            measure_task, options.task, options.overrides, methods, options.device, options.repetitions
+        )
+    path = RESULTS / f"{name}.csv"
+    rows = read_rows(path) if set(options.parts) != {"sizes", "task"} and path.exists() else []
+    for task, part in parts.items():  # what is measured is written before the next part begins
+        rows = [row for row in rows if row["task"] != task] + [row | {"commit": commit()} for row in part()]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, (*COLUMNS, "commit"))
             writer.writeheader()
             writer.writerows(rows)
         write_table(rows, lines, RESULTS / f"{name}.md")

@@ -17,6 +17,7 @@ from torchrl_genpo.training.numbers import DivergedError, check_finite
 
 __all__ = ["augment", "batch_keys", "make_update", "prepare", "update_metrics"]
 
+CAPTURE_AFTER = 5  # calls, a CUDA graph
 MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy")  # over an update, that are logged
 
 
@@ -61,10 +62,12 @@ def make_update(
     if cudagraphs:
         from tensordict.nn import CudaGraphModule
 
-        gradients = CudaGraphModule(gradients, in_keys=[], out_keys=[], warmup=5)
+        gradients = captured = CudaGraphModule(gradients, in_keys=[], out_keys=[], warmup=CAPTURE_AFTER)
 
     def update(batch: TensorDictBase) -> TensorDictBase:
         out = gradients(batch)
+        if cudagraphs and captured.counter == CAPTURE_AFTER:
+            out = gradients(batch)  # capturing left gradients behind that nothing has computed yet
         if ranks is not None:
             ranks.average_gradients(params)
         gradients_of = {name: p.grad for name, p in loss.named_parameters() if p.grad is not None}
