@@ -68,7 +68,7 @@ def test_compiled_and_captured_updates_are_the_eager_one(how):
         copy = deepcopy(loss).cuda()
         update = make_update(copy, torch.optim.Adam(copy.parameters(), lr=1e-3, fused=True), 1.0, **options)
         for mini_batch in data.split(32) * 2:  # CUDA graphs are captured after the fifth
-            update(mini_batch)
+            update(mini_batch.clone())  # the captured one's tensors become the inputs of the graph
         parameters.append(torch.cat([p.detach().flatten() for p in copy.parameters()]))
     torch.testing.assert_close(parameters[1], parameters[0], rtol=0, atol=2e-4)
 

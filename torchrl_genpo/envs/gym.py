@@ -101,7 +101,7 @@ def make_gym_env(
         return gymnasium.wrappers.ClipAction(env)
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
-    base = GymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
+    base = _GymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
     transforms: list[Any] = [RewardSum(), StepCounter()]
     transforms += normalization_transforms(
         ["observation"] if normalize_observation else [], gamma if scale_reward else None
@@ -112,6 +112,13 @@ def make_gym_env(
     if seed is not None:
         env.set_seed(seed)
     return env
+
+
+class _GymWrapper(GymWrapper):
+    """TorchRL hands Gymnasium the mask of a partial reset as it is, which fails on a GPU."""
+
+    def _replace_reset(self, reset: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return super()._replace_reset(reset.cpu(), kwargs)
 
 
 class GymView:

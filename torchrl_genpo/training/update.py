@@ -62,12 +62,18 @@ def make_update(
     if cudagraphs:
         from tensordict.nn import CudaGraphModule
 
-        gradients = captured = CudaGraphModule(gradients, in_keys=[], out_keys=[], warmup=CAPTURE_AFTER)
+        captured = CudaGraphModule(gradients, in_keys=[], out_keys=[], warmup=CAPTURE_AFTER)
+
+        def replayed(batch: TensorDictBase) -> TensorDictBase:
+            is_capturing = captured.counter == CAPTURE_AFTER - 1
+            out = captured(batch)
+            # capturing leaves gradients behind that the first replay computes
+            return captured(batch) if is_capturing else out
+
+        gradients = replayed
 
     def update(batch: TensorDictBase) -> TensorDictBase:
         out = gradients(batch)
-        if cudagraphs and captured.counter == CAPTURE_AFTER:
-            out = gradients(batch)  # capturing left gradients behind that nothing has computed yet
         if ranks is not None:
             ranks.average_gradients(params)
         gradients_of = {name: p.grad for name, p in loss.named_parameters() if p.grad is not None}
