@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments import last, origins
+from experiments import last, origins, training_seconds
 
 BASE = "gaussian"
 POINTS = 40  # of a curve
@@ -187,12 +187,11 @@ def _draw(
     left.title.set_fontsize(9)
     fractions = np.linspace(0, 1, POINTS + 1)[1:]
     for policy, rows in runs.items():
-        # what other work on the machine has slowed least
-        minutes = statistics.mean(min(row[i]["seconds"] for row in rows) for i in range(len(rows[0]))) / 60
+        minutes = statistics.mean(training_seconds([row[i] for row in rows]) for i in range(len(rows[0]))) / 60
         for panel, x in zip(axes, (fractions, minutes * fractions), strict=True):
             panel.plot(x, values[policy], color=colors[policy], label=labels[policy])
             panel.fill_between(x, *bounds[policy], color=colors[policy], alpha=0.12, lw=0)
-    for panel, label in zip(axes, ("fraction of the frames", "minutes of a run"), strict=True):
+    for panel, label in zip(axes, ("fraction of the frames", "minutes of collection and updates"), strict=True):
         panel.set(xlabel=label, ylim=axes[0].get_ylim())
     for panel in (left, *axes):
         panel.grid(alpha=0.3)

@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import Any
 
 import aggregate
-from experiments import BASELINES, Run, execute_all, last, median_curves, origins, read_results, results_path, spread
+from experiments import (
+    BASELINES,
+    Run,
+    execute_all,
+    last,
+    median_curves,
+    origins,
+    read_results,
+    results_path,
+    spread,
+    training_seconds,
+)
 from provenance import RESULTS
 
 TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid", "multi_goal")
@@ -76,13 +87,13 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
             for mode in ("zero", "random"):
                 values = [last(record, f"eval/{mode}_noise/return") for record in chosen]
                 cells.append(spread(values, 0))
-            seconds = min(record["seconds"] for record in chosen)
-            lines.append(f"| {task} | {label} | {' | '.join(cells)} | {seconds:.0f} |")
+            lines.append(f"| {task} | {label} | {' | '.join(cells)} | {training_seconds(chosen):.0f} |")
     lines += goal_entropies(records)
     options = "\n".join(f"- {label}: `{' '.join(options)}`" for label, options in POLICIES.values())
     lines += [
         "",
-        "Seconds are wall-clock of the fastest seed on one core, evaluation included, with other work beside it.",
+        "Seconds are of collection and updates on one core, evaluation aside: the first decile of a frame, of the "
+        "fastest seed, times the frames, since runs shared their machines with other work.",
         "",
         "Each run is `python sota-implementations/genpo.py env=<task> seed=<seed> collector.total_frames="
         f"{frames}` with",

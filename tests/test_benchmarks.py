@@ -126,3 +126,12 @@ def test_the_exact_density_of_eulers_rule_integrates_to_one():
     assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-6)
     normal = torch.distributions.Normal(0.0, 1.0).log_prob(grid).exp()
     assert (density - normal).abs().max() > 0.01
+
+
+def test_the_seconds_of_a_run_leave_out_where_it_waited():
+    frames = [100 * i for i in range(1, 41)]
+    waits = [2 * i + (500 if i > 20 else 0) for i in range(1, 41)]  # 2 s an update, and once 500 s of other work
+    slow = [5 * i for i in range(1, 41)]
+    seeds = [{"seconds": times[-1], "curves": {"frames": frames, "time/seconds": times}} for times in (waits, slow)]
+    assert experiments.training_seconds(seeds) == pytest.approx(80)
+    assert experiments.training_seconds([{"seconds": 70, "curves": {"frames": frames}}]) == 70
