@@ -82,6 +82,7 @@ trainer = instantiate(
         save_trainer_file=None,
     )
 )
+trainer.collector.reset()  # its first episodes began before it had a seed
 trainer.train()
 
 # Zero noise makes the policy deterministic. The collector closed its environment; its configuration is a factory.
