@@ -21,6 +21,8 @@ from provenance import RESULTS, origin
 from speed import SIZES, medians
 from table1 import BATCHES, CLOCKS, METHODS, make_size, synchronized
 
+from torchrl_genpo.training.update import CAPTURE_AFTER
+
 EXECUTIONS: dict[str, dict[str, Any]] = {
     "eager": {},
     "compiled": {"compile_mode": "default"},
@@ -28,7 +30,7 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
     "compiled, CUDA graphs": {"compile_mode": "default", "cudagraphs": True},
 }
 POLICIES = ("gaussian", "reversible_flow")
-WARM_UP = 8  # calls; a graph is captured after five
+WARM_UP = CAPTURE_AFTER + 1  # calls, by which the policy's graph is captured too
 
 
 def measure(size: str, executions: list[str], device: str, repetitions: int) -> list[str]:

@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Isaac Lab: how long training takes and what it reaches, reversible flow against Gaussian PPO.
 
-    python benchmarks/isaaclab_training.py                      # GPU: Ant and Humanoid as in the paper, 4096 envs
+    python benchmarks/isaaclab_training.py                       # GPU: Ant and Humanoid as in the paper, 4096 envs
     python benchmarks/isaaclab_training.py --small --tasks ant   # CPU: the same task with 256 environments, 1.2M frames
     python benchmarks/isaaclab_training.py --report
 

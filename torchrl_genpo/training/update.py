@@ -17,7 +17,7 @@ from torchrl_genpo.training.numbers import DivergedError, check_finite
 
 __all__ = ["augment", "batch_keys", "make_update", "prepare", "update_metrics"]
 
-CAPTURE_AFTER = 5  # calls, a CUDA graph
+CAPTURE_AFTER = 5  # calls, in the last of which a CUDA graph is captured
 MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy")  # over an update, that are logged
 
 
