@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fuzz_command_lines import command_lines, foreign_files, full_command, preload, run
+from fuzz_command_lines import command_lines, foreign_files, full_command, run
 from provenance import RESULTS, ROOT, commit, machine, versions
 from reliability import write_report
 
@@ -66,7 +66,6 @@ def fuzz_properties(examples: int) -> dict[str, Any]:
 
 def fuzz_command_lines(number: int, seed: int, folder: Path) -> dict[str, Any]:
     """Invalid command lines, each of which has to end with a message."""
-    preload()
     files = foreign_files(folder / "files")
     failures, seconds = [], []
     for index, line in enumerate(command_lines(number, files, seed)):

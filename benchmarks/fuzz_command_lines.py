@@ -1,26 +1,15 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Invalid command lines of the entry script, and a fork server that runs them as a user would.
-
-Python and its imports are paid for once: each command line runs the script in a fork of this process, with an exit
-code, an output and a folder of its own.
-"""
+"""Invalid command lines of the entry script, each run as a user would."""
 
 from __future__ import annotations
 
-import importlib
-import os
 import random
-import runpy
-import signal
-import sys
-import time
-import traceback
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from forks import run_script
 from provenance import ROOT
 
 SCRIPT = ROOT / "sota-implementations" / "genpo.py"
@@ -232,56 +221,11 @@ class Outcome:
         return f"left {', '.join(self.left)}" if self.left else None
 
 
-def preload() -> None:
-    """Imports what the script imports, for every fork to find it there."""
-    importlib.import_module("torchrl_genpo.commands.train")
-
-
-def in_fork(function: Callable[[], None], output: Path, limit: float) -> tuple[int, float]:
-    """Runs a function in a fork with a folder and an output of its own; returns its exit code and seconds."""
-    start = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.setsid()
-            os.chdir(output.parent)
-            descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            for stream in (1, 2):
-                os.dup2(descriptor, stream)
-            sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
-            function()
-            code = 0
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-            if isinstance(end.code, str):
-                sys.stderr.write(end.code + "\n")
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    while (time.monotonic() - start) < limit:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status), time.monotonic() - start
-        time.sleep(0.005)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return -signal.SIGKILL, time.monotonic() - start
-
-
 def run(command: list[str], folder: Path, limit: float = 60.0) -> Outcome:
     """Runs the script with these options in a new folder; ``run`` in it is the folder of the run."""
     folder.mkdir(parents=True)
     output = folder / "output.txt"
-
-    def script() -> None:
-        sys.argv = [str(SCRIPT), *command]
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-
-    code, seconds = in_fork(script, output, limit)
+    code, seconds = run_script(SCRIPT, command, output, limit)
     left = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != output]
     left += [path for path in (folder / "run",) if path.is_dir() and not any(path.rglob("*"))]
     names = tuple(str(path.relative_to(folder)) for path in left if path.name != "multirun.yaml")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_command_lines import in_fork
+from forks import run_forked
 from omegaconf import OmegaConf
 
 from torchrl_genpo.configuration import build_actor, build_env, build_models
@@ -204,7 +204,7 @@ def read(samples: Samples, kind: str, path: Path, folder: Path, limit: float = 3
 
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "output.txt"
-    code, seconds = in_fork(child, output, limit)
+    code, seconds = run_forked(child, output, limit, method="fork")
     text = output.read_text(errors="replace")
     found = max((text.rfind(word) for word in ("refused: ", "fault: ", "loaded")), default=-1)
     return text[found:] if code == 0 and found >= 0 else f"fault: exit code {code} after {seconds:.0f} s: {text[-300:]}"

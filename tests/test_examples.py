@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,17 +14,21 @@ import pytest
 from torchrl_genpo.envs.xhand import NUTS
 from torchrl_genpo.recording import check_rendering
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from forks import run_script
+
 ROOT = Path(__file__).parents[1]
 
 
-def run(tmp_path, *command):
-    result = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+def run(tmp_path, example, *options):
+    output = tmp_path / "output.txt"
+    code, _ = run_script(ROOT / "examples" / example, options, output)
+    assert code == 0, output.read_text()
+    return output.read_text()
 
 
 def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
-    output = run(tmp_path, ROOT / "examples" / "multimodal.py")
+    output = run(tmp_path, "multimodal.py", "--iterations", 30)
     shares = {
         line.split(":")[0]: [int(share) for share in re.findall(r"(\d+) %", line)]
         for line in output.splitlines()
@@ -37,13 +40,13 @@ def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
 
 
 def test_compose_balances_the_pendulum(tmp_path):
-    output = run(tmp_path, ROOT / "examples" / "compose.py", "--frames", str(20 * 2048))
+    output = run(tmp_path, "compose.py", "--frames", 12 * 2048)
     (value,) = re.findall(r"zero noise: return (\d+)", output)
     assert int(value) >= 900, output
 
 
 def test_the_trainer_balances_the_pendulum_and_logs_the_numerical_error_of_the_inversion(tmp_path):
-    output = run(tmp_path, ROOT / "examples" / "trainer.py", "--frames", str(20 * 2048))
+    output = run(tmp_path, "trainer.py", "--frames", 12 * 2048)
     (value,) = re.findall(r"zero noise: return (\d+)", output)
     assert int(value) >= 500, output
     rows = (tmp_path / "csv_logs" / "trainer" / "scalars" / "inversion_error.csv").read_text().split()
@@ -51,7 +54,7 @@ def test_the_trainer_balances_the_pendulum_and_logs_the_numerical_error_of_the_i
 
 
 def test_pixels_are_enough_to_reach_the_goal(tmp_path):
-    output = run(tmp_path, ROOT / "examples" / "pixels.py", "--frames", str(20 * 1024))
+    output = run(tmp_path, "pixels.py", "--frames", 20 * 1024)
     ((reached, by_chance),) = re.findall(r"zero noise: (\d+) % .* random actions: (\d+) %", output)
     assert int(reached) >= 60 and int(by_chance) <= 10, output
     assert (tmp_path / "pixels.png").stat().st_size > 10_000
@@ -59,7 +62,7 @@ def test_pixels_are_enough_to_reach_the_goal(tmp_path):
 
 def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     short = ["--pretrain-iterations", "800", "--finetune-iterations", "15"]
-    output = run(tmp_path, ROOT / "examples" / "pretrain_then_finetune.py", *short)
+    output = run(tmp_path, "pretrain_then_finetune.py", *short)
     distance = {name: float(value) for name, value in re.findall(r"(.*): energy distance to the data (\S+)", output)}
     assert distance["two-step, consistent 0.1"] < 0.5 * distance["Euler"] < distance["two-step, paper's start"]
     ((before, after),) = re.findall(r"(\d+) % before, (\d+) % after", output)
@@ -68,7 +71,7 @@ def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
 
 
 def test_deploying_to_a_hand_ends_passive_whatever_fails(tmp_path):
-    output = run(tmp_path, ROOT / "examples" / "deploy_hand.py")
+    output = run(tmp_path, "deploy_hand.py")
     (difference,) = re.findall(r"differs from the actor by (\S+)", output)
     assert float(difference) < 1e-5 and "completed after 3.0 s" in output
     assert output.count("The hand is passive.") == 8 and "NOT" not in output, output
@@ -80,7 +83,7 @@ def test_the_picture_of_the_hand_shows_five_nuts_in_their_colours(tmp_path):
         check_rendering("xhand/nut_bolt")
     except ImportError as error:
         pytest.skip(str(error))
-    run(tmp_path, ROOT / "examples" / "xhand_nuts.py")
+    run(tmp_path, "xhand_nuts.py")
     picture = plt.imread(tmp_path / "xhand_nuts.png")[..., :3]
     panels = [panel.reshape(-1, 3) for panel in np.array_split(picture, 5, axis=1)]
     for nut, panel in zip(NUTS.values(), panels, strict=True):

@@ -25,14 +25,12 @@ def samples(tmp_path_factory):
 
 @pytest.mark.parametrize("part", range(2))
 def test_invalid_command_lines_end_with_a_message_and_leave_nothing(part, tmp_path):
-    lines.preload()
     chosen = lines.command_lines(300, lines.foreign_files(tmp_path / "files"))[part::20]
     outcomes = [lines.run(lines.full_command(line), tmp_path / str(i)) for i, line in enumerate(chosen)]
     assert not [(outcome.command, outcome.fault, outcome.output) for outcome in outcomes if outcome.fault]
 
 
-def test_a_valid_command_line_is_not_refused_by_the_fork_server(tmp_path):
-    lines.preload()
+def test_a_valid_command_line_is_not_refused_in_a_fork(tmp_path):
     outcome = lines.run(lines.full_command(["seed=3"]), tmp_path / "valid")
     assert outcome.code == 0 and outcome.fault == "accepted" and "run/metrics.csv" in outcome.left
 

@@ -140,6 +140,16 @@ def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
         torch.testing.assert_close(scaled["next", "reward"][:, t, 0], expected, rtol=0.01, atol=1e-4)
 
 
+def test_a_rollout_goes_on_until_every_episode_has_ended():
+    torch.manual_seed(0)
+    steps = make_env("pendulum", num_envs=4, seed=5, **RAW).rollout(200, break_when_all_done=True)
+    ends = steps["next", "done"].squeeze(-1).int().argmax(1)
+    assert len(set(ends.tolist())) > 1, "the test wants episodes of different lengths"
+    assert steps.shape == (4, ends.max() + 1)
+    for i, end in enumerate(ends):
+        assert (steps[i, end:]["next", "episode_reward"] == steps[i, end]["next", "episode_reward"]).all()
+
+
 def test_frozen_normalisation_no_longer_changes():
     env = make_env("half_cheetah", num_envs=2, seed=0)
     rollout(env, torch.rand(5, 2, 6))

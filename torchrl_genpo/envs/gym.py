@@ -115,10 +115,16 @@ def make_gym_env(
 
 
 class _GymWrapper(GymWrapper):
-    """TorchRL hands Gymnasium the mask of a partial reset as it is, which fails on a GPU."""
+    """Where TorchRL and Gymnasium's batches do not fit: the mask of a partial reset, and that of a partial step."""
 
     def _replace_reset(self, reset: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return super()._replace_reset(reset.cpu(), kwargs)
+        return super()._replace_reset(reset.cpu(), kwargs)  # Gymnasium cannot read one on a GPU
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        if "_step" in tensordict.keys():
+            # the rollout ignores the episodes that have ended, which Gymnasium would refuse to step
+            self._env._autoreset_envs[:] = False
+        return super()._step(tensordict)
 
 
 class GymView:
