@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 from torchrl.checkpoint import CheckpointRotation
 from torchrl.envs import VecNormV2
 
@@ -54,7 +54,7 @@ def average(rank, port, folder):
 
 
 def test_gradients_are_those_of_all_data_together(tmp_path):
-    spawn(average, (free_port(), tmp_path), nprocs=SIZE)
+    start_processes(average, (free_port(), tmp_path), nprocs=SIZE, start_method="forkserver")
     (state, gradients), (other_state, other_gradients) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(SIZE))
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
@@ -85,7 +85,7 @@ def normalize(rank, port, folder):
 
 
 def test_normalization_is_that_of_all_data_together(tmp_path):
-    spawn(normalize, (free_port(), tmp_path), nprocs=SIZE)
+    start_processes(normalize, (free_port(), tmp_path), nprocs=SIZE, start_method="forkserver")
     merged, other = (torch.load(tmp_path / f"{rank}.pt") for rank in range(SIZE))
     sums = dict.fromkeys(merged, 0.0)
     for rank in range(SIZE):  # the same data, each rank for itself

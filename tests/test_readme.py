@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+from forks import run_script
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -15,8 +17,9 @@ def test_the_code_runs(tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert blocks
     for block in blocks:
-        result = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        (tmp_path / "block.py").write_text(block)
+        code, _ = run_script(tmp_path / "block.py", [], tmp_path / "output.txt")
+        assert code == 0, (tmp_path / "output.txt").read_text()
 
 
 def test_every_row_of_numbers_is_in_the_results():

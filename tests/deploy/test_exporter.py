@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,9 @@ from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.envs.xhand import Scene
 from torchrl_genpo.models import make_actor
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+from forks import run_script
 
 RUNTIMES = ("onnx", "torch")
 
@@ -132,8 +134,8 @@ def test_errors_say_what_to_do(policy_folder, tmp_path):
 def test_a_checkpoint_of_the_entry_script_is_exported_by_one_command(tmp_path, capsys):
     script = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
     sizes = ["env.num_envs=2", "collector.frames_per_batch=64", "collector.total_frames=64", "loss.mini_batch_size=32"]
-    run = [sys.executable, script, "env=pendulum", *sizes, "eval.num_envs=1", f"hydra.run.dir={tmp_path / 'run'}"]
-    subprocess.run(run, check=True, capture_output=True)
+    options = ["env=pendulum", *sizes, "eval.num_envs=1", f"hydra.run.dir={tmp_path / 'run'}"]
+    assert run_script(script, options, tmp_path / "output.txt")[0] == 0
     export([str(tmp_path / "run"), str(tmp_path / "policy")])
     assert "Difference from the actor: onnx" in capsys.readouterr().out
     metadata = ExportedPolicy(tmp_path / "policy").metadata

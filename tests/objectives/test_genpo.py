@@ -310,7 +310,7 @@ def test_compiled_loss_equals_eager(scale):
     td = make_data(actor)
     perturb(actor)
     expected = loss(td)
-    out = torch.compile(loss)(td)
+    out = torch.compile(loss, backend="aot_eager")(td)  # Inductor compiles the whole update in tests/training
     for key in (*LOSS_KEYS, "inversion_error"):
         torch.testing.assert_close(out[key], expected[key], atol=1e-4, rtol=1e-4)
 

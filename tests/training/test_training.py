@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from torchrl_genpo import ReversibleSolver
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.models import make_actor, make_critic, make_loss
 from torchrl_genpo.training import (
@@ -109,7 +110,9 @@ def test_evaluation_counts_the_first_episodes_of_each_environment(parts, rounds)
 
 @pytest.mark.parametrize("compile_mode", [None, "default"])
 def test_an_update_is_one_clipped_gradient_step(parts, compile_mode):
-    env, actor, loss = parts
+    env, *_ = parts
+    actor = make_actor(env, hidden_sizes=(16, 16), solver=ReversibleSolver(num_steps=2))  # soon compiled
+    loss = make_loss(actor, make_critic(env, (16,)), clip_epsilon=0.2)
     batch = batch_of(env, actor)
     out = loss(batch)
     (out["loss_objective"] + out["loss_critic"]).backward()
