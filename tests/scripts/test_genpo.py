@@ -306,7 +306,7 @@ def test_resume_refuses_another_configuration(finished):
     [
         ("env=half_cheeta", ["half_cheeta", "half_cheetah", "walker2d"]),
         ("env.name=HalfCheeta-v5", ["Unknown environment", "HalfCheetah-v5"]),
-        ("loss.clip_epsilonn=0.1", ["clip_epsilonn"]),
+        ("loss.clip_epsilonn=0.1", ["clip_epsilonn", "Did you mean clip_epsilon?"]),
         ("solver.sigma=0", ["sigma", "must not be 0"]),
         ("solver.num_steps=0", ["num_steps must be an integer"]),
         ("policy.time_embedding_dim=3", ["time_embedding_dim", "even number"]),

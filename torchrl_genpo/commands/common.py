@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from torchrl_genpo.envs import WorkerError
+from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.training import DivergedError
 
 __all__ = ["explain_errors", "hydra_command"]
@@ -33,8 +34,16 @@ def explain_errors() -> Iterator[None]:
     try:
         yield
     except MISTAKES as error:
-        cause = f"\n{error.__cause__}" if isinstance(error.__cause__, OmegaConfBaseException) else ""
-        sys.exit(f"{type(error).__name__}: {error}{cause}")
+        cause = error.__cause__
+        details = f"\n{cause}{_close_options(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
+        sys.exit(f"{type(error).__name__}: {error}{details}")
+
+
+def _close_options(error: OmegaConfBaseException) -> str:
+    """Options beside one that is not there."""
+    if not isinstance(error.parent_node, DictConfig):
+        return ""
+    return did_you_mean(str(error.key), map(str, error.parent_node)).replace(" ", "\n", 1)
 
 
 def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
