@@ -55,13 +55,14 @@ class DiscountedReturn(Transform):
         tensordict_reset.set(self.RETURN_KEY, torch.zeros(spec.shape, dtype=spec.dtype, device=spec.device))
         return tensordict_reset
 
-    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+    def transform_output_spec(self, output_spec: Composite) -> Composite:
         """Adds the discounted return, which travels with the data from step to step."""
-        reward_spec = self.parent.full_reward_spec[self.in_keys[0]]
-        observation_spec[self.RETURN_KEY] = Unbounded(
-            shape=reward_spec.shape, dtype=reward_spec.dtype, device=reward_spec.device
+        output_spec = super().transform_output_spec(output_spec)
+        spec = output_spec["full_reward_spec"][self.in_keys[0]]
+        output_spec["full_observation_spec"][self.RETURN_KEY] = Unbounded(
+            shape=spec.shape, dtype=spec.dtype, device=spec.device
         )
-        return observation_spec
+        return output_spec
 
 
 class RewardScaling(DiscountedReturn):
@@ -151,14 +152,14 @@ class FlagNotFinite(Transform):
                 tensordict_reset.set(self._flag(key), flag)
         return self._call(tensordict_reset)
 
-    def transform_observation_spec(self, observation_spec: Composite) -> Composite:
+    def transform_output_spec(self, output_spec: Composite) -> Composite:
         """Adds the marks."""
+        output_spec = super().transform_output_spec(output_spec)
+        observations, rewards = output_spec["full_observation_spec"], output_spec["full_reward_spec"]
         for key in self.in_keys:
-            spec = (observation_spec if key in observation_spec.keys(True) else self.parent.full_reward_spec)[key]
-            observation_spec[self._flag(key)] = Binary(
-                shape=(*spec.shape[:-1], 1), dtype=torch.bool, device=spec.device
-            )
-        return observation_spec
+            spec = (observations if key in observations.keys(True) else rewards)[key]
+            observations[self._flag(key)] = Binary(shape=(*spec.shape[:-1], 1), dtype=torch.bool, device=spec.device)
+        return output_spec
 
 
 class _Normalization(VecNormV2):
