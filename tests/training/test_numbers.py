@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -139,49 +143,39 @@ def make_pendulum():
     return make_env("pendulum", num_envs=1, seed=0)
 
 
-def test_a_dead_worker_is_named_and_other_errors_are_not_its():
-    env = ParallelEnv(2, make_pendulum, use_buffers=False)
-    try:
-        env.reset()
-        assert name_worker_failure(env, RuntimeError("a bug")) is None
-        env._workers[1].kill()
-        with pytest.raises(Exception) as error:
-            env.rollout(3)
-        assert name_worker_failure(env, error.value) == "Worker 1 of the environment died (exit code -9)."
-    finally:
-        for worker in env._workers:
+@pytest.fixture
+def two_workers():
+    env = ParallelEnv(2, make_pendulum, use_buffers=False, mp_start_method="fork")
+    env.reset()
+    yield env
+    for worker in env._workers:
+        with contextlib.suppress(ValueError):  # it is closed
             worker.kill()
+    env.is_closed = True  # else TorchRL says goodbye to each for ten seconds
+
+
+def test_a_dead_worker_is_named_and_other_errors_are_not_its(two_workers):
+    assert name_worker_failure(two_workers, RuntimeError("a bug")) is None
+    two_workers._workers[1].kill()
+    with pytest.raises(Exception) as error:
+        two_workers.rollout(3)
+    assert name_worker_failure(two_workers, error.value) == "Worker 1 of the environment died (exit code -9)."
     assert name_worker_failure(make_pendulum(), RuntimeError()) is None
 
 
-def test_a_dead_worker_is_named_when_torchrl_has_closed_the_others():
-    env = ParallelEnv(2, make_pendulum, use_buffers=False)
-    try:
-        env.reset()
-        env._workers[0].kill()
-        env._workers[0].join()
-        env._workers[1].kill()  # so that it has ended when TorchRL closes it, however busy the machine is
-        env._workers[1].join()
-        env._workers[1].close()
-        assert name_worker_failure(env, RuntimeError("At least one process failed")) == (
-            "Worker 0 of the environment died (exit code -9)."
-        )
-    finally:
-        env._workers[0].kill()
+def test_a_dead_worker_is_named_when_torchrl_has_closed_the_others(two_workers):
+    for worker in two_workers._workers:  # both, so that the other has ended too, however busy the machine is
+        worker.kill()
+        worker.join()
+    two_workers._workers[1].close()
+    assert name_worker_failure(two_workers, RuntimeError("At least one process failed")) == (
+        "Worker 0 of the environment died (exit code -9)."
+    )
 
 
-def test_a_worker_that_hangs_is_named():
-    env = ParallelEnv(2, make_pendulum, use_buffers=False)
-    try:
-        env.reset()
-        env.BATCHED_PIPE_TIMEOUT = 1
-        import os
-        import signal
-
-        os.kill(env._workers[0].pid, signal.SIGSTOP)
-        with pytest.raises(RuntimeError) as error:
-            env.rollout(3)
-        assert name_worker_failure(env, error.value) == "A worker of the environment did not answer for 1 s."
-    finally:
-        for worker in env._workers:
-            worker.kill()
+def test_a_worker_that_hangs_is_named(two_workers):
+    two_workers.BATCHED_PIPE_TIMEOUT = 1
+    os.kill(two_workers._workers[0].pid, signal.SIGSTOP)
+    with pytest.raises(RuntimeError) as error:
+        two_workers.rollout(3)
+    assert name_worker_failure(two_workers, error.value) == "A worker of the environment did not answer for 1 s."
