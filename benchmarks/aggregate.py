@@ -99,10 +99,12 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 
 
 def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Probability that a run of one policy ends above one of the base on the same task, mean over tasks."""
-    from rliable.metrics import probability_of_improvement
+    """Probability that a run of one policy ends above one of the base on the same task, mean over tasks.
 
-    return np.array([probability_of_improvement(scores, base)])
+    As rliable's own, a hundred times as fast, for the bootstrap asks for it 50,000 times.
+    """
+    above, ties = scores[:, None] > base, scores[:, None] == base
+    return np.array([(above + ties / 2).mean()])
 
 
 def report(

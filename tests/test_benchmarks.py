@@ -71,6 +71,10 @@ def test_interquartile_mean_and_probability_of_improvement_on_known_numbers():
     scores = np.arange(8.0).reshape(4, 2)
     assert aggregate.iqm(scores)[0] == np.mean([2, 3, 4, 5])
     assert aggregate.improvement(np.array([[2.0], [4.0]]), np.array([[1.0], [3.0]]))[0] == 0.75
+    metrics = pytest.importorskip("rliable.metrics")
+    scores, base = (np.random.default_rng(seed).integers(0, 5, (size, 3)) for seed, size in enumerate((6, 4)))  # ties
+    expected = metrics.probability_of_improvement(scores, base)
+    assert aggregate.improvement(scores, base)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_interval_depends_neither_on_the_time_nor_on_the_other_policies():
