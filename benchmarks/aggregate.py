@@ -101,7 +101,7 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
     """Probability that a run of one policy ends above one of the base on the same task, mean over tasks.
 
-    As rliable's own, a hundred times as fast, for the bootstrap asks for it 50,000 times.
+    As rliable's own without SciPy's test, for the bootstrap asks for it 50,000 times.
     """
     above, ties = scores[:, None] > base, scores[:, None] == base
     return np.array([(above + ties / 2).mean()])
