@@ -129,6 +129,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="pretrain_then_finetune.png")
     options = parser.parse_args()
+    torch.set_num_threads(1)  # small networks are no faster with more
     torch.manual_seed(options.seed)
     velocity = make_velocity()
     pretrain(velocity, options.pretrain_iterations)

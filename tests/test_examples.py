@@ -40,13 +40,13 @@ def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
 
 
 def test_compose_balances_the_pendulum(tmp_path):
-    output = run(tmp_path, "compose.py", "--frames", 12 * 2048)
+    output = run(tmp_path, "compose.py", "--frames", 18 * 2048)
     (value,) = re.findall(r"zero noise: return (\d+)", output)
     assert int(value) >= 900, output
 
 
 def test_the_trainer_balances_the_pendulum_and_logs_the_numerical_error_of_the_inversion(tmp_path):
-    output = run(tmp_path, "trainer.py", "--frames", 12 * 2048)
+    output = run(tmp_path, "trainer.py", "--frames", 18 * 2048)
     (value,) = re.findall(r"zero noise: return (\d+)", output)
     assert int(value) >= 500, output
     rows = (tmp_path / "csv_logs" / "trainer" / "scalars" / "inversion_error.csv").read_text().split()
