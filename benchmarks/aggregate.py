@@ -20,18 +20,24 @@ import numpy as np
 from experiments import last, origins, training_seconds
 
 BASE = "gaussian"
+COLUMNS = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
 POINTS = 40  # of a curve
 Records = Sequence[dict[str, Any]]
 
 
-def scales(records: Records, column: str) -> dict[str, tuple[float, float]]:
-    """Of every task that all seeds of the base finished: the return where training begins, and the base's end."""
+def task_sets(records: Records) -> list[list[str]]:
+    """The tasks that every seed of the base finished; then all that were begun, if some seed finished them all."""
+    finished = {(record["task"], record["seed"]): None for record in records if record["policy"] == BASE}
+    seeds, some = {seed for _, seed in finished}, list(dict.fromkeys(task for task, _ in finished))
+    every = [task for task in some if all((task, seed) in finished for seed in seeds)]
+    has_all = any(all((task, seed) in finished for task in some) for seed in seeds)
+    return [tasks for tasks in ([every, some] if has_all and every != some else [every]) if tasks]
+
+
+def scales(records: Records, tasks: Sequence[str], column: str) -> dict[str, tuple[float, float]]:
+    """Of every task: the return where training begins, and the base's mean end."""
     found = {}
-    finished = {(record["task"], record["seed"]) for record in records if record["policy"] == BASE}
-    seeds = {seed for _, seed in finished}
-    for task in dict.fromkeys(record["task"] for record in records if record["policy"] == BASE):
-        if any((task, seed) not in finished for seed in seeds):
-            continue
+    for task in tasks:
         chosen = [record for record in records if record["task"] == task]
         start = statistics.median(next(v for v in r["curves"]["train/return"] if v is not None) for r in chosen)
         end = statistics.mean(last(record, column) for record in chosen if record["policy"] == BASE)
@@ -110,48 +116,60 @@ def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
 def report(
     records: Records, labels: Mapping[str, str], path: Path, command: str, drawn: Sequence[str], reps: int = 2000
 ) -> None:
-    """Writes the table ``path.md`` and the picture ``path.png``: all ends, and the curves of policies in ``drawn``."""
-    columns = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
-    tasks = list(scales(records, columns["zero"]))
-    runs = complete_runs(records, list(labels), tasks)
-    if BASE not in runs:
-        raise ValueError(f"No seed of {BASE} has finished every task; IQMs are relative to it.")
-    cells: dict[str, list[str]] = {policy: [] for policy in runs}
-    ends: dict[str, Any] = {}
-    for mode, column in columns.items():
-        scale = scales(records, column)
-        scores = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
-        values, bounds = ends[mode] = intervals(scores, iqm, reps)
-        pairs = {policy: (scores[policy], scores[BASE]) for policy in runs}
-        chances, chance_bounds = intervals(pairs, improvement, reps)
-        for policy in runs:
-            cells[policy].append(_cell(values[policy], bounds[policy]))
-            cells[policy].append("" if policy == BASE else _cell(chances[policy], chance_bounds[policy]))
-    lines = [
-        f"# Learning over {len(tasks)} tasks: {', '.join(tasks)}",
-        "",
-        "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's mean) "
-        "and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
-        f"({reps:,} resamples, rliable).",
-        "",
-        "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
-        "|---|---:|---:|---:|---:|---:|",
-        *(f"| {labels[policy]} | {len(runs[policy])} | {' | '.join(cells[policy])} |" for policy in runs),
-    ]
-    left_out = [labels[policy] for policy in labels if policy not in runs and _has(records, policy)]
-    if left_out:
-        lines += ["", f"Left out, for no seed has finished every task: {', '.join(left_out)}."]
-    chosen = [record for rows in runs.values() for row in rows for record in row]
-    lines += origins(chosen, command)
+    """Writes ``path.md``, a table for each of the ``task_sets``, and ``path.png`` of the first.
+
+    The picture has the ends of all policies, and the curves of those in ``drawn``.
+    """
+    sets = task_sets(records)
+    if not sets:
+        raise ValueError(f"No task has been finished by every seed of {BASE}; IQMs are relative to it.")
+    lines, chosen = [], []
+    for tasks in sets:
+        runs = complete_runs(records, list(labels), tasks)
+        ends = {mode: _ends(records, runs, tasks, column, reps) for mode, column in COLUMNS.items()}
+        lines += [
+            f"{'##' if lines else '#'} Learning over {len(tasks)} tasks: {', '.join(tasks)}",
+            "",
+            "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's "
+            "mean) and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
+            f"({reps:,} resamples, rliable).",
+            "",
+            "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
+            "|---|---:|---:|---:|---:|---:|",
+        ]
+        for policy, rows in runs.items():
+            cells = [cell for mode in COLUMNS for cell in _cells(policy, *ends[mode])]
+            lines.append(f"| {labels[policy]} | {len(rows)} | {' | '.join(cells)} |")
+        left_out = [labels[policy] for policy in labels if policy not in runs and _has(records, policy)]
+        if left_out:
+            lines += ["", f"Left out, for no seed has finished every task: {', '.join(left_out)}."]
+        lines.append("")
+        chosen += [record for rows in runs.values() for row in rows for record in row]
+        if tasks is sets[0]:
+            curve_runs = {policy: rows for policy, rows in runs.items() if policy in drawn}
+            scale = scales(records, tasks, COLUMNS["random"])
+            _draw(ends, curve_runs, labels, scale, path.with_suffix(".png"), max(50, reps // 10))
+    lines += origins(chosen, command)[1:]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    curve_runs = {policy: rows for policy, rows in runs.items() if policy in drawn}
-    curve_scale = scales(records, columns["random"])
-    _draw(ends, curve_runs, labels, curve_scale, path.with_suffix(".png"), max(50, reps // 10))
 
 
-def _cell(value: np.ndarray, bounds: np.ndarray) -> str:
-    return f"{value[0]:.2f} [{bounds[0, 0]:.2f}, {bounds[1, 0]:.2f}]"
+def _ends(
+    records: Records, runs: Mapping[str, Any], tasks: Sequence[str], column: str, reps: int
+) -> tuple[dict[str, Any], ...]:
+    """Of every policy the IQM with its interval, and the probability of improvement over the base with its own."""
+    scale = scales(records, tasks, column)
+    scores = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
+    pairs = {policy: (scores[policy], scores[BASE]) for policy in runs}
+    return (*intervals(scores, iqm, reps), *intervals(pairs, improvement, reps))
+
+
+def _cells(policy: str, *ends: Mapping[str, np.ndarray]) -> list[str]:
+    cells = [
+        f"{value[policy][0]:.2f} [{bounds[policy][0, 0]:.2f}, {bounds[policy][1, 0]:.2f}]"
+        for value, bounds in (ends[:2], ends[2:])
+    ]
+    return [cells[0], "" if policy == BASE else cells[1]]
 
 
 def _has(records: Records, policy: str) -> bool:

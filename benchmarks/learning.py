@@ -10,8 +10,8 @@ The first is 27 runs, about 50 minutes on two cores.
 
 Every finished run is a line of ``learning.jsonl`` in ``benchmarks/results``, with its commit, versions and machine, and
 is never run again; interrupted ones resume. So the command may be repeated at will, on any machine. The reports are
-``learning.md`` and ``learning.png``, task by task, and ``learning_iqm.md`` and ``.png`` over all tasks that Gaussian
-PPO has finished (``aggregate.py``).
+``learning.md`` and ``learning.png``, task by task, and ``learning_iqm.md`` and ``.png`` over the tasks that all seeds
+of Gaussian PPO have finished, and over those that some have (``aggregate.py``).
 """
 
 from __future__ import annotations

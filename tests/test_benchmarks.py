@@ -45,7 +45,8 @@ def records():
 
 
 def test_scores_are_zero_at_the_start_and_one_at_the_mean_of_gaussian_ppo(records):
-    scale = aggregate.scales(records, "eval/zero_noise/return")
+    assert aggregate.task_sets(records) == [["a", "b"], ["a", "b", "c"]]
+    scale = aggregate.scales(records, ["a", "b"], "eval/zero_noise/return")
     assert scale == {"a": (10.0, 210.0), "b": (10.0, 1010.0)}
     runs = aggregate.complete_runs(records, ["flow", "gaussian", "unfinished"], ["a", "b"])
     assert list(runs) == ["gaussian", "flow"] and len(runs["flow"]) == 2
@@ -91,12 +92,14 @@ def test_the_report_names_what_it_leaves_out(records, tmp_path):
     # above the Gaussian's 110, 210, 310 on one task and its 1010 on the other, in every pair
     assert flow.split("|")[4].strip().startswith("1.00") and flow.split("|")[2].strip() == "2"
     assert "Left out, for no seed has finished every task: Half." in text and "Never" not in text
+    wider = text[text.index("## Learning over 3 tasks: a, b, c") :]
+    assert "| Gaussian | 1 |" in wider and "| Flow" not in wider and "every task: Flow, Half." in wider
     assert (tmp_path / "learning_iqm.png").stat().st_size > 5000
 
 
 def test_a_task_that_gaussian_ppo_does_not_learn_is_refused():
     with pytest.raises(ValueError, match="did not learn a"):
-        aggregate.scales([record("a", "gaussian", 1, 10.0)], "eval/zero_noise/return")
+        aggregate.scales([record("a", "gaussian", 1, 10.0)], ["a"], "eval/zero_noise/return")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
