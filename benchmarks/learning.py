@@ -17,6 +17,7 @@ of Gaussian PPO have finished, and over those that some have (``aggregate.py``).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
@@ -125,14 +126,20 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks), 3.8), layout="constrained", squeeze=False)
-    for panel, task in zip(axes[0], tasks, strict=True):
+    columns = min(len(tasks), 3)
+    rows = math.ceil(len(tasks) / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+    for panel in axes.flat[len(tasks) :]:
+        panel.set_axis_off()
+    for panel, task in zip(axes.flat, tasks, strict=False):
         for color, policy in enumerate(DRAWN):
             chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
             median_curves(panel, chosen, POLICIES[policy][0], f"C{color}", unit=1e3)
-        panel.set(title=task, xlabel="thousand frames")
+        panel.set_title(task)
         panel.grid(alpha=0.3)
-    axes[0][0].set_ylabel("training return (20 episodes)")
+    for panel in axes[-1]:
+        panel.set_xlabel("thousand frames")
+    figure.supylabel("training return (20 episodes)", fontsize=10)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside lower center", ncols=4)
     figure.suptitle("Median and range of the seeds", fontsize=10)
