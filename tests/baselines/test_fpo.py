@@ -118,3 +118,20 @@ def test_mistakes_are_explained():
         FPOLoss(actor, None, critic_coeff=None, entropy_bonus=True)
     with pytest.raises(ValueError, match="'sum', 'mean' or 'sqrt', got 'max'"):
         FPOLoss(actor, None, critic_coeff=None, error_scale="max")
+
+
+@pytest.mark.parametrize("option", [{"delay_actor": True}, {"max_importance_ratio": 2.0}, {"clip_epsilon": (0.1, 0.2)}])
+def test_options_of_a_likelihood_ratio_are_refused(option):
+    with pytest.raises(ValueError, match="FPO"):
+        make_loss(**option)
+
+
+def test_the_advantage_is_computed_where_it_is_missing_as_by_stock_ppo():
+    actor, loss = make_loss()
+    data = loss.prepare(collect(actor))
+    data["next"] = data.select("observation").update(
+        {key: torch.zeros(64, 1, dtype=torch.bool) for key in ("done", "terminated")} | {"reward": torch.ones(64, 1)}
+    )
+    loss.value_estimator(data)
+    expected = loss(data)["loss_objective"]
+    torch.testing.assert_close(loss(data.exclude("advantage"))["loss_objective"], expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
@@ -102,3 +103,16 @@ def test_learns_a_bandit():
     actor = PolicyFlowActor(velocity, num_steps=3, initial_scale=0.5)
     before, after = train_bandit(actor, PolicyFlowLoss(actor, None, critic_coeff=None))
     assert after < 0.7 * before
+
+
+def test_an_old_velocity_that_was_never_kept_is_asked_for():
+    actor, loss = make_loss()
+    with pytest.raises(KeyError, match="prepare"):
+        loss(collect(actor))
+
+
+def test_a_proximal_policy_and_other_actors_are_refused():
+    with pytest.raises(ValueError, match="delay_actor=False"):
+        make_loss(delay_actor=True)
+    with pytest.raises(TypeError, match="PolicyFlowActor, got Linear"):
+        PolicyFlowLoss(nn.Linear(2, 2), None)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from torchrl_genpo import ReversibleSolver
+from torchrl_genpo.baselines import AlternatingCoupling
 from torchrl_genpo.flow import AdaptiveSigma
 
 
@@ -51,6 +53,18 @@ def test_state_is_restored():
 def test_nonsense_is_refused(solver, kwargs, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveSigma(solver, **{"target": 0.02, **kwargs})
+
+
+def test_other_solvers_are_refused():
+    with pytest.raises(ValueError, match="two-step solver"):
+        AdaptiveSigma(AlternatingCoupling(), 0.02)
+
+
+def test_states_have_one_dtype_whatever_sigma_becomes():
+    solver = ReversibleSolver(20, 0.95)
+    assert solver.state_dtype(torch.float32) == torch.float32
+    AdaptiveSigma(solver, 0.02)
+    assert solver.state_dtype(torch.float32) == torch.float64
 
 
 def test_a_quantity_that_is_not_finite_is_refused():

@@ -116,3 +116,14 @@ def test_a_velocity_that_hides_its_parameters_is_refused():
     solver = ReversibleSolver(gradient="reversible")
     with pytest.raises(TypeError, match="ConditionedVelocity"):
         solver.integrate(lambda x, t: x, torch.zeros(2, 3), torch.zeros(2, 3))
+
+
+def test_a_frozen_velocity_passes_gradients_to_the_start():
+    gradients = []
+    for actor in make_actors("two_step", torch.float64):
+        actor.velocity.requires_grad_(False)
+        torch.manual_seed(1)
+        data = actor(TensorDict(observation=torch.randn(8, 4, dtype=torch.float64), batch_size=[8]))
+        gradients.append(torch.autograd.grad(data["action"].sin().sum(), list(actor.start.parameters())))
+    for stored, reversible in zip(*gradients, strict=True):
+        assert stored.abs().sum() > 0 and relative_error(stored, reversible) < TOLERANCE[torch.float64]

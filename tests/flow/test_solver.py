@@ -149,3 +149,10 @@ def test_memory_of_the_wrong_size_is_refused():
 def test_unknown_gradient_is_refused():
     with pytest.raises(ValueError, match="'stored' or 'reversible', got 'adjoint'"):
         ReversibleSolver(gradient="adjoint")
+
+
+def test_a_refused_sigma_leaves_the_old_one():
+    solver = ReversibleSolver(5, 0.75)
+    with pytest.raises(ValueError, match=r"sigma=0.0001 with num_steps=5 cannot be inverted"):
+        solver.sigma = 1e-4
+    assert repr(solver) == repr(ReversibleSolver(5, 0.75)) and solver.coefficients == [(0.25, 0.75)] * 5

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleSolver
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import ConditionedVelocity
 
 
@@ -45,6 +45,7 @@ def test_learned_scale_is_an_exact_density_with_a_gradient():
         (("learned", 3, 8), "context_dim=8 has no effect"),
         (("learned", 3, None, 1, 0.0), "initial_scale must be positive"),
         (("unit", None, None, 1, 2.0), "initial_scale=2.0 has no effect"),
+        (("state_dependent", 3, 8, 1, 30.0), "between 0.0498 and 20.1, not 30"),
     ],
 )
 def test_nonsense_is_refused(args, message):
@@ -112,3 +113,10 @@ def test_state_dependent_scale_starts_at_one_and_follows_the_context():
 def test_initial_scale():
     start = IndependentStart("learned", 3, initial_scale=1.4)
     torch.testing.assert_close(start.log_scale.exp(), torch.full((2, 3), 1.4))
+
+
+@pytest.mark.parametrize("scale", [0.06, 1.0, 10.0])
+def test_a_state_dependent_scale_begins_with_the_initial_one(scale):
+    start = IndependentStart("state_dependent", 3, context_dim=8, initial_scale=scale)
+    context = ConditionedVelocity(VelocityMLP(4, 3, (8,)), torch.randn(5, 8))
+    torch.testing.assert_close(start.log_scales(context).exp(), torch.full((5, 2, 3), scale))

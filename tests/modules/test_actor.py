@@ -14,6 +14,8 @@ from torchrl.data import Bounded
 from torchrl.envs import ExplorationType, GymEnv, SerialEnv, set_exploration_type
 
 from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.baselines import FPOActor, PolicyFlowActor
+from torchrl_genpo.modules import EulerActor
 
 
 def make_actor(**kwargs):
@@ -167,6 +169,25 @@ def test_draw_memories_writes_the_density_of_the_action(keys):
     assert (td["marginal_log_prob"] - expected).abs().mean() < 0.2
     with pytest.raises(ValueError, match="at least 1"):
         actor.draw_memories(td, 0)
+
+
+def test_memories_are_drawn_for_a_few_actions_at_a_time():
+    actor = make_actor()
+    td = actor(observations(5, 3)).detach()
+    estimates = [actor.draw_memories(td.clone(), 64, batch_size)["marginal_log_prob"] for batch_size in (4, 15)]
+    assert estimates[0].shape == (5, 3)
+    torch.testing.assert_close(*estimates, atol=0.1, rtol=0)
+    with pytest.raises(KeyError, match="no 'action_log_prob'"):
+        actor.draw_memories(td.exclude("action_log_prob"))
+
+
+@pytest.mark.parametrize("make", [ReversibleFlowActor, EulerActor, FPOActor, PolicyFlowActor])
+def test_one_key_may_be_a_string_and_is_named_where_it_is_missing(make):
+    actor = make(VelocityMLP(4, 2, (32,)), in_keys="state")
+    assert actor.in_keys == ["state"]
+    assert actor(TensorDict(state=torch.randn(3, 4), batch_size=[3]))["action"].shape == (3, 2)
+    with pytest.raises(KeyError, match="state"):
+        actor(observations(3))
 
 
 def test_safe_is_refused():

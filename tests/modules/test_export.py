@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torch import nn
-from torchrl.envs import CatFrames, ExplorationType, ObservationNorm, SignTransform
+from torchrl.envs import CatFrames, ClipTransform, ExplorationType, ObservationNorm, SignTransform
 from torchrl.envs import set_exploration_type as exploration
 
 from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
@@ -155,3 +155,16 @@ def test_the_names_are_those_of_the_inputs():
     assert {name: tuple(value.shape[1:]) for name, value in inputs.items()} == policy.input_shapes
     outputs = policy(**inputs)
     assert len(outputs) == len(policy.output_names) and outputs[1].shape == inputs["history"].shape
+
+
+def test_an_observation_without_a_batch_is_refused():
+    with pytest.raises(ValueError, match=r"\[b, 5\], got \[5\]"):
+        ExportablePolicy(flow(), ObservationPipeline(OBS))(torch.randn(OBS))
+
+
+def test_two_clips_are_both_made():
+    chain = [ObservationNorm(0.0, 0.5, in_keys=["observation"], standard_normal=True)]
+    chain += [ClipTransform(["observation"], low=-bound, high=bound) for bound in (1.0, 10.0)]
+    pipeline = ObservationPipeline.from_transforms(chain, OBS)
+    assert pipeline(torch.full((1, OBS), 3.0))[0].tolist() == [[1.0] * OBS]
+    assert "low=-1.0, high=1.0" in repr(pipeline) and pipeline.draw_frames(2).shape == (2, 1, OBS)

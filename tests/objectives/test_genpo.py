@@ -123,7 +123,6 @@ class TestGenPO(LossModuleTestBase):
         loss = GenPOLoss(*make_models())
         defaults = {key: key for key in ("advantage", "value_target", "action", "action_memory", "reward", "done")}
         defaults |= {"value": "state_value", "sample_log_prob": "action_log_prob", "terminated": "terminated"}
-        defaults |= {"memory_samples": "memory_samples", "memory_log_proposal": "memory_log_proposal"}
         self.tensordict_keys_test(loss, default_keys=defaults, td_est=estimator)
         actor, _ = make_models()
         critic = ValueOperator(MLP(in_features=4, out_features=1, num_cells=[32]), out_keys=["value_new"])
@@ -416,3 +415,19 @@ def test_other_policies_are_refused():
 
 def test_in_keys_include_the_memory():
     assert "action_memory" in GenPOLoss(*make_models()).in_keys
+
+
+@pytest.mark.parametrize("ratio", ["pair", "action"])
+def test_actions_that_were_changed_after_they_were_scored_show_in_the_inversion_error(ratio):
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic, ratio=ratio, num_memories=4)
+    td = make_data(actor, (64,))
+    assert loss(loss.prepare(td.clone()))["inversion_error"] < 1e-4
+    assert loss(loss.prepare(td.set("action", td["action"].clamp(-0.5, 0.5))))["inversion_error"] > 1
+
+
+@pytest.mark.parametrize("key", ["action", "observation"])
+def test_data_without_a_key_is_named(key):
+    actor, critic = make_models()
+    with pytest.raises(KeyError, match=key):
+        GenPOLoss(actor, critic)(make_data(actor).exclude(key))

@@ -139,6 +139,14 @@ def test_an_update_that_is_not_finite_changes_nothing_and_says_where(parts):
     assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
 
 
+def test_a_ratio_that_is_not_finite_is_found_where_the_clip_hides_it(parts):
+    env, actor, loss = parts
+    batch = batch_of(env, actor)
+    batch["advantage"][3], batch["action"][3] = -1.0, 1e25
+    with pytest.raises(DivergedError, match="kl_approx"):
+        make_update(loss, torch.optim.Adam(loss.parameters()), 1.0)(batch)
+
+
 def test_data_that_is_not_finite_is_named():
     check_finite({"observation": torch.zeros(3)}, "the data")
     with pytest.raises(DivergedError, match=r"the data.*reward"):

@@ -18,6 +18,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl_genpo.flow import Velocity
 from torchrl_genpo.modules import EulerActor
 from torchrl_genpo.modules.euler import draw_noise
+from torchrl_genpo.modules.inputs import read
 from torchrl_genpo.objectives import flow_matching_error
 
 __all__ = ["FPOActor", "FPOLoss", "asymmetric_gain"]
@@ -33,7 +34,7 @@ class FPOActor(EulerActor):
             type ``RANDOM``. Defaults to ``0.02``, as in FPO++.
 
     Keyword Args:
-        in_keys (sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
     """
 
@@ -43,7 +44,7 @@ class FPOActor(EulerActor):
         num_steps: int = 10,
         perturbation: float = 0.02,
         *,
-        in_keys: Sequence[NestedKey] = ("observation",),
+        in_keys: str | Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__(velocity, num_steps, in_keys=in_keys, action_key=action_key)
@@ -76,7 +77,7 @@ def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor |
         tensor([ 1.2000, -2.1250])
     """
     ratio, clip_epsilon = log_ratio.exp(), torch.as_tensor(clip_epsilon)
-    clipped = torch.minimum(ratio, ratio.clamp(max=1 + clip_epsilon)) * advantage
+    clipped = ratio.clamp(max=1 + clip_epsilon) * advantage
     penalised = ratio * advantage - advantage.abs() / (2 * clip_epsilon) * (ratio - 1).square()
     return torch.where(advantage > 0, clipped, penalised)
 
@@ -111,10 +112,13 @@ class FPOLoss(ClipPPOLoss):
             paper), ``"mean"``, or ``"sqrt"``, the sum over :math:`\sqrt d` (the code). Defaults to ``"sqrt"``.
         max_error (float, optional): bound on each loss, against outliers. Defaults to ``20``.
         max_log_ratio (float, optional): bound on each log ratio, which lets gradients pass. Defaults to ``10``.
-        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, its entropy bonus excepted.
+        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, except for those of its entropy bonus, ``delay_actor``
+            and ``max_importance_ratio``.
 
     Raises:
-        ValueError: for ``entropy_bonus=True`` (the entropy of the flow is unknown), or an option out of range.
+        TypeError: if ``actor_network`` has no velocity.
+        ValueError: for ``entropy_bonus=True`` (the entropy of the flow is unknown), an option of a likelihood ratio, or
+            one out of range.
         KeyError: in ``forward``, if :meth:`prepare` was not called.
 
     Examples:
@@ -163,6 +167,13 @@ class FPOLoss(ClipPPOLoss):
             raise ValueError(f"error_scale must be 'sum', 'mean' or 'sqrt', got {error_scale!r}.")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+        if not hasattr(actor_network, "velocity"):
+            raise TypeError(f"FPOLoss trains a policy with a velocity, got {type(actor_network).__name__}.")
+        if not isinstance(clip_epsilon, (int, float)):
+            raise ValueError(f"FPO's trust region has one clip_epsilon, got {clip_epsilon!r}.")
+        for name in ("delay_actor", "max_importance_ratio"):
+            if kwargs.get(name):
+                raise ValueError(f"FPO has no likelihood ratio that {name}={kwargs[name]} could act on; leave it out.")
         super().__init__(actor_network, critic_network, clip_epsilon=clip_epsilon, entropy_bonus=False, **kwargs)
         self.set_keys(action=actor_network.action_key)
         self.num_samples = num_samples
@@ -185,7 +196,7 @@ class FPOLoss(ClipPPOLoss):
 
         To be called on every collected batch before the first update, under the parameters that collected it.
         """
-        action = tensordict.get(self.tensor_keys.action)
+        (action,) = read(tensordict, self.tensor_keys.action)
         shape = (*action.shape[:-1], self.num_samples)
         noise = torch.randn(*shape, action.shape[-1], dtype=action.dtype, device=action.device)
         # not quite to the ends, as in FPO++
@@ -204,7 +215,11 @@ class FPOLoss(ClipPPOLoss):
                 f"The data lacks {', '.join(map(repr, self._sample_keys))}: call loss.prepare(data) once on every "
                 "collected batch before its first update."
             )
-        advantage = tensordict.get(self.tensor_keys.advantage)
+        if self._has_critic and tensordict.get(self.tensor_keys.advantage, None) is None:
+            tensordict = tensordict.clone(False)
+            critic_params = self._cached_critic_network_params_detached
+            self.value_estimator(tensordict, params=critic_params, target_params=self.target_critic_network_params)
+        (advantage,) = read(tensordict, self.tensor_keys.advantage)
         advantage = self._maybe_normalize_advantage(advantage, tensordict, update_norm=False)
         log_ratio = old_error - self._error(tensordict, noise, time)
         log_ratio = log_ratio + (log_ratio.clamp(max=self.max_log_ratio) - log_ratio).detach()
@@ -230,10 +245,10 @@ class FPOLoss(ClipPPOLoss):
 
     def _error(self, tensordict: TensorDictBase, noise: Tensor, time: Tensor) -> Tensor:
         """Bounded flow-matching loss ``[..., n]`` of the stored actions under the present parameters."""
-        action = tensordict.get(self.tensor_keys.action).unsqueeze(-2)
+        action = read(tensordict, self.tensor_keys.action)[0].unsqueeze(-2)
         with self.actor_network_params.to_module(self.actor_network):
             velocity = self.actor_network.velocity
-            context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
+            context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
             error = flow_matching_error(velocity, context.unsqueeze(-2), action, noise, time)
         squared, d = error.square().sum(-1), error.shape[-1]
         return (squared / {"sum": 1, "mean": d, "sqrt": d**0.5}[self.error_scale]).clamp(max=self.max_error)

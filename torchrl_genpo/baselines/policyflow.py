@@ -18,6 +18,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, midpoint
 from torchrl_genpo.modules.euler import draw_noise
+from torchrl_genpo.modules.inputs import as_keys, read
 
 __all__ = ["PolicyFlowActor", "PolicyFlowLoss"]
 
@@ -34,7 +35,7 @@ class PolicyFlowActor(TensorDictModuleBase):
         initial_scale (float, optional): first standard deviation of the residual. Defaults to ``1``.
 
     Keyword Args:
-        in_keys (sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
         log_prob_key (NestedKey, optional): defaults to ``"action_log_prob"``.
     """
@@ -45,7 +46,7 @@ class PolicyFlowActor(TensorDictModuleBase):
         num_steps: int = 10,
         initial_scale: float = 1.0,
         *,
-        in_keys: Sequence[NestedKey] = ("observation",),
+        in_keys: str | Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
         log_prob_key: NestedKey = "action_log_prob",
     ) -> None:
@@ -58,12 +59,12 @@ class PolicyFlowActor(TensorDictModuleBase):
         self.num_steps = num_steps
         self.log_scale = nn.Parameter(torch.full((velocity.action_dim,), math.log(initial_scale)))
         self.action_key, self.log_prob_key = action_key, log_prob_key
-        self.in_keys = list(in_keys)
+        self.in_keys = as_keys(in_keys)
         self.out_keys = [action_key, "flow_start", "flow_end", log_prob_key]
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action and what its ratio needs."""
-        observations = [tensordict.get(key) for key in self.in_keys]
+        observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
         start = draw_noise(observations[0], (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim))
         end = midpoint(velocity, start, self.num_steps)
@@ -108,7 +109,13 @@ class PolicyFlowLoss(ClipPPOLoss):
 
     Keyword Args:
         brownian_coeff (float, optional): weight of the regulariser. Defaults to ``0.0025``.
-        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`; its entropy is that of the residual.
+        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, ``delay_actor`` excepted; its entropy is that of the
+            residual.
+
+    Raises:
+        TypeError: if ``actor_network`` is not a :class:`PolicyFlowActor`.
+        ValueError: for ``delay_actor=True``.
+        KeyError: in ``forward``, if :meth:`prepare` was never called.
 
     Examples:
         >>> import torch
@@ -145,11 +152,17 @@ class PolicyFlowLoss(ClipPPOLoss):
         entropy_bonus: bool = False,
         **kwargs: Any,
     ) -> None:
+        if not isinstance(actor_network, PolicyFlowActor):
+            raise TypeError(f"PolicyFlowLoss trains a PolicyFlowActor, got {type(actor_network).__name__}.")
+        if kwargs.get("delay_actor"):
+            raise ValueError(
+                "PolicyFlow draws another point of the path whenever it scores, so a proximal policy cannot be "
+                "compared with the present one: use delay_actor=False."
+            )
         super().__init__(actor_network, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         self.set_keys(action=actor_network.action_key, sample_log_prob=actor_network.log_prob_key)
         self.register_coeff_buffer("brownian_coeff", brownian_coeff)
-        # not a part of the state: every collected batch sets it anew
-        self._behaviour_params = self.actor_network_params.data.clone()
+        self._behaviour_params: TensorDict | None = None  # no part of the state: every collected batch sets it anew
         self._brownian_error: Tensor | None = None
 
     def _set_in_keys(self) -> None:
@@ -173,12 +186,19 @@ class PolicyFlowLoss(ClipPPOLoss):
 
         To be called on every collected batch before the first update.
         """
-        self._behaviour_params = self.actor_network_params.data.clone()
+        if self._behaviour_params is None:
+            self._behaviour_params = self.actor_network_params.data.clone()
+        else:
+            self._behaviour_params.update_(self.actor_network_params.data)  # in place, where a CUDA graph reads them
         return tensordict
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
+        if self._behaviour_params is None:
+            raise KeyError(
+                "No old velocity: call loss.prepare(data) once on every collected batch before its first update."
+            )
         td_out = super().forward(tensordict)
         error, self._brownian_error = self._brownian_error, None
         return td_out.set("loss_brownian", self.brownian_coeff * self._reduce_loss(error, tensordict))
@@ -186,7 +206,7 @@ class PolicyFlowLoss(ClipPPOLoss):
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None
     ) -> tuple[Tensor, IndependentNormal, bool]:
-        start, end = tensordict.get(self.tensor_keys.flow_start), tensordict.get(self.tensor_keys.flow_end)
+        start, end = read(tensordict, self.tensor_keys.flow_start, self.tensor_keys.flow_end)
         time = torch.rand_like(start[..., 0])
         along = torch.lerp(start, end, time.unsqueeze(-1))
         is_current = params is None
@@ -205,5 +225,5 @@ class PolicyFlowLoss(ClipPPOLoss):
     def _velocity(self, tensordict: TensorDictBase, params: TensorDict, x: Tensor, time: Tensor) -> Tensor:
         with params.to_module(self.actor_network):
             velocity = self.actor_network.velocity
-            context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
+            context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
             return velocity(x, time, context)

@@ -51,7 +51,7 @@ class AdaptiveSigma:
         max_sigma: float = 0.95,
         factor: float = 1.1,
     ) -> None:
-        if not isinstance(solver.sigma, float) or not 0 < solver.sigma < 1:
+        if not isinstance(solver, ReversibleSolver) or not isinstance(solver.sigma, float) or not 0 < solver.sigma < 1:
             raise ValueError(f"AdaptiveSigma needs a two-step solver with one sigma in (0, 1), got {solver}.")
         if not target > 0:
             raise ValueError(f"target must be positive, got {target}.")
@@ -60,7 +60,8 @@ class AdaptiveSigma:
                 f"Needs 0 < min_sigma <= sigma <= max_sigma < 1 and factor > 1, got {min_sigma}, {solver.sigma}, "
                 f"{max_sigma} and {factor}."
             )
-        ReversibleSolver(solver.num_steps, min_sigma, gradient=solver.gradient)  # refuses what could not be inverted
+        # refuses what could not be inverted; and buffers made for the first batch must hold every later one
+        solver.largest_amplification = ReversibleSolver(solver.num_steps, min_sigma).error_amplification
         self.solver = solver
         self.target = target
         self.min_sigma = min_sigma

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -119,9 +120,21 @@ def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor,
     size = m.shape[-1]
     basis = torch.eye(size, dtype=m.dtype, device=m.device).view(size, *[1] * (m.ndim - 1), size)
     repeated = m.expand(size, *m.shape).contiguous()
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of a transformer have no forward mode
+    with _kernels_with_forward_mode():
         dual = torch.func.jvp(function, (repeated,), (basis.expand_as(repeated).contiguous(),))
     return dual[0][0], dual[1].movedim(0, -1)
+
+
+@contextlib.contextmanager
+def _kernels_with_forward_mode() -> Iterator[None]:
+    """Without the fused kernels of a transformer: of its attention, and of a whole layer that is not in training."""
+    is_fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fast)
 
 
 def _log_abs_diagonal(triangular: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -77,13 +78,17 @@ class _Reversible(torch.autograd.Function):
             grad_v = grad_v.to(v.dtype)
             grad_at, *parts = torch.autograd.grad(v, [at, *wanted], grad_v, allow_unused=True)
             grads[1 if inverse else 0] = grads[1 if inverse else 0] + grad_at
-            for n, part in enumerate(parts):
-                total = sums[n]
-                if total is None:  # a copy: autograd may hand out one tensor as two gradients
-                    sums[n] = None if part is None else part.clone()
-                elif part is not None:
-                    total.add_(part)
-            del v, at, parts, part, total, grad_at, grad_v  # the next evaluation needs most memory
+            _add(sums, parts)
+            del v, at, parts, grad_at, grad_v  # the next evaluation needs most memory
         grad_x, grad_memory = solver.join(grads)
         filled = iter(sums)
         return (None, None, None, grad_x, grad_memory, *(next(filled) if t.requires_grad else None for t in saved))
+
+
+def _add(sums: list[Tensor | None], parts: Sequence[Tensor | None]) -> None:
+    for n, part in enumerate(parts):
+        total = sums[n]
+        if total is None:  # a copy: autograd may hand out one tensor as two gradients
+            sums[n] = None if part is None else part.clone()
+        elif part is not None:
+            total.add_(part)

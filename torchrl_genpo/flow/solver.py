@@ -69,9 +69,12 @@ class PairSolver(ABC):
     def log_abs_det(self, d: int) -> float:
         """Log absolute determinant of :meth:`integrate` for states of size ``d``."""
 
+    largest_amplification = 0.0
+    """Of what this solver is going to be, if its rule will move: states then have one dtype all the time."""
+
     def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype that the states are carried in for noise of ``dtype``: itself, or float64."""
-        if self.error_amplification * torch.finfo(dtype).eps > TOLERANCE:
+        if max(self.error_amplification, self.largest_amplification) * torch.finfo(dtype).eps > TOLERANCE:
             return torch.float64
         return dtype
 
@@ -165,8 +168,7 @@ class ReversibleSolver(PairSolver):
         if coefficients is None:
             self.sigma = sigma
         else:
-            self._sigma: float | tuple[float, ...] | None = None
-            self._set_coefficients([_checked_coefficients(coefficients)] * num_steps)
+            self._set_rule([_checked_coefficients(coefficients)] * num_steps, None)
 
     @classmethod
     def two_step(
@@ -211,20 +213,21 @@ class ReversibleSolver(PairSolver):
         if len(values) != self.num_steps:
             raise ValueError(f"sigma has {len(values)} values for num_steps={self.num_steps}: give one, or one a step.")
         checked = [_checked_sigma(s) for s in values]
-        self._sigma = checked[0] if is_number else tuple(checked)
-        self._set_coefficients([(1 - s, s) for s in checked])
+        self._set_rule([(1 - s, s) for s in checked], checked[0] if is_number else tuple(checked))
 
-    def _set_coefficients(self, coefficients: list[tuple[float, ...]]) -> None:
+    def _set_rule(self, coefficients: list[tuple[float, ...]], sigma: float | tuple[float, ...] | None) -> None:
+        amplification = _error_amplification(coefficients)
+        if amplification > LARGEST_AMPLIFICATION:  # before anything is set: a refused sigma leaves the old one
+            largest = int(math.log(LARGEST_AMPLIFICATION) * self.num_steps / math.log(amplification))
+            raise ValueError(
+                f"{_described(coefficients, sigma)} with num_steps={self.num_steps} cannot be inverted in float64: "
+                f"rounding errors grow by {amplification:.1e} (sigma^-num_steps for the two-step rule). With this rule "
+                f"num_steps can be at most {largest}; or take one whose memory weighs more (sigma closer to 1)."
+            )
         self.coefficients = coefficients
         """:math:`a_0, \\dots, a_{k-1}` of each step."""
+        self._sigma = sigma
         self._gains = [self.dt * (1 + sum(j * a for j, a in enumerate(step))) for step in coefficients]
-        if self.error_amplification > LARGEST_AMPLIFICATION:
-            largest = int(math.log(LARGEST_AMPLIFICATION) / math.log(self.step_amplification))
-            raise ValueError(
-                f"{self._rule()} with num_steps={self.num_steps} cannot be inverted in float64: rounding errors grow "
-                f"by {self.error_amplification:.1e} (sigma^-num_steps for the two-step rule). With this rule num_steps "
-                f"can be at most {largest}; or take one whose memory weighs more (sigma closer to 1)."
-            )
 
     @property
     def num_memories(self) -> int:
@@ -257,7 +260,7 @@ class ReversibleSolver(PairSolver):
     @property
     def error_amplification(self) -> float:
         r"""The same for all steps together; :math:`|\sigma|^{-M}` for the two-step rule."""
-        return math.prod(1 / min(map(abs, _roots(step))) for step in self.coefficients)
+        return _error_amplification(self.coefficients)
 
     def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Carries a pair of noise to the end of the flow, :math:`t = 0 \\to 1`.
@@ -331,14 +334,21 @@ class ReversibleSolver(PairSolver):
         """
         return d * sum(math.log(abs(step[-1])) for step in self.coefficients)
 
-    def _rule(self) -> str:
-        if self._sigma is None:
-            return "coefficients=(" + ", ".join(f"{a:.4g}" for a in self.coefficients[0]) + ")"
-        return f"sigma={self._sigma}"
-
     def __repr__(self) -> str:
         gradient = "" if self.gradient == "stored" else f", gradient={self.gradient!r}"
-        return f"{type(self).__name__}(num_steps={self.num_steps}, {self._rule()}{gradient})"
+        return (
+            f"{type(self).__name__}(num_steps={self.num_steps}, {_described(self.coefficients, self._sigma)}{gradient})"
+        )
+
+
+def _described(coefficients: Sequence[Sequence[float]], sigma: float | tuple[float, ...] | None) -> str:
+    if sigma is None:
+        return "coefficients=(" + ", ".join(f"{a:.4g}" for a in coefficients[0]) + ")"
+    return f"sigma={sigma}"
+
+
+def _error_amplification(coefficients: Sequence[Sequence[float]]) -> float:
+    return math.prod(1 / min(map(abs, _roots(step))) for step in coefficients)
 
 
 def _roots(coefficients: Sequence[float]) -> list[complex]:

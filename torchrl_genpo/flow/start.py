@@ -63,6 +63,9 @@ class Start(nn.Module, ABC):
         super().__init__()
         if not (math.isfinite(initial_scale) and initial_scale > 0):
             raise ValueError(f"initial_scale must be positive and finite, got {initial_scale}.")
+        if scale == "state_dependent" and abs(math.log(initial_scale)) >= self.LOG_SCALE_BOUND:
+            low, high = (math.exp(sign * self.LOG_SCALE_BOUND) for sign in (-1, 1))
+            raise ValueError(f"A state-dependent scale is between {low:.3g} and {high:.3g}, not {initial_scale}.")
         if scale == "unit" and initial_scale != 1:
             raise ValueError(
                 f"initial_scale={initial_scale} has no effect with scale='unit'; drop it or use 'learned'."
@@ -92,7 +95,8 @@ class Start(nn.Module, ABC):
             nn.init.constant_(self.log_scale, math.log(self.initial_scale))
         if self.head is not None:
             nn.init.zeros_(self.head.weight)
-            nn.init.constant_(self.head.bias, math.log(self.initial_scale))
+            bound = self.LOG_SCALE_BOUND  # see log_scales, whose inverse this is
+            nn.init.constant_(self.head.bias, bound * math.atanh(math.log(self.initial_scale) / bound))
 
     @property
     def has_constant_entropy(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import InteractionType, composite_lp_aggregate, dispatch, set_skip_existing
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from torchrl_genpo.flow import (
     batch_shape,
     marginal_log_prob,
 )
+from torchrl_genpo.modules.inputs import as_keys, read
 
 __all__ = ["ReversibleFlowActor"]
 
@@ -48,7 +49,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     Keyword Args:
         solver (PairSolver, optional): defaults to ``ReversibleSolver()``.
         start (Start, optional): defaults to ``IndependentStart()``, the paper's.
-        in_keys (sequence of NestedKey, optional): the observations, passed to
+        in_keys (str or sequence of NestedKey, optional): the observations, passed to
             ``velocity.condition`` in this order. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
         memory_key (NestedKey, optional): defaults to ``"action_memory"``.
@@ -83,7 +84,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         *,
         solver: PairSolver | None = None,
         start: Start | None = None,
-        in_keys: Sequence[NestedKey] = ("observation",),
+        in_keys: str | Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
         memory_key: NestedKey = "action_memory",
         log_prob_key: NestedKey = "action_log_prob",
@@ -117,7 +118,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         # one density for the pair, whichever way TensorDict is set to treat the densities of several keys
         aggregate = composite_lp_aggregate(nowarn=True)
         super().__init__(
-            in_keys=[unravel_key(key) for key in in_keys],
+            in_keys=as_keys(in_keys),
             out_keys=[unravel_key(action_key), unravel_key(memory_key)],
             spec=None,
             distribution_class=self.flow_class,
@@ -176,7 +177,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         return dist.log_prob(*self.read_pair(tensordict, self.action_key, self.memory_key))
 
     @torch.no_grad()
-    def draw_memories(self, tensordict: TensorDictBase, num_samples: int = 8) -> TensorDictBase:
+    def draw_memories(self, tensordict: TensorDictBase, num_samples: int = 8, batch_size: int = 1024) -> TensorDictBase:
         """Adds what the density of the executed action alone needs, under the present parameters.
 
         To be called once on every collected batch, before the first update, for
@@ -184,22 +185,44 @@ class ReversibleFlowActor(SafeProbabilisticModule):
 
         - ``memory_samples`` ``[..., n, (k-1) d]``, memories that could have come with the action,
         - ``memory_log_proposal`` ``[..., n]``, their log proposal density,
-        - ``marginal_log_prob`` ``[...]``, the estimated log density of the action, and
-        - ``effective_sample_size`` ``[...]`` of that estimate, between 1 and ``n``.
+        - ``marginal_log_prob`` ``[...]``, the estimated log density of the action,
+        - ``effective_sample_size`` ``[...]`` of that estimate, between 1 and ``n``, and
+        - ``pair_gap`` ``[...]`` between the log density of the pair that was stored and the one computed now.
 
         Args:
-            tensordict (TensorDictBase): holds observations, actions and memories.
+            tensordict (TensorDictBase): what the actor read and wrote.
             num_samples (int, optional): memories an action. Defaults to ``8``.
+            batch_size (int, optional): actions at a time, for the Jacobians of thousands fill a memory. Defaults to
+                ``1024``.
+
+        Raises:
+            KeyError: if a part of what the actor read and wrote is missing.
         """
-        action, memory = self.read_pair(tensordict, self.action_key, self.memory_key)
-        dist = self._build_dist(tensordict)
+        action, _ = self.read_pair(tensordict, self.action_key, self.memory_key)
+        keys = [*self.in_keys, *self.dist_sample_keys, *self.log_prob_keys]
+        read(tensordict, *keys)
+        data = tensordict.select(*keys)
+        data.batch_size = shape = action.shape[:-1]
+        data = data.reshape(shape.numel())
+        parts = data.split(batch_size) if len(data) else [data]
+        drawn = TensorDict.cat([self._draw_memories(part, num_samples) for part in parts])
+        return tensordict.update(drawn.reshape(shape))
+
+    def _draw_memories(self, data: TensorDictBase, num_samples: int) -> TensorDict:
+        action, memory = read(data, *self.dist_sample_keys)
+        dist = self._build_dist(data)
         memories, log_proposal = dist.propose_memory(action, num_samples, memory)
         pair = dist.log_prob(action.expand(num_samples, *action.shape), memories)
         estimate = marginal_log_prob(pair, log_proposal)
-        tensordict.set("memory_samples", memories.movedim(0, -2))
-        tensordict.set("memory_log_proposal", log_proposal.movedim(0, -1))
-        tensordict.set("marginal_log_prob", estimate.log_prob)
-        return tensordict.set("effective_sample_size", estimate.effective_sample_size)
+        stored = data.get(self.log_prob_keys[0])
+        return TensorDict(
+            memory_samples=memories.movedim(0, -2),
+            memory_log_proposal=log_proposal.movedim(0, -1),
+            marginal_log_prob=estimate.log_prob,
+            effective_sample_size=estimate.effective_sample_size,
+            pair_gap=(dist.log_prob(action, memory) - stored).abs(),
+            batch_size=data.shape,
+        )
 
     @staticmethod
     def read_pair(tensordict: TensorDictBase, action_key: NestedKey, memory_key: NestedKey) -> Pair:
@@ -214,7 +237,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         return action, memory
 
     def _build_dist(self, tensordict: TensorDictBase, scored: Pair | None = None) -> ReversibleFlow:
-        observations = [tensordict.get(key) for key in self.in_keys]
+        observations = read(tensordict, *self.in_keys)
         context = self.velocity.condition(*observations)
         return self.flow_class(
             ConditionedVelocity(self.velocity, context),

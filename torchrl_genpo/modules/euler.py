@@ -15,6 +15,7 @@ from torchrl.envs.utils import exploration_type
 
 from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, euler
 from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.inputs import as_keys, read
 
 __all__ = ["EulerActor", "draw_noise"]
 
@@ -27,7 +28,7 @@ class EulerActor(TensorDictModuleBase):
         num_steps (int, optional): velocity evaluations an action. Defaults to ``10``.
 
     Keyword Args:
-        in_keys (sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
 
     Examples:
@@ -46,7 +47,7 @@ class EulerActor(TensorDictModuleBase):
         velocity: Velocity,
         num_steps: int = 10,
         *,
-        in_keys: Sequence[NestedKey] = ("observation",),
+        in_keys: str | Sequence[NestedKey] = ("observation",),
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class EulerActor(TensorDictModuleBase):
         self.velocity = velocity
         self.num_steps = num_steps
         self.action_key = action_key
-        self.in_keys, self.out_keys = list(in_keys), [action_key]
+        self.in_keys, self.out_keys = as_keys(in_keys), [action_key]
 
     @classmethod
     def of(cls, actor: ReversibleFlowActor, num_steps: int | None = None) -> EulerActor:
@@ -65,7 +66,7 @@ class EulerActor(TensorDictModuleBase):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action; from zero noise unless the exploration type is ``RANDOM``."""
-        observations = [tensordict.get(key) for key in self.in_keys]
+        observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
         x = draw_noise(observations[0], (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim))
         return tensordict.set(self.action_key, euler(velocity, x, self.num_steps))

@@ -36,8 +36,8 @@ class Normalizer(nn.Module):
     Computes in the dtype of its statistics, as the transform does, and returns float32.
 
     Args:
-        loc (Tensor): ``[n]``.
-        scale (Tensor): ``[n]``.
+        loc (Tensor): ``[n]``, or one for all numbers.
+        scale (Tensor): likewise.
 
     Keyword Args:
         low (float, optional): lower clip of the result.
@@ -70,8 +70,19 @@ class Normalizer(nn.Module):
             value = value.clamp(self.low, self.high)
         return value.float()
 
+    def clip(self, low: float | Tensor | None, high: float | Tensor | None) -> None:
+        """Clips the result, or what is clipped already once more."""
+
+        def clipped(value: float) -> float:
+            value = value if low is None else max(value, float(low))
+            return value if high is None else min(value, float(high))
+
+        lowest, highest = (None if bound is None else float(bound) for bound in (low, high))
+        self.low = lowest if self.low is None else clipped(self.low)
+        self.high = highest if self.high is None else clipped(self.high)
+
     def extra_repr(self) -> str:
-        return f"{len(self.loc)}, low={self.low}, high={self.high}"
+        return f"{self.loc.numel()}, low={self.low}, high={self.high}"
 
 
 class ObservationPipeline(nn.Module):
@@ -141,8 +152,7 @@ class ObservationPipeline(nn.Module):
             elif isinstance(transform, (VecNormV2, ObservationNorm)) and normalizers[-1] is None:
                 normalizers[-1] = Normalizer(*_statistics(transform, in_key))
             elif isinstance(transform, ClipTransform) and (normalizer := normalizers[-1]) is not None:
-                bounds = (None if bound is None else float(bound) for bound in (transform.low, transform.high))
-                normalizer.low, normalizer.high = bounds
+                normalizer.clip(transform.low, transform.high)
             else:
                 raise _cannot_export(transform, key)
         each_frame = normalizers[0] if len(normalizers) > 1 else None
@@ -161,7 +171,8 @@ class ObservationPipeline(nn.Module):
         normalizer = self.stacked or self.each_frame
         if normalizer is None:
             return frames
-        loc, scale = (value.view(-1, self.obs_dim) for value in (normalizer.loc, normalizer.scale))
+        size = self.obs_dim if self.stacked is None else self.out_features
+        loc, scale = (value.expand(size).view(-1, self.obs_dim) for value in (normalizer.loc, normalizer.scale))
         return (loc + scale * frames).float()
 
     def forward(self, observation: Tensor, history: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -240,7 +251,7 @@ class FlowHead(nn.Module):
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
         """Action ``[b, d]``, from zero noise or from the given standard normal: of the state, then of its memory."""
         if noise is None:
-            noise = observation.new_zeros(observation.shape[0], self.noise_dim)
+            noise = observation.new_zeros(*observation.shape[:-1], self.noise_dim)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(observation), observation.dtype)
         noise = noise.to(self.solver.state_dtype(observation.dtype))
         x, memory = noise.tensor_split([self.velocity.action_dim], -1)
@@ -375,6 +386,8 @@ class ExportablePolicy(nn.Module):
             history (Tensor, optional): ``[b, num_frames - 1, n]``, see :class:`ObservationPipeline`.
             noise (Tensor, optional): ``[b, noise_dim]``.
         """
+        if observation.ndim != 2:
+            raise ValueError(f"observation must be [b, {self.pipeline.obs_dim}], got {list(observation.shape)}.")
         value, next_history = self.pipeline(observation, history)
         action = self.head(value, noise)
         if self.has_scaled_actions:

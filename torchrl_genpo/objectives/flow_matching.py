@@ -15,6 +15,7 @@ from torchrl.objectives.common import LossModule
 from torchrl.objectives.utils import _reduce
 
 from torchrl_genpo.flow import Velocity
+from torchrl_genpo.modules.inputs import read
 
 __all__ = ["FlowMatchingLoss", "flow_matching_error"]
 
@@ -129,20 +130,21 @@ class FlowMatchingLoss(LossModule):
 
         Numbers of the action that ``action_is_pad`` ``[..., d]``, if it is there, marks as padding do not count.
         """
-        action = tensordict.get(self.tensor_keys.action)
+        (action,) = read(tensordict, self.tensor_keys.action)
         if self.reduction == "mean" and not action.numel():
             raise ValueError(f"The mean over an empty batch is undefined, got actions of {tuple(action.shape)}.")
         noise = torch.randn_like(action)
         time = torch.rand_like(action[..., 0])
         with self.actor_network_params.to_module(self.actor_network):
             velocity = self.actor_network.velocity
-            context = velocity.condition(*(tensordict.get(key) for key in self.actor_network.in_keys))
+            context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
             error = flow_matching_error(velocity, context, action, noise, time)
         is_pad = tensordict.get(self.tensor_keys.action_is_pad, None)
         if is_pad is None:
             loss = error.square().mean(-1)
         else:
-            loss = (error.square() * ~is_pad).sum(-1) / (~is_pad).sum(-1).clamp_min(1)
+            is_real = is_pad.logical_not()
+            loss = (error.square() * is_real).sum(-1) / is_real.sum(-1).clamp_min(1)
         loss = _reduce(loss, self.reduction)
         return TensorDict(
             {"loss_flow_matching": loss}, batch_size=[] if self.reduction != "none" else action.shape[:-1]

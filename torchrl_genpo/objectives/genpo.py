@@ -8,7 +8,6 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
@@ -18,6 +17,8 @@ from torchrl_genpo.flow import ReversibleFlow, marginal_log_prob
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 
 __all__ = ["GenPOLoss"]
+
+DRAWN_KEYS = ("memory_samples", "memory_log_proposal", "pair_gap")  # that ReversibleFlowActor.draw_memories writes
 
 
 class GenPOLoss(ClipPPOLoss):
@@ -36,9 +37,10 @@ class GenPOLoss(ClipPPOLoss):
     then those of the action.
 
     One more key is read, ``action_memory``, and one more output written: ``inversion_error``, the
-    largest gap in the batch between the log density that was stored and the one computed now. At
-    unchanged parameters (the first mini-batch after collection) it is the numerical error of the
-    inversion; later it also holds the change of the policy.
+    largest gap in the batch between the log density of the pair that was stored and the one computed
+    now. At unchanged parameters (the first mini-batch after collection) it is the numerical error of
+    the inversion; later it also holds the change of the policy. (With ``ratio="action"`` it is always
+    the gap that :meth:`prepare` found, before the first update.)
 
     Args:
         actor_network (ReversibleFlowActor): the policy.
@@ -78,11 +80,9 @@ class GenPOLoss(ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys of ``ClipPPOLoss``; ``action_memory``; and those that ``draw_memories`` writes."""
+        """Keys of ``ClipPPOLoss``, and ``action_memory``."""
 
         action_memory: NestedKey = "action_memory"
-        memory_samples: NestedKey = "memory_samples"
-        memory_log_proposal: NestedKey = "memory_log_proposal"
 
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
@@ -125,7 +125,7 @@ class GenPOLoss(ClipPPOLoss):
         super()._set_in_keys()
         keys = [self.tensor_keys.action_memory]
         if self.ratio == "action":
-            keys += self._memory_sample_keys
+            keys += DRAWN_KEYS
         self._in_keys += [key for key in keys if key not in self._in_keys]
 
     @property
@@ -152,19 +152,21 @@ class GenPOLoss(ClipPPOLoss):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
-        if not tensordict.get(self.tensor_keys.action).numel():
+        action, _ = self.actor_network.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
+        if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
-        if self.ratio == "action" and any(tensordict.get(key, None) is None for key in self._memory_sample_keys):
+        if self.ratio == "action" and any(tensordict.get(key, None) is None for key in DRAWN_KEYS):
             raise KeyError(
                 "ratio='action' needs memories sampled under the policy that collected the data: call "
                 "loss.prepare(data) (or actor.draw_memories) once on every batch before the first update."
             )
         td_out = super().forward(tensordict)
         log_prob, self._current_log_prob = self._current_log_prob, None
-        with torch.no_grad():
-            gap = log_prob - tensordict.get(self.tensor_keys.sample_log_prob)
-            td_out.set("inversion_error", gap.abs().amax())
-        return td_out
+        if self.ratio == "action":
+            gap = tensordict.get("pair_gap")
+        else:
+            gap = (log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
+        return td_out.set("inversion_error", gap.amax())
 
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None
@@ -181,7 +183,7 @@ class GenPOLoss(ClipPPOLoss):
             dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
             # inside: the distribution holds the live network
             if self.ratio == "action":
-                log_prob = self._marginal(dist, action, *(tensordict.get(key) for key in self._memory_sample_keys))
+                log_prob = self._marginal(dist, action, *(tensordict.get(key) for key in DRAWN_KEYS[:2]))
             else:
                 log_prob = dist.log_prob(action, memory)
         if is_current:
@@ -193,10 +195,6 @@ class GenPOLoss(ClipPPOLoss):
         if not self.functional:
             return contextlib.nullcontext()
         return params.to_module(self.actor_network, preserve_module_state=False)
-
-    @property
-    def _memory_sample_keys(self) -> tuple[NestedKey, NestedKey]:
-        return self.tensor_keys.memory_samples, self.tensor_keys.memory_log_proposal
 
     @staticmethod
     def _marginal(dist: ReversibleFlow, action: Tensor, memories: Tensor, log_proposal: Tensor) -> Tensor:

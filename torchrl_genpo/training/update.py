@@ -17,6 +17,7 @@ from torchrl_genpo.training.numbers import DivergedError, check_finite
 
 __all__ = ["augment", "batch_keys", "make_update", "prepare", "update_metrics"]
 
+WATCHED = ("kl_approx", "inversion_error")  # beside the losses, whose clip hides a ratio that is not finite
 CAPTURE_AFTER = 5  # calls, in the last of which a CUDA graph is captured
 MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy")  # over an update, that are logged
 
@@ -47,7 +48,8 @@ def make_update(
 
     Returns:
         A function from a batch to the detached outputs of the loss and ``grad_norm``. It raises
-        :class:`DivergedError`, before the step, when the loss or its gradient is not finite, on all ranks alike.
+        :class:`DivergedError`, before the step, when the loss, its KL, the inversion's error or the gradient is not
+        finite, on all ranks alike.
     """
     params = [p for p in loss.parameters() if p.requires_grad]
 
@@ -78,7 +80,7 @@ def make_update(
             ranks.average_gradients(params)
         gradients_of = {name: p.grad for name, p in loss.named_parameters() if p.grad is not None}
         grad_norm = nn.utils.get_total_norm(gradients_of.values())
-        losses = {key: out[key] for key in out.keys() if key.startswith("loss_")}
+        losses = {key: out[key] for key in out.keys() if key.startswith("loss_") or key in WATCHED}
         try:
             check_finite({**losses, "grad_norm": grad_norm}, "the loss", ranks)
         except DivergedError:  # where it began, now that it no longer matters what the look costs
