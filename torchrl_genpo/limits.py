@@ -211,7 +211,7 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "tolerance.undone_updates": _count(1, 1e6),
     "tolerance.restarts": _count(0, 1e6),
     "compile.enabled": FLAG,
-    "compile.mode": Text(),
+    "compile.mode": Choice(("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")),
     "compile.cudagraphs": FLAG,
     "pretrain.dataset": Text(is_optional=True),
     "pretrain.filter_key": Text(is_optional=True),
@@ -259,6 +259,8 @@ def check_config(cfg: DictConfig, required: Sequence[str] = ()) -> None:
         values: Any = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"The configuration cannot be resolved: {str(error).splitlines()[0]}") from error
+    if missing := OmegaConf.missing_keys(cfg):
+        raise ValueError(f"{', '.join(sorted(missing))} is missing: give it a value.")
     for section in SECTIONS:
         if section in values and not isinstance(values[section], dict):
             raise ValueError(f"{section}={_shown(values[section])}: {section} must be a mapping of options.")

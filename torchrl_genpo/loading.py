@@ -16,12 +16,16 @@ from torchrl.envs import ActionScaling, EnvBase, ObservationNorm
 
 from torchrl_genpo.configuration import build_actor, build_env, build_models, make_adaptive_sigma
 from torchrl_genpo.envs import freeze_normalization
+from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.limits import check_config
 from torchrl_genpo.models import pretrained_module
-from torchrl_genpo.runs import SyncedCheckpoint, read_checkpoint_config
+from torchrl_genpo.runs import SyncedCheckpoint, find_checkpoint, read_checkpoint_config
 from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint
 
 __all__ = ["DataRanges", "fill_in", "load_policy", "load_pretrained", "pretrained_checkpoint"]
+
+SHAPING = ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.options.chunk_size")
+"""Options that a policy keeps from its pre-training."""
 
 GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
 
@@ -34,6 +38,14 @@ def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
         elif isinstance(value, DictConfig) and key not in GROUPS:
             saved[key] = OmegaConf.merge(value, saved[key])
     return saved
+
+
+def _option_names(cfg: DictConfig, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in cfg.items():
+        name = f"{prefix}{key!s}"
+        names += _option_names(value, f"{name}.") if OmegaConf.is_dict(value) else [name]
+    return names
 
 
 def pretrained_checkpoint(actor: TensorDictModule, env: EnvBase) -> Checkpoint:
@@ -77,12 +89,16 @@ def load_policy(
         The policy, its environment and the configuration.
 
     Raises:
-        ValueError: if the file is not a checkpoint, damaged or of another configuration.
+        ValueError: if the file is not a checkpoint, damaged or of another configuration, or lacks what is overridden.
     """
     cfg = OmegaConf.create(read_checkpoint_config(path))
     if defaults is not None:
         fill_in(cfg, defaults)
     for key, value in {"device": device, **(overrides or {})}.items():
+        parent, _, name = key.rpartition(".")
+        known = OmegaConf.select(cfg, parent) if parent else cfg
+        if not OmegaConf.is_dict(known) or name not in known:
+            raise ValueError(f"{path} has no option {key}.{did_you_mean(key, _option_names(cfg))}")
         OmegaConf.update(cfg, key, value)
     check_config(cfg)
     env = build_env(cfg, num_envs, seed)
@@ -103,9 +119,9 @@ def load_pretrained(cfg: DictConfig, env: EnvBase, actor: TensorDictModule) -> N
     Raises:
         ValueError: if that was trained with another network, task or length of chunks.
     """
-    path = Path(cfg.policy.init)
+    path = find_checkpoint(Path(cfg.policy.init))
     saved = read_checkpoint_config(path)
-    for key in ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.name", "env.options.chunk_size"):
+    for key in ("env.name", *SHAPING):
         mine, theirs = (OmegaConf.select(config, key) for config in (cfg, OmegaConf.create(saved)))
         if mine != theirs:
             raise ValueError(f"policy.init={path} was trained with {key}={theirs}; this run has {key}={mine}.")

@@ -327,6 +327,8 @@ def find_checkpoint(path: Path) -> Path:
         if found is None:
             raise FileNotFoundError(f"{path} has no readable checkpoint.")
         return found
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is neither a checkpoint nor the folder of a run, which has one 'checkpoints'.")
     if path.exists():
         return path
     trained, name = trained_policies(), path.as_posix()

@@ -29,6 +29,7 @@ OURS = "torchrl_genpo"
 MODULES = {
     f"{OURS}.flow": "torchrl.modules.flow",
     f"{OURS}.modules.actor": "torchrl.modules.tensordict_module.reversible_flow",
+    f"{OURS}.modules.inputs": "torchrl.modules.tensordict_module._inputs",
     f"{OURS}.objectives": "torchrl.objectives",
     f"{OURS}.trainers": "torchrl.trainers.algorithms",
     f"{OURS}.trainers.configs": "torchrl.trainers.algorithms.configs.genpo",
@@ -36,6 +37,7 @@ MODULES = {
 SOURCES = {
     **{f"{OURS}/flow/{path.name}": f"torchrl/modules/flow/{path.name}" for path in (ROOT / OURS / "flow").glob("*.py")},
     f"{OURS}/modules/actor.py": "torchrl/modules/tensordict_module/reversible_flow.py",
+    f"{OURS}/modules/inputs.py": "torchrl/modules/tensordict_module/_inputs.py",
     f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
     f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
     f"{OURS}/trainers/genpo.py": "torchrl/trainers/algorithms/genpo.py",

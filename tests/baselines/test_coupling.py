@@ -11,7 +11,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlow, ReversibleFlowActor
 from torchrl_genpo.baselines import AlternatingCoupling, DummyFlowLoss, JacobianFlowActor, SelfAdjointCoupling
-from torchrl_genpo.flow import ConditionedVelocity
+from torchrl_genpo.flow import AdaptiveSigma, ConditionedVelocity
 
 from .common import check_gradients, collect, make_critic, make_velocity, perturb, train_bandit
 
@@ -190,3 +190,8 @@ def test_mistakes_are_explained(make, message):
 def test_compression_needs_registers():
     with pytest.raises(TypeError, match="ReversibleSolver"):
         DummyFlowLoss(ReversibleFlowActor(make_velocity()), None, critic_coeff=None)
+
+
+def test_sigma_does_not_adapt_where_there_is_none():
+    with pytest.raises(ValueError, match="two-step solver"):
+        AdaptiveSigma(AlternatingCoupling(), 0.02)

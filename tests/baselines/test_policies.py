@@ -13,10 +13,11 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import FlowMatchingLoss, GenPOLoss, ReversibleFlowActor, ReversibleSolver
+from torchrl_genpo import FlowMatchingLoss, GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.baselines import DummyFlowLoss, FPOActor, FPOLoss, PolicyFlowActor, PolicyFlowLoss
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.models import POLICIES, make_actor, make_critic, make_loss
+from torchrl_genpo.modules import EulerActor
 from torchrl_genpo.training import batch_keys, make_update, prepare
 
 from .common import make_velocity
@@ -79,3 +80,12 @@ def test_a_solver_of_another_policy_is_refused():
     env = make_env("pendulum", num_envs=1)
     with pytest.raises(ValueError, match="policy=dummy_flow needs the solver AlternatingCoupling"):
         make_actor(env, "dummy_flow", solver=ReversibleSolver())
+
+
+@pytest.mark.parametrize("make", [ReversibleFlowActor, EulerActor, FPOActor, PolicyFlowActor])
+def test_one_key_may_be_a_string_and_is_named_where_it_is_missing(make):
+    actor = make(VelocityMLP(4, 2, (32,)), in_keys="state")
+    assert actor.in_keys == ["state"]
+    assert actor(TensorDict(state=torch.randn(3, 4), batch_size=[3]))["action"].shape == (3, 2)
+    with pytest.raises(KeyError, match="state"):
+        actor(TensorDict(observation=torch.randn(3, 4), batch_size=[3]))

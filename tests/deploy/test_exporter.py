@@ -140,5 +140,13 @@ def test_a_checkpoint_of_the_entry_script_is_exported_by_one_command(tmp_path, c
     assert "Difference from the actor: onnx" in capsys.readouterr().out
     metadata = ExportedPolicy(tmp_path / "policy").metadata
     assert metadata["source"]["config"]["env"]["name"] == "pendulum" and len(metadata["source"]["sha256"]) == 64
+    command = [str(tmp_path / "run"), str(tmp_path / "policy")]
     with pytest.raises(SystemExit, match="There is no checkpoint and no run"):
-        export([str(tmp_path / "none"), str(tmp_path / "policy")])
+        export([str(tmp_path / "none"), command[1]])
+    with pytest.raises(SystemExit, match=r"no option evn.num_envs. Did you mean env.num_envs,"):
+        export([*command, "--set", "evn.num_envs=4"])
+    with pytest.raises(SystemExit, match=r"env.num_envs=x: env.num_envs must be an integer"):
+        export([*command, "--set", "env.num_envs=x"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="FileExistsError"):
+        export([command[0], str(tmp_path / "file"), "--set", "env.num_envs=4"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import gymnasium
 import numpy as np
 import pytest
@@ -160,7 +162,7 @@ def test_frozen_normalisation_no_longer_changes():
     assert (before == after).all()
 
 
-@pytest.mark.parametrize("name", [*GYM_TASKS, "Pendulum-v1"])
+@pytest.mark.parametrize("name", [*GYM_TASKS, "Pendulum-v1", "MountainCarContinuous-v0"])
 def test_a_restored_simulator_continues_to_the_last_bit(name):
     torch.manual_seed(0)
     env = make_env(name, num_envs=2, seed=3, **RAW)
@@ -184,6 +186,64 @@ def test_a_restored_simulator_continues_to_the_last_bit(name):
     GymState(other).load_state_dict(state)
     actual = continuation(other, carrier)
     assert (expected == actual).all()
+
+
+class Walk(gymnasium.Env):
+    """A user's own task, which holds more than a state."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def __init__(self, observation_space=None, action_space=None, **_):
+        self.observation_space = observation_space or self.observation_space
+        self.action_space = action_space or self.action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.goal, self.state = self.np_random.uniform(-1, 1, (2, 2)).astype(np.float32)
+        return self.state, {}
+
+    def step(self, action):
+        self.state = np.clip(self.state + action / 10, -1, 1).astype(np.float32)
+        return self.state, -float(np.abs(self.state - self.goal).sum()), False, False, {}
+
+
+@pytest.fixture
+def register():
+    names = []
+
+    def registered(**spaces):
+        names.append(f"Walk{len(names)}-v0")
+        gymnasium.register(names[-1], partial(Walk, **spaces))
+        return names[-1]
+
+    yield registered
+    for name in names:
+        del gymnasium.registry[name]
+
+
+def test_the_state_of_a_task_that_may_hold_more_is_not_called_exact(register):
+    env = make_env(register(), num_envs=2, seed=0)
+    env.reset()
+    assert not GymState(env).exact and GymState(env).state_dict() == {}
+
+
+BOX = gymnasium.spaces.Box
+
+
+@pytest.mark.parametrize(
+    ("spaces", "message"),
+    [
+        ({"action_space": BOX(-np.inf, np.inf, (2,))}, "actions without bounds"),
+        ({"observation_space": BOX(0, 255, (2,), np.uint8)}, "needs a Box of floating numbers"),
+        ({"observation_space": gymnasium.spaces.Discrete(3)}, "needs a Box of floating numbers"),
+        ({"observation_space": gymnasium.spaces.Dict(position=BOX(-1, 1, (2,)))}, "observes position, and nothing"),
+    ],
+)
+def test_spaces_that_do_not_fit_are_named(register, spaces, message):
+    name = register(**spaces)
+    with pytest.raises(ValueError, match=rf"{name} .*{message}"):
+        make_env(name, num_envs=1)
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from torchrl.checkpoint import Checkpoint
 from torchrl.envs import check_env_specs
 
 from torchrl_genpo.data.robomimic import INSTALL, read_demonstrations
 from torchrl_genpo.envs import make_env
-from torchrl_genpo.runs import read_metrics
+from torchrl_genpo.runs import RunFolder, read_metrics
 
 HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
 needs_robosuite = pytest.mark.skipif(not HAS_ROBOSUITE, reason=f"needs robosuite: {INSTALL}")
@@ -256,6 +257,12 @@ def test_pretraining_learns_evaluates_and_resumes(pretrained):
     resumed = read_metrics(folder / "metrics.csv")
     assert resumed["iteration"] == [20, 40, 60, 80]
     assert resumed["train/loss"][:3] == columns["train/loss"]
+    output = run("sota-implementations/pretrain.py", f"resume={folder}")  # nothing is left to do
+    assert read_metrics(folder / "metrics.csv")["iteration"][-1] == 80
+    assert "genpo-train env=robomimic/can policy.hidden_sizes=[32,32] policy.init=" in output
+    output = run("sota-implementations/pretrain.py", f"resume={folder}", "pretrain.lr=1e-2", succeeds=False)
+    assert "'pretrain.lr=1e-2' would change it" in output and "Traceback" not in output
+    assert "eval/zero_noise" in run("sota-implementations/pretrain.py", f"evaluate={folder}", *SMALL[1:])
 
 
 @needs_robosuite
@@ -307,6 +314,10 @@ def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_u
         assert columns["train/clip_fraction"][row] > 0
     for noise in ("zero", "random"):
         assert 0 <= columns[f"eval/{noise}_noise/success"][-1] <= 1
+
+    best = max(columns["eval/zero_noise/success"])
+    kept = RunFolder(tmp_path / "run", keep_best="eval/zero_noise/success", read_only=True).best()
+    assert Checkpoint.manifest(kept)["metadata"]["eval/zero_noise/success"] == best, "the start may be the best"
 
     output = run(*finetune, "policy.hidden_sizes=[16,16]", succeeds=False)
     assert "policy.hidden_sizes=[32, 32]" in output and "Traceback" not in output

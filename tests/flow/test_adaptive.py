@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from torchrl_genpo import ReversibleSolver
-from torchrl_genpo.baselines import AlternatingCoupling
 from torchrl_genpo.flow import AdaptiveSigma
 
 
@@ -53,11 +52,6 @@ def test_state_is_restored():
 def test_nonsense_is_refused(solver, kwargs, message):
     with pytest.raises(ValueError, match=message):
         AdaptiveSigma(solver, **{"target": 0.02, **kwargs})
-
-
-def test_other_solvers_are_refused():
-    with pytest.raises(ValueError, match="two-step solver"):
-        AdaptiveSigma(AlternatingCoupling(), 0.02)
 
 
 def test_states_have_one_dtype_whatever_sigma_becomes():

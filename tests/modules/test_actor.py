@@ -14,8 +14,6 @@ from torchrl.data import Bounded
 from torchrl.envs import ExplorationType, GymEnv, SerialEnv, set_exploration_type
 
 from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleFlowActor, ReversibleSolver, VelocityMLP
-from torchrl_genpo.baselines import FPOActor, PolicyFlowActor
-from torchrl_genpo.modules import EulerActor
 
 
 def make_actor(**kwargs):
@@ -179,15 +177,6 @@ def test_memories_are_drawn_for_a_few_actions_at_a_time():
     torch.testing.assert_close(*estimates, atol=0.1, rtol=0)
     with pytest.raises(KeyError, match="no 'action_log_prob'"):
         actor.draw_memories(td.exclude("action_log_prob"))
-
-
-@pytest.mark.parametrize("make", [ReversibleFlowActor, EulerActor, FPOActor, PolicyFlowActor])
-def test_one_key_may_be_a_string_and_is_named_where_it_is_missing(make):
-    actor = make(VelocityMLP(4, 2, (32,)), in_keys="state")
-    assert actor.in_keys == ["state"]
-    assert actor(TensorDict(state=torch.randn(3, 4), batch_size=[3]))["action"].shape == (3, 2)
-    with pytest.raises(KeyError, match="state"):
-        actor(observations(3))
 
 
 def test_safe_is_refused():

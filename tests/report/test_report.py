@@ -139,6 +139,13 @@ def test_labels_are_short_and_tell_groups_apart(make_run, tmp_path, options, lab
     assert [group.label for group in task.groups] == labels
 
 
+def test_how_a_run_was_kept_and_computed_makes_no_other_configuration(make_run, tmp_path):
+    make_run("here", seed=1)
+    make_run("cluster", seed=2, num_threads=4, **{"checkpoint.preempted_exit_code": 85, "tolerance.restarts": 3})
+    (task,) = group_runs(read_runs([tmp_path])[0])
+    assert len(task.groups) == 1
+
+
 def test_an_option_that_is_null_is_as_one_that_an_older_configuration_lacks(make_run, tmp_path):
     make_run("old", seed=1)
     make_run("new", seed=2, **{"optim.critic_lr": None})

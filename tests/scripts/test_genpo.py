@@ -306,7 +306,13 @@ def test_resume_refuses_another_configuration(finished):
 @pytest.mark.parametrize(
     ("override", "messages"),
     [
-        ("env=half_cheeta", ["half_cheeta", "half_cheetah", "walker2d"]),
+        ("env=half_cheeta", ["half_cheeta", "walker2d", "Did you mean half_cheetah"]),
+        ("env=isaaclab/base", ["env.name is missing: give it a value"]),
+        ("checkpoint.keep_best=eval/zero_noise/retrun", ["retrun is no column", "Did you mean eval/zero_noise/return"]),
+        ("compile.mode=foo", ["compile.mode must be default or reduce-overhead"]),
+        ("evaluate=half_cheetah solver.num_steps=1", ["evaluated as it was trained", "'solver.num_steps=1'"]),
+        ("evaluate=half_cheetah eval.rounds=0", ["eval.rounds=0 evaluates nothing"]),
+        ("evaluate=half_cheetah device=cuda:99", ["device=cuda:99"]),
         ("env.name=HalfCheeta-v5", ["Unknown environment", "HalfCheetah-v5"]),
         ("loss.clip_epsilonn=0.1", ["clip_epsilonn", "Did you mean clip_epsilon?"]),
         ("solver.sigma=0", ["sigma", "must not be 0"]),

@@ -64,6 +64,9 @@ def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
 
 
 def collect(options: argparse.Namespace) -> None:
+    output = options.output or Path(f"{options.task}.hdf5")
+    if output.is_dir() or not output.parent.is_dir():  # before hours of episodes, not after
+        raise FileNotFoundError(f"--output {output}: {'a folder' if output.is_dir() else 'its folder does not exist'}.")
     task = ROBOMIMIC_TASKS[options.task]
     env_args = task.env_args()
     if options.policy is None:
@@ -91,7 +94,6 @@ def collect(options: argparse.Namespace) -> None:
     if not demonstrations:
         remedy = "; use less --noise" if options.policy is None else ""
         raise ValueError(f"The {actor} failed in all {options.episodes} episodes{remedy}.")
-    output = options.output or Path(f"{options.task}.hdf5")
     write_demonstrations(output, demonstrations, env_args)
     steps = sum(len(demonstration["actions"]) for demonstration in demonstrations)
     print(f"{output}: {len(demonstrations)} of {options.episodes} episodes succeeded, {steps} steps")

@@ -6,37 +6,47 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from torchrl import logger as torchrl_log
 
 from torchrl_genpo.envs import WorkerError
 from torchrl_genpo.envs.common import did_you_mean
+from torchrl_genpo.loading import fill_in
+from torchrl_genpo.runs import read_run_config
 from torchrl_genpo.training import DivergedError
 
-__all__ = ["explain_errors", "hydra_command"]
+__all__ = ["check_device", "explain_errors", "hydra_command", "refuse_others", "resumed_config"]
+
+torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bars
 
 MISTAKES = (DivergedError, WorkerError, ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
 """What a user can mend."""
 
 
 @contextlib.contextmanager
-def explain_errors() -> Iterator[None]:
-    """Ends the process with the message, not the traceback, of what a user can mend."""
+def explain_errors(*others: type[Exception]) -> Iterator[None]:
+    """Ends the process with the message, not the traceback, of what a user can mend, and of these errors."""
+    explained: tuple[type[Exception], ...] = (*MISTAKES, *others)
     try:
         yield
-    except MISTAKES as error:
-        cause = error.__cause__
+    except explained as error:
+        cause, close = error.__cause__, ""
+        if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+            close = did_you_mean(Path(error.missing_cfg_file).name, error.options).replace(" ", "\n", 1)
         details = f"\n{cause}{_close_options(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
-        sys.exit(f"{type(error).__name__}: {error}{details}")
+        sys.exit(f"{type(error).__name__}: {error}{details}{close}")
 
 
 def _close_options(error: OmegaConfBaseException) -> str:
@@ -44,6 +54,33 @@ def _close_options(error: OmegaConfBaseException) -> str:
     if not isinstance(error.parent_node, DictConfig):
         return ""
     return did_you_mean(str(error.key), map(str, error.parent_node)).replace(" ", "\n", 1)
+
+
+def check_device(device: str) -> None:
+    """Refuses a CUDA device where PyTorch finds none."""
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
+
+
+def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) -> list[str]:
+    """The names of the options on a command line, Hydra's own aside, all of them allowed or parts of what is.
+
+    Raises:
+        ValueError: that begins with ``why``, for another one.
+    """
+    names = {override: override.split("=")[0].lstrip("+~") for override in overrides}
+    for override, name in names.items():
+        if not any(name == known or name.startswith(f"{known}.") for known in (*allowed, "hydra")):
+            raise ValueError(f"{why}, and {override!r} would change it. May change: {', '.join(sorted(allowed))}.")
+    return [name for name in names.values() if not name.startswith("hydra")]
+
+
+def resumed_config(folder: Path, cfg: DictConfig, overrides: Iterable[str], resumable: Collection[str]) -> DictConfig:
+    """The configuration of the run in ``folder``, with the few overrides that may change."""
+    saved = fill_in(read_run_config(folder), cfg)
+    for name in refuse_others(overrides, {*resumable, "resume"}, "A resumed run keeps its configuration"):
+        OmegaConf.update(saved, name, OmegaConf.select(cfg, name))
+    return saved
 
 
 def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
@@ -91,3 +128,7 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
 def _remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):  # it is not empty, or another rank was faster
         folder.rmdir()
+        for parent in folder.parents:
+            if Path.cwd() not in parent.parents:
+                break
+            parent.rmdir()

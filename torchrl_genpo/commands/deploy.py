@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from torchrl_genpo.commands.common import explain_errors
 from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.fake_sdk import FakeSDK
@@ -139,8 +140,11 @@ def _backend(options: argparse.Namespace, config: DeployConfig, faults: list[Fau
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if the run was completed or interrupted and the hand is passive."""
-    options = _parser().parse_args(arguments)
-    try:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not options.seconds > 0:
+        parser.error(f"--seconds must be positive, got {options.seconds:g}")
+    with explain_errors(HandError):
         config = load_config(options.hand, options.set)
         controller = _controller(options, config)
         faults = [] if options.fault is None else [Fault.parse(options.fault)]
@@ -159,8 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(f"{options.backend} hand: ramp to the start pose, then the {moves} for {options.seconds:g} s.")
         report = run_policy(controller, backend, seconds=options.seconds, safety=safety, log=folder / "log.csv")
         draw_session(folder / "log.csv", folder / "log.png")
-    except (ValueError, FileNotFoundError, ImportError, HandError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     _say(str(report))
     if isinstance(backend, SimulatedHand):
         _say(f"The nut turned {backend.turns:.2f} times.")

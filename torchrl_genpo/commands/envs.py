@@ -34,7 +34,13 @@ FAMILIES = (
     Family("Gymnasium", "", "gymnasium", "pip install 'gymnasium[mujoco]'", "env.name=<any Gymnasium id>"),
     Family("XHand", "xhand", "mujoco", "pip install mujoco"),
     Family("RoboMimic", "robomimic", "robosuite", ROBOMIMIC_INSTALL, "env.name=robomimic/<robosuite's name of a task>"),
-    Family("Isaac Lab", "isaaclab", "isaaclab", ISAACLAB_INSTALL, "env.name=isaaclab/<id of a manager-based task>"),
+    Family(
+        "Isaac Lab",
+        "isaaclab",
+        "isaaclab",
+        ISAACLAB_INSTALL,
+        "env=isaaclab/base env.name=isaaclab/<id of a manager-based task>",
+    ),
 )
 
 

@@ -37,7 +37,8 @@ def main() -> None:
             parser.error(f"options are name=value, not {option!r}")
     from torchrl_genpo.commands import train
 
-    sys.argv[1:] = [f"evaluate='{options.policy}'", *options.option]
+    path = str(options.policy).replace("\\", r"\\").replace("'", r"\'")
+    sys.argv[1:] = [f"evaluate='{path}'", *options.option]
     train.main()
 
 

@@ -14,6 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from torchrl_genpo.commands.common import explain_errors
 from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.configuration import as_dict
 from torchrl_genpo.deploy.exporter import PolicyExporter
@@ -43,8 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     add_completion(parser)
     options = parser.parse_args(arguments)
-    try:
-        overrides = dict(entry.split("=", 1) for entry in options.set)
+    if bad := [entry for entry in options.set if "=" not in entry]:
+        parser.error(f"--set takes NAME=VALUE, not {bad[0]!r}")
+    entries = (entry.partition("=") for entry in options.set)
+    with explain_errors(RuntimeError):
+        overrides = {name: OmegaConf.from_dotlist([f"value={value}"]).value for name, _, value in entries}
         checkpoint = find_checkpoint(options.checkpoint)
         actor, env, cfg = load_policy(checkpoint, num_envs=1, seed=0, overrides=overrides)
         source = {
@@ -54,8 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         exporter = PolicyExporter(actor, env, noise_input=options.noise_input)
         folder = exporter.save(options.folder, source)
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
-        sys.exit(f"{type(error).__name__}: {error}")
     differences = json.loads((folder / "policy.json").read_text())["largest_difference"]
     shown = ", ".join(f"{runtime} {value:.1e}" for runtime, value in differences.items())
     sys.stdout.write(f"{folder}: policy.onnx, policy.pt2, policy.json. Difference from the actor: {shown}.\n")

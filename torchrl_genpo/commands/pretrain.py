@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import torch
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict
@@ -21,19 +22,20 @@ from torchrl.checkpoint import GlobalRNGState
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
-from torchrl_genpo.commands.common import hydra_command
+from torchrl_genpo.commands.common import check_device, hydra_command, resumed_config
 from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.limits import check_config
-from torchrl_genpo.loading import DataRanges, fill_in, pretrained_checkpoint
+from torchrl_genpo.loading import SHAPING, DataRanges, pretrained_checkpoint
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
-from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, read_checkpoint_config, read_run_config
+from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, find_checkpoint, read_checkpoint_config
 from torchrl_genpo.training import Progress, check_finite, evaluate, load_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
 
 COLUMNS = ["iteration", "train/loss"]
+RESUMABLE = {"pretrain.iterations", "pretrain.dataset", "eval"}  # may change on resume
 
 
 def read_data(cfg: DictConfig) -> list[TensorDict]:
@@ -133,14 +135,27 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
         (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     env.close()
     print(f"Run folder: {folder.path}")
-    print(f"Fine-tune it: python sota-implementations/genpo.py env={cfg.env.name} policy.init={path}")
+    print(f"Fine-tune it: genpo-train {' '.join(finetuning_options(cfg, path))}")
+
+
+def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
+    """What ``genpo-train`` must be told to take the checkpoint; what its defaults say already is left out."""
+    policy = "transformer_flow" if cfg.policy.get("transformer") else cfg.policy.name
+    options = [f"env={cfg.env.name}", *([] if policy == "reversible_flow" else [f"policy={policy}"])]
+    default = compose("genpo", options)
+    for key in SHAPING:
+        value = OmegaConf.select(cfg, key)
+        if value != OmegaConf.select(default, key):
+            options.append(f"{key}={value}".replace(" ", ""))
+    return [*options, f"policy.init={path}"]
 
 
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluates a checkpoint by the solver and start of this command, or by Euler's rule, and prints the results."""
-    path = Path(cfg.evaluate)
+    path = find_checkpoint(Path(cfg.evaluate))
     saved = OmegaConf.create(read_checkpoint_config(path))
     cfg.policy = saved.policy
+    cfg.env.options.chunk_size = saved.env.options.chunk_size  # the policy's too
     env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
     actor = build_actor(cfg, env)
     if cfg.euler and not isinstance(actor, ReversibleFlowActor):
@@ -155,16 +170,15 @@ def run_evaluation(cfg: DictConfig) -> None:
 def main(cfg: DictConfig) -> int:
     check_config(cfg)
     torch.set_num_threads(cfg.num_threads)
+    check_device(cfg.device)
     if cfg.evaluate is not None:
         run_evaluation(cfg)
         return 0
     resume = cfg.resume is not None
     path = Path(cfg.resume if resume else HydraConfig.get().runtime.output_dir)
     if resume:
-        iterations = cfg.pretrain.iterations
-        cfg = fill_in(read_run_config(path), cfg)
+        cfg = resumed_config(path, cfg, HydraConfig.get().overrides.task, RESUMABLE)
         check_config(cfg)
-        cfg.pretrain.iterations = max(iterations, cfg.pretrain.iterations)
     folder = RunFolder(path, resume=resume, columns=COLUMNS)
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     try:

@@ -9,46 +9,46 @@ genpo-train evaluate=outputs/.../checkpoints/checkpoint-000000501760.torchrl
 
 from __future__ import annotations
 
-import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
-from torchrl import logger as torchrl_log
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.commands.common import hydra_command
+from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, resumed_config
 from torchrl_genpo.configuration import build_env
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
 from torchrl_genpo.limits import TRAINING, check_config
-from torchrl_genpo.loading import fill_in, load_policy
+from torchrl_genpo.loading import load_policy
 from torchrl_genpo.recording import check_rendering, record_video
-from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config, read_run_config
+from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.loop import EVAL_SEED, Training
-
-torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bar
 
 RESUMABLE = {
     "collector.total_frames",
     "env.options.asset_root",
     "video",
     "logger",
-    "resume",
     "eval",
     "checkpoint",
     "tolerance",
 }  # may change on resume
+EVALUABLE = {"env.options.asset_root", "video", "device", "num_threads", "eval"}  # may change in an evaluation
 
 
-def run_evaluation(path: Path, cfg: DictConfig) -> None:
-    """Evaluates a checkpoint with its own configuration and prints the returns."""
-    actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, defaults=cfg)
+def run_evaluation(path: Path, cfg: DictConfig, names: Iterable[str] = ()) -> None:
+    """Evaluates a checkpoint with its own configuration, these options aside, and prints the returns."""
+    overrides = {name: OmegaConf.select(cfg, name) for name in names}
+    if not cfg.eval.rounds:
+        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
+    actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, overrides, defaults=cfg)
     for name, value in evaluate(env, actor, EVAL_SEED, cfg.eval.rounds).items():
         digits = 1 if name.endswith("return") else 3
         print(f"{name}: {value:.{digits}f} ({cfg.eval.num_envs * cfg.eval.rounds} episodes)")
@@ -66,21 +66,6 @@ def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Pat
     record_video(video_env, actor, path, EVAL_SEED)
     video_env.close()
     print(f"Video: {path}")
-
-
-def resumed_config(folder: Path, cfg: DictConfig, overrides: list[str]) -> DictConfig:
-    """The configuration of the run in ``folder``, with the few overrides that may change."""
-    saved = fill_in(read_run_config(folder), cfg)
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        if key not in RESUMABLE and key.split(".")[0] not in RESUMABLE | {"hydra"}:
-            raise ValueError(
-                f"A resumed run keeps its configuration, and {override!r} would change it. "
-                f"May change: {', '.join(sorted(RESUMABLE - {'resume'}))}."
-            )
-        if not key.startswith("hydra"):
-            OmegaConf.update(saved, key, OmegaConf.select(cfg, key))
-    return saved
 
 
 def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
@@ -110,19 +95,20 @@ def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
 def main(cfg: DictConfig) -> int:
     check_config(cfg, TRAINING)
     torch.set_num_threads(cfg.num_threads)
+    check_device(cfg.device)
+    overrides = list(HydraConfig.get().overrides.task)
     if cfg.evaluate is not None:
         path = find_checkpoint(Path(cfg.evaluate))
         if cfg.video:
             check_rendering(read_checkpoint_config(path)["env"]["name"])
-        run_evaluation(path, cfg)
+        names = refuse_others(overrides, EVALUABLE | {"evaluate"}, "A policy is evaluated as it was trained")
+        run_evaluation(path, cfg, [name for name in names if name.startswith("env.")])
         return 0
-    if torch.device(cfg.device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={cfg.device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
     resume = cfg.resume is not None
     path = Path(HydraConfig.get().runtime.output_dir)
     if resume:
         path = Path(cfg.resume)
-        cfg = resumed_config(path, cfg, list(HydraConfig.get().overrides.task))
+        cfg = resumed_config(path, cfg, overrides, RESUMABLE)
         check_config(cfg, TRAINING)
     if cfg.video:
         check_rendering(cfg.env.name)

@@ -120,7 +120,10 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
     if controller is not None and "body_parts" not in controller:
         from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
 
-        robots = kwargs["robots"] if isinstance(kwargs["robots"], list) else [kwargs["robots"]]
+        robots = kwargs.get("robots")
+        robots = robots if isinstance(robots, list) else [robots]
+        if not robots or not isinstance(robots[0], str):
+            raise ValueError(f"{path}: env_kwargs names no robots, of which its controller is.")
         kwargs["controller_configs"] = refactor_composite_controller_config(controller, robots[0], ["right"])
     return env_args
 

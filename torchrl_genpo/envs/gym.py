@@ -66,8 +66,8 @@ def make_gym_env(
         render (bool, optional): makes frames for :class:`GymView`.
 
     Raises:
-        ValueError: if the name is unknown, ``num_envs`` is not positive or does not fit in memory, or the action
-            space is not a box.
+        ValueError: if the name is unknown, ``num_envs`` is not positive or does not fit in memory, or a space is not
+            a box of floating numbers, of actions with bounds.
         ImportError: if the task needs a package that is missing.
 
     Examples:
@@ -87,7 +87,7 @@ def make_gym_env(
     if env_id not in gymnasium.registry:
         raise ValueError(
             f"Unknown environment {name!r}.{did_you_mean(name, [*GYM_TASKS, *gymnasium.registry])} "
-            f"Names: {', '.join(sorted(GYM_TASKS))}; or any Gymnasium id."
+            f"Names: {', '.join(sorted(GYM_TASKS))}; or any Gymnasium id, '<module>:<id>' where a module registers it."
         )
 
     def make() -> gymnasium.Env:
@@ -95,8 +95,7 @@ def make_gym_env(
             env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
         except (gymnasium.error.Error, ImportError) as error:  # one that needs a package, or is no longer kept
             raise ImportError(f"Gymnasium cannot make {env_id}: {error}") from error
-        if not isinstance(env.action_space, gymnasium.spaces.Box):
-            raise ValueError(f"{env_id} has a {type(env.action_space).__name__} action space; a flow needs a Box.")
+        _check_spaces(env_id, env)
         env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
         return gymnasium.wrappers.ClipAction(env)
 
@@ -112,6 +111,26 @@ def make_gym_env(
     if seed is not None:
         env.set_seed(seed)
     return env
+
+
+def _check_spaces(env_id: str, env: Any) -> None:
+    """Refuses actions that are not a bounded box, and observations that are not a box of floating numbers."""
+    from gymnasium.spaces import Box, Dict
+
+    action, observation = env.action_space, env.observation_space
+    if not isinstance(action, Box):
+        raise ValueError(f"{env_id} has a {type(action).__name__} action space; a flow needs a Box.")
+    if not action.is_bounded():
+        raise ValueError(f"{env_id} has actions without bounds, which cannot be scaled to [-1, 1]; give its Box some.")
+    if isinstance(observation, Dict):
+        if "observation" not in observation.spaces:
+            raise ValueError(
+                f"{env_id} observes {', '.join(observation.spaces)}, and nothing called 'observation', which the "
+                "policy reads: wrap it in gymnasium.wrappers.FlattenObservation where it is registered."
+            )
+        observation = observation["observation"]
+    if not isinstance(observation, Box) or not np.issubdtype(observation.dtype, np.floating):
+        raise ValueError(f"{env_id} observes {observation}; the policy needs a Box of floating numbers.")
 
 
 class _GymWrapper(GymWrapper):
@@ -146,8 +165,9 @@ class GymView:
 class GymState:
     """The exact state of the simulators of a :func:`make_gym_env` environment, for checkpoints.
 
-    A restored environment continues to the last bit. Possible for MuJoCo and classic-control tasks;
-    for others :attr:`exact` is ``False`` and a resumed run starts with fresh episodes.
+    A restored environment continues to the last bit. Possible for Gymnasium's own MuJoCo and classic-control
+    tasks; for others, which may hold more than can be known, :attr:`exact` is ``False`` and a resumed run starts with
+    fresh episodes.
 
     Args:
         env (EnvBase): the environment.
@@ -160,11 +180,12 @@ class GymState:
     def __init__(self, env: EnvBase) -> None:
         self._vector_env = simulator(env)
         envs = getattr(self._vector_env, "envs", None)  # none in other families
-        self.exact = envs is not None and all(self._is_mujoco(e) or self._is_classic(e) for e in envs)
+        self.exact = envs is not None and all(self._is_known(env.unwrapped) for env in envs)
 
     @staticmethod
-    def _is_mujoco(env: Any) -> bool:
-        return hasattr(env.unwrapped, "data") and hasattr(env.unwrapped, "model")
+    def _is_known(env: Any) -> bool:
+        is_own = type(env).__module__.startswith(("gymnasium.envs.", "torchrl_genpo."))
+        return is_own and (hasattr(env, "state") or (hasattr(env, "data") and hasattr(env, "model")))
 
     @staticmethod
     def _is_classic(env: Any) -> bool:
@@ -193,7 +214,7 @@ class GymState:
             "rng_uint32": [rng["has_uint32"], rng["uinteger"]],
         }
         if self._is_classic(env):
-            state["state"] = torch.from_numpy(np.array(env.unwrapped.state, dtype=np.float64))
+            state["state"] = torch.from_numpy(np.array(env.unwrapped.state))
             return state
         import mujoco
 

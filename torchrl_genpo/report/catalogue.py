@@ -64,6 +64,9 @@ CATALOGUE: dict[str, tuple[Chart, ...]] = {
     "Time": (
         Chart("time/collect", "Collection", "seconds an update", is_log=True),
         Chart("time/update", "Update", "seconds an update", is_log=True),
+        Chart("collect/staleness", "Staleness", "updates between a step's policy and the learner's, on average"),
+        Chart("collect/max_staleness", "Largest staleness", "of the oldest step of a batch"),
+        Chart("collect/dropped", "Dropped", "steps that were too old to train on"),
     ),
 }
 """Sections of a report, in order."""

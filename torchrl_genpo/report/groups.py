@@ -17,7 +17,8 @@ __all__ = ["Group", "Task", "curves", "group_runs", "option_text", "seed_order",
 
 POINTS = 200  # of a curve, at most
 QUARTILES_FROM = 5  # seeds; below, the band holds all of them
-NOT_LEARNING = ("seed", "resume", "evaluate", "video", "logger")  # options that change nothing that is learned
+NOT_LEARNING = ("seed", "resume", "evaluate", "video", "logger", "num_threads", "checkpoint", "tolerance")
+"""Options that change nothing that is learned."""
 NAMING = ("policy.name", "start.name", "solver.name", "policy", "start", "solver", "loss", "optim")  # first to tell
 
 

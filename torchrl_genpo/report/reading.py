@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -203,7 +204,7 @@ def _read_metrics(path: Path) -> tuple[dict[str, np.ndarray], list[int]]:
                 row = [float(value or "nan") for value in fields]
             except ValueError:
                 row = []
-            if len(row) == len(header) and (row[0] > rows[-1][0] if rows else row[0] >= 0):
+            if len(row) == len(header) and row[0] < math.inf and (row[0] > rows[-1][0] if rows else row[0] >= 0):
                 rows.append(row)
             else:
                 damaged.append(reader.line_num)

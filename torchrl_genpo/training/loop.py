@@ -27,6 +27,7 @@ from torchrl_genpo.envs import (
     name_worker_failure,
     one_simulation,
 )
+from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.loading import load_pretrained
 from torchrl_genpo.recording import draw_learning_curve, make_logger
 from torchrl_genpo.runs import RunFolder, StopRequest
@@ -88,6 +89,8 @@ class Training:
         )
         columns = [*self.collection.columns, *statistics_columns(env)]
         folder.columns += [column for column in columns if column not in folder.columns]
+        if (best := cfg.checkpoint.keep_best) is not None and best not in folder.columns:
+            raise ValueError(f"checkpoint.keep_best={best} is no column.{did_you_mean(best, folder.columns)}")
         if folder.resume_from is not None:
             load_checkpoint(self.checkpoint, folder.resume_from, cfg.device)
             if ranks.is_first:
@@ -96,9 +99,11 @@ class Training:
         self.last_good = LastGood(self.loss, self.learner.optimizer, env)
         self.logger = make_logger(folder=folder.path, config=as_dict(cfg), **cfg.logger) if ranks.is_first else None
         if ranks.is_first and not self.progress.frames:
-            self.save()  # from here on every run can be resumed
-            if cfg.policy.get("init"):
-                self._log({"frames": 0} | self._evaluate())
+            row = {}
+            if cfg.policy.get("init"):  # first, for it may remain the best
+                row = {"frames": 0} | self._evaluate()
+                self._log(row)
+            self.save(row)  # from here on every run can be resumed
 
     def run(self) -> StopRequest:
         """Trains to the last frame, or saves when it is told to stop; draws the learning curve.

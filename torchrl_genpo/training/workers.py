@@ -37,6 +37,8 @@ from torchrl_genpo.training.checkpoint import Progress
 
 __all__ = ["BehaviorPolicy", "WorkerCollection", "make_worker_env"]
 
+COLUMNS = ("collect/staleness", "collect/max_staleness", "collect/dropped")  # that only workers have
+
 VERSION = "policy_version"
 Makers = list[Callable[[], EnvBase]]
 FIRST_STEPS = 32  # in each of the learner's environments, for statistics to begin with
@@ -171,7 +173,7 @@ class WorkerCollection:
     """
 
     def __init__(self, cfg: DictConfig, env: EnvBase, actor: TensorDictModule, seed: int, progress: Progress) -> None:
-        self.columns = ["collect/staleness", "collect/max_staleness", "collect/dropped"]
+        self.columns = list(COLUMNS)
         self.metrics: dict[str, float] = {}
         self._cfg, self._env, self._actor, self._seed, self._progress = cfg, env, actor, seed, progress
         options = self._options = cfg.collector

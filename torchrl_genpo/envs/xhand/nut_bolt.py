@@ -89,6 +89,10 @@ def make_xhand_env(
         raise ValueError(
             f"Unknown XHand task {task!r}.{did_you_mean(task, XHAND_TASKS)} Names: {', '.join(XHAND_TASKS)}."
         )
+    if isinstance(nuts, str):
+        raise ValueError(f"nuts must be a list of names, got {nuts!r}.")
+    if scene is not None and "nut" in scene:
+        raise ValueError(f"The nuts are those of the option nuts: nuts=[{scene['nut']}] instead of scene.nut.")
     base_scene = _from_mapping(Scene, scene)
     if randomize:
         draws = _from_mapping(Randomization, randomization)
@@ -136,11 +140,23 @@ def _concatenate(keys: list[str], out_key: str) -> CatTensors:
 
 def _from_mapping(cls: Any, values: Mapping[str, Any] | None) -> Any:
     """A dataclass with some of its values replaced, as a configuration gives them; it names one that is unknown."""
-    known = [name for name, field in cls.__dataclass_fields__.items() if field.init]
-    for name in values or {}:
+    known = {name: field.default for name, field in cls.__dataclass_fields__.items() if field.init}
+    for name, value in (values or {}).items():
         if name not in known:
             raise ValueError(f"{cls.__name__} has no {name!r}.{did_you_mean(name, known)} It has {', '.join(known)}.")
+        if not _is_like(value, default := known[name]):
+            example = list(default) if isinstance(default, tuple) else default
+            raise ValueError(f"{name} of {cls.__name__} must be a value like {example}, got {value!r}.")
     return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in (values or {}).items()})
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value has the type of a default: of ``None`` a number or ``None``."""
+    if isinstance(default, tuple):
+        return isinstance(value, (list, tuple)) and len(value) == len(default) and all(map(_is_like, value, default))
+    if isinstance(default, (str, int)):
+        return type(value) is type(default)
+    return (value is None and default is None) or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 class NutBoltView:

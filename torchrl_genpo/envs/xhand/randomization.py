@@ -74,8 +74,12 @@ class Randomization:
             if _is_range(field):
                 if not (isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]):
                     raise ValueError(f"{field.name} must be a lowest and a highest value, got {value}.")
+                if value[0] < 0 and field.name not in (*OFFSETS, *APART, "tilt"):
+                    raise ValueError(f"{field.name} must not be negative, got {value}.")
             elif not value >= 0:
                 raise ValueError(f"{field.name} must not be negative, got {value}.")
+        if self.push_probability > 1:
+            raise ValueError(f"push_probability must be at most 1, got {self.push_probability}.")
 
     @classmethod
     def none(cls, scene: Scene | None = None) -> Randomization:
