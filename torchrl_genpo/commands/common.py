@@ -35,6 +35,9 @@ MISTAKES = (DivergedError, WorkerError, ValueError, OSError, ImportError, HydraE
 """What a user can mend."""
 
 
+ALWAYS = ("evaluate", "resume", "hydra")  # options that change no configuration
+
+
 @contextlib.contextmanager
 def explain_errors(*others: type[Exception]) -> Iterator[None]:
     """Ends the process with the message, not the traceback, of what a user can mend, and of these errors."""
@@ -63,14 +66,14 @@ def check_device(device: str) -> None:
 
 
 def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) -> list[str]:
-    """The names of the options on a command line, Hydra's own aside, all of them allowed or parts of what is.
+    """The names of the options on a command line, Hydra's own aside, if all may be given.
 
     Raises:
         ValueError: that begins with ``why``, for another one.
     """
     names = {override: override.split("=")[0].lstrip("+~") for override in overrides}
     for override, name in names.items():
-        if not any(name == known or name.startswith(f"{known}.") for known in (*allowed, "hydra")):
+        if not any(name == known or name.startswith(f"{known}.") for known in (*allowed, *ALWAYS)):
             raise ValueError(f"{why}, and {override!r} would change it. May change: {', '.join(sorted(allowed))}.")
     return [name for name in names.values() if not name.startswith("hydra")]
 
@@ -78,7 +81,7 @@ def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) 
 def resumed_config(folder: Path, cfg: DictConfig, overrides: Iterable[str], resumable: Collection[str]) -> DictConfig:
     """The configuration of the run in ``folder``, with the few overrides that may change."""
     saved = fill_in(read_run_config(folder), cfg)
-    for name in refuse_others(overrides, {*resumable, "resume"}, "A resumed run keeps its configuration"):
+    for name in refuse_others(overrides, resumable, "A resumed run keeps its configuration"):
         OmegaConf.update(saved, name, OmegaConf.select(cfg, name))
     return saved
 

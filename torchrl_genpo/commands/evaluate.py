@@ -33,8 +33,8 @@ def main() -> None:
     add_completion(parser)
     options = parser.parse_args()
     for option in options.option:
-        if "=" not in option:
-            parser.error(f"options are name=value, not {option!r}")
+        if "=" not in option or option.startswith("evaluate="):
+            parser.error(f"options are name=value, of one policy, not {option!r}")
     from torchrl_genpo.commands import train
 
     path = str(options.policy).replace("\\", r"\\").replace("'", r"\'")

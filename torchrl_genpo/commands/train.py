@@ -101,7 +101,7 @@ def main(cfg: DictConfig) -> int:
         path = find_checkpoint(Path(cfg.evaluate))
         if cfg.video:
             check_rendering(read_checkpoint_config(path)["env"]["name"])
-        names = refuse_others(overrides, EVALUABLE | {"evaluate"}, "A policy is evaluated as it was trained")
+        names = refuse_others(overrides, EVALUABLE, "A policy is evaluated as it was trained")
         run_evaluation(path, cfg, [name for name in names if name.startswith("env.")])
         return 0
     resume = cfg.resume is not None
