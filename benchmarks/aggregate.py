@@ -128,7 +128,7 @@ def report(
         runs = complete_runs(records, list(labels), tasks)
         ends = {mode: _ends(records, runs, tasks, column, reps) for mode, column in COLUMNS.items()}
         lines += [
-            f"{'###' if lines else '#'} Learning over {len(tasks)} tasks: {', '.join(tasks)}",
+            f"{'##' if lines else '#'} Learning over {len(tasks)} tasks: {', '.join(tasks)}",
             "",
             "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's "
             "mean) and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "

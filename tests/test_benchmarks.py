@@ -92,7 +92,7 @@ def test_the_report_names_what_it_leaves_out(records, tmp_path):
     # above the Gaussian's 110, 210, 310 on one task and its 1010 on the other, in every pair
     assert flow.split("|")[4].strip().startswith("1.00") and flow.split("|")[2].strip() == "2"
     assert "Left out, for no seed has finished every task: Half." in text and "Never" not in text
-    wider = text[text.index("### Learning over 3 tasks: a, b, c") :]
+    wider = text[text.index("## Learning over 3 tasks: a, b, c") :]
     assert "| Gaussian | 1 |" in wider and "| Flow" not in wider and "every task: Flow, Half." in wider
     assert (tmp_path / "learning_iqm.png").stat().st_size > 5000
 
