@@ -1,7 +1,11 @@
-"""Hydra's store of configurations, apart from that of TorchRL's trainers."""
+"""Hydra's store of configurations, apart from that of TorchRL's trainers; and one thread for processes of the tests."""
+
+import os
 
 import pytest
 from hydra.core.config_store import ConfigStore
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,9 @@
-"""Every test starts from the same seed, and on one thread, as do the processes that it starts."""
+"""Every test starts from the same seed, and on one thread."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
