@@ -67,6 +67,7 @@ POLICIES = {  # name -> label, options of both entry scripts
     "reversible_flow_twice_kl": ("flow, twice the target KL", ["policy=reversible_flow"]),
     "reversible_flow_narrow": (f"flow, tau {NARROW_TAU}", ["policy=reversible_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
+    "fpo_constant": ("FPO++, constant rate and its own clip", ["policy=fpo"]),
 }
 NETWORKS = {
     "MLP, chunks of 4": ["policy=reversible_flow"],
@@ -277,14 +278,18 @@ def finetuning(task: str, policy: str) -> tuple[str, ...]:
     target_kl = 0.2 if policy == "reversible_flow_twice_kl" else 0.1  # the pair's is about twice the action's
     tau = NARROW_TAU if policy == "reversible_flow_narrow" else TAU[task]
     flow = ("optim.noise_lr=3e-4", f"start.tau={tau}")
-    exploration = {"gaussian": ("optim.noise_lr=3e-4",), "fpo": ()}.get(policy, flow)
+    own = {
+        "gaussian": ("optim.noise_lr=3e-4",),
+        "fpo": (),
+        "fpo_constant": ("optim.schedule=constant", "loss.clip_epsilon=0.05"),
+    }.get(policy, flow)
     return (
         *SIMULATION,
         *REWARD.get(task, ()),
         *("collector.frames_per_batch=2000", f"collector.total_frames={CHUNKS[task]}", "checkpoint.interval=20000"),
         *("loss.clip_epsilon=0.3", f"optim.target_kl={target_kl}"),
         *("optim.critic_warmup=4000", "num_threads=2"),
-        *exploration,
+        *own,
     )
 
 
