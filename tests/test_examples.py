@@ -40,7 +40,7 @@ def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
 
 
 def test_compose_balances_the_pendulum(tmp_path):
-    output = run(tmp_path, "compose.py", "--frames", 18 * 2048)
+    output = run(tmp_path, "compose.py", "--frames", 12 * 2048)
     (value,) = re.findall(r"zero noise: return (\d+)", output)
     assert int(value) >= 900, output
 

@@ -34,7 +34,6 @@ torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the pro
 MISTAKES = (DivergedError, WorkerError, ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
 """What a user can mend."""
 
-
 ALWAYS = ("evaluate", "resume", "hydra")  # options that change no configuration
 
 
