@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, origins, read_results, spread
+from experiments import Run, execute_all, last, origins, read_results, spread, training_seconds
 from provenance import RESULTS
 
 SIGMAS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.85, 0.95, 1.0)  # Figure 4
@@ -56,7 +56,7 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
         "# Ablations of the paper: the weight of the memory, the number of steps",
         "",
         f"{records[0]['task']}, {frames:,} frames, the paper's start. Median of the seeds (each in brackets), mean of "
-        "10 evaluation episodes; seconds of a run on one core beside other work.",
+        "10 evaluation episodes; seconds as in [learning](learning.md).",
     ]
     figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     for panel, (name, pairs) in zip(panels, settings().items(), strict=True):
@@ -71,8 +71,7 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
                 returns = [last(record, f"eval/{noise}_noise/return") for record in chosen]
                 points[noise] += [(value, one) for one in returns]
                 cells.append(spread(returns, 0))
-            seconds = statistics.median(record["seconds"] for record in chosen)
-            lines.append(f"| {value} | {' | '.join(cells)} | {seconds:.0f} |")
+            lines.append(f"| {value} | {' | '.join(cells)} | {training_seconds(chosen):.0f} |")
         for noise, color in zip(NOISES, ("C0", "C1"), strict=True):
             if not points[noise]:
                 continue
