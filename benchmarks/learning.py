@@ -41,6 +41,7 @@ from provenance import RESULTS
 TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid", "multi_goal")
 POLICIES = {  # name -> (label, options of the entry script)
     "gaussian": ("Gaussian", ["policy=gaussian"]),
+    "gaussian_kl_001": ("Gaussian, target KL 0.01", ["policy=gaussian", "optim.target_kl=0.01"]),  # that of rsl_rl
     "paper": ("flow, paper's start", ["start=paper"]),
     "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
     "consistent_03": ("flow, consistent start, tau 0.3", ["start=consistent", "start.tau=0.3"]),
