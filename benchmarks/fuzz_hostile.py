@@ -164,6 +164,10 @@ def _soft(key: str) -> Any:
     return h5py.SoftLink(key)
 
 
+def _with_operator(name: str) -> Callable[[Path, Path, Path], None]:
+    return _changed("model.json", "torch.ops.aten.unsqueeze.default", lambda _: name)
+
+
 SYMBOL = "Symbol('s"
 CHECKPOINTS = {
     "with pickled code": _with_pickle,
@@ -190,7 +194,10 @@ PROGRAMS = {
     "with code in a guard": _changed(
         "model.json", '"guards_code": []', lambda marker: f"\"guards_code\": [\"open('{marker}','w')\"]"
     ),
-    "that calls the system": _changed("model.json", "torch.ops.aten.unsqueeze.default", lambda _: "torch.os.system"),
+    "that calls the system": _with_operator("torch.os.system"),
+    "that opens a file": _with_operator("torch.ops.aten.from_file.default"),
+    "that writes to a tensor": _with_operator("torch.ops.aten.fill_.Scalar"),
+    "that looks up without a check": _with_operator("torch.ops.aten._unsafe_index.Tensor"),
     "with an opaque object": _with_members(
         lambda marker: {"policy/data/constants/opaque_obj_0": pickle.dumps(Code(marker))}
     ),

@@ -16,7 +16,7 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.configuration import build_env, build_models
 from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.runs import RunFolder
+from torchrl_genpo.runs import RunFolder, StopRequest
 from torchrl_genpo.training.learner import Learner
 from torchrl_genpo.training.loop import Training
 from torchrl_genpo.training.update import make_update
@@ -111,7 +111,7 @@ def test_every_policy_trains(policy, how, tmp_path):
     cfg = configure(f"policy={policy}", "collector.total_frames=512", "eval.num_envs=2", *how)
     training = Training(cfg, RunFolder(tmp_path), Ranks("cuda"))
     try:
-        training.run()
+        training.run(StopRequest())
         assert training.progress.frames == 512
     finally:
         training.close()

@@ -17,6 +17,8 @@ import fuzz_command_lines as lines
 import fuzz_files as files
 import fuzz_hostile as harmful
 
+from torchrl_genpo.untrusted import read_program
+
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory):
@@ -87,3 +89,11 @@ def test_pytorch_itself_runs_the_code_of_such_a_program(samples, name, tmp_path)
     with pytest.raises(Exception):  # noqa: B017  # after the code has run, whatever it meets
         torch.export.load(folder / "policy.pt2")
     assert marker.exists()
+
+
+@pytest.mark.parametrize("name", ["that opens a file", "that writes to a tensor", "that looks up without a check"])
+def test_an_operator_that_does_more_than_compute_is_refused(samples, name, tmp_path):
+    path = tmp_path / "policy.pt2"
+    harmful.PROGRAMS[name](samples.policy / "policy.pt2", path, tmp_path)
+    with pytest.raises(ValueError, match=r"the target 'torch\.ops\.aten\."):
+        read_program(path)

@@ -210,18 +210,15 @@ def test_a_configuration_that_was_cut_is_refused_or_made_whole(tmp_path, capsys)
     assert read_run_config(tmp_path).loss.epochs == 12
 
 
-def test_sigterm_is_told_from_ctrl_c():
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        stop = StopRequest()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.received and not stop.preempted
-        stop = StopRequest()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.received and stop.preempted
-    finally:
-        for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
-            signal.signal(number, handler)
+def test_sigterm_is_told_from_ctrl_c_and_the_handlers_before_return():
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    for number in numbers:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), number)
+            assert stop.received and stop.preempted == (number == signal.SIGTERM)
+            assert signal.getsignal(signal.SIGINT) == before[0], "a second Ctrl-C interrupts"
+        assert [signal.getsignal(each) for each in numbers] == before
 
 
 def test_torchrl_reads_what_is_saved(tmp_path):

@@ -17,6 +17,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl_genpo.envs import close_quietly, make_env
 from torchrl_genpo.flow import AdaptiveSigma
 from torchrl_genpo.models import (
+    PAIR_FLOWS,
     SURROGATE_FLOWS,
     has_exact_density,
     make_actor,
@@ -66,8 +67,10 @@ def build_env(cfg: DictConfig, num_envs: int, seed: int, **kwargs: Any) -> EnvBa
 
 def build_actor(cfg: DictConfig, env: EnvBase) -> TensorDictModule:
     """The policy of a run, untrained."""
-    solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
     policy = {key: value for key, value in as_dict(cfg.policy).items() if key not in ("init", "loss")}
+    if cfg.policy.name not in PAIR_FLOWS:
+        return make_actor(env, **policy)
+    solver = make_solver(**{key: value for key, value in as_dict(cfg.solver).items() if key != "adapt"})
     return make_actor(env, **policy, solver=solver, start=as_dict(cfg.start))
 
 

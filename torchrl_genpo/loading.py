@@ -24,7 +24,10 @@ from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint
 
 __all__ = ["DataRanges", "fill_in", "load_policy", "load_pretrained", "pretrained_checkpoint"]
 
-SHAPING = ("policy.hidden_sizes", "policy.activation", "policy.transformer", "env.options.chunk_size")
+SHAPING = (
+    *("policy.hidden_sizes", "policy.activation", "policy.transformer"),
+    *("env.options.chunk_size", "env.options.observation_keys"),
+)
 """Options that a policy keeps from its pre-training."""
 
 GROUPS = ("env", "logger", "policy", "solver", "start")  # of the configuration, each with options of its own
@@ -99,7 +102,7 @@ def load_policy(
         known = OmegaConf.select(cfg, parent) if parent else cfg
         if not OmegaConf.is_dict(known) or name not in known:
             raise ValueError(f"{path} has no option {key}.{did_you_mean(key, _option_names(cfg))}")
-        OmegaConf.update(cfg, key, value)
+        OmegaConf.update(cfg, key, value, merge=False)  # of a group: all of it
     check_config(cfg)
     env = build_env(cfg, num_envs, seed)
     if "pretrained" in Checkpoint.manifest(path)["components"]:

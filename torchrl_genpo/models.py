@@ -194,6 +194,10 @@ def make_actor(
         ValueError: for an unknown name or option, or one that does not fit the others.
     """
     _choose("policy", name, POLICIES)
+    if name not in PAIR_FLOWS and (solver is not None or start is not None):
+        raise ValueError(f"policy={name} has neither solver nor start: leave them out.")
+    if name not in SURROGATE_FLOWS and options:
+        raise ValueError(f"policy={name} has no options, got {dict(options)}.")
     obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
     if name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is

@@ -293,7 +293,7 @@ def is_intact(path: Path) -> bool:
 
 
 class StopRequest:
-    """Turns the first Ctrl-C, or a SIGTERM, into a request to stop after the current update.
+    """Within its ``with``, the first Ctrl-C or a SIGTERM is a request to stop after the current update.
 
     A second Ctrl-C interrupts at once.
 
@@ -304,13 +304,19 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = self.preempted = False
-        self._previous = signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGTERM, self._handle)
+
+    def __enter__(self) -> StopRequest:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: Any) -> None:
         self.received = True
         self.preempted = number == signal.SIGTERM
-        signal.signal(signal.SIGINT, self._previous)
+        signal.signal(signal.SIGINT, self._previous[signal.SIGINT])
         hint = "" if self.preempted else "; press Ctrl-C again to stop at once"
         sys.stderr.write(f"\nStopping after this update{hint}.\n")
 

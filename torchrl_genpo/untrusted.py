@@ -41,7 +41,10 @@ PROGRAM = re.compile(
     r"data/sample_inputs/model\.pt|data/weights/(weight_\d+|model_weights_config\.json)|"
     r"data/constants/(tensor_\d+|model_constants_config\.json)"
 )
-OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+|_operator\.(getitem|add|sub|mul|floordiv|eq|ne|ge|le|gt|lt)")
+PYTHON_OPERATOR = re.compile(r"_operator\.(getitem|add|sub|mul|floordiv|eq|ne|ge|le|gt|lt)")
+OPERATOR = re.compile(r"torch\.ops\.aten\.(\w+)\.(\w+)")
+WITHOUT_TENSORS = {"arange", "full", "ones", "promote_types", "scalar_tensor", "zeros"}  # from_file opens a file
+PRIVATE = {"_assert_scalar", "_assert_tensor_metadata"}  # what else begins so may skip checks of indices
 SYMBOLS = {"Symbol", "Integer", "Add", "Mul", "Pow", "Max", "Min", "FloorDiv", "Mod"}
 SYMBOLS |= {"positive", "integer", "nonnegative", "True", "False"}
 NAME = re.compile(r"[\w.:+-]*")
@@ -199,7 +202,8 @@ def read_program(path: Path) -> io.BytesIO:
     """Reads a program of ``torch.export``, checked; ``torch.export.load`` takes the result.
 
     PyTorch loads such files by pickle where they ask for it, and evaluates what they say of shapes. This one holds raw
-    weights, and a graph of ATen operators with plain names.
+    weights, and a graph of ATen operators with plain names, none of which writes to its arguments or opens a file. How
+    much memory and time it takes to run is not bounded.
 
     Args:
         path (Path): such as ``policy.pt2`` of :class:`~torchrl_genpo.deploy.PolicyExporter`.
@@ -244,7 +248,7 @@ def _check_graph(graph: Any) -> None:
         if key in FREE_TEXT:
             continue
         if key == "target":
-            is_known = OPERATOR.fullmatch(text) is not None
+            is_known = PYTHON_OPERATOR.fullmatch(text) is not None or _is_pure(text)
         elif key == "expr_str":
             words = set(re.findall(r"[A-Za-z_]\w*", text))
             is_known = re.fullmatch(r"[\w\s(),=*+/'-]*", text) is not None and all(
@@ -256,6 +260,20 @@ def _check_graph(graph: Any) -> None:
             is_known = (GUARD if key == "guards_code" else NAME).fullmatch(text) is not None
         if not is_known:
             raise ValueError(f"its graph has the {key or 'name'} {text[:100]!r}, which this library never writes.")
+
+
+def _is_pure(target: str) -> bool:
+    """Whether it is an operator that computes a new tensor of those that it is given, and does nothing else."""
+    match = OPERATOR.fullmatch(target)
+    if match is None:
+        return False
+    name, overload = match.groups()
+    operator = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    if operator is None or (name.startswith("_") and name not in PRIVATE):
+        return False
+    schema = operator._schema
+    has_tensor = any("Tensor" in str(argument.type) for argument in schema.arguments)
+    return not schema.is_mutable and (has_tensor or name in WITHOUT_TENSORS)
 
 
 def _strings(node: Any, key: str = "") -> Iterator[tuple[str, str]]:

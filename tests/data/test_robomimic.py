@@ -182,6 +182,13 @@ def test_old_controllers_are_converted(file):
     damaged(path, lambda f: f["data"].attrs.__setitem__("env_args", json.dumps(env_args)))
     converted = read_env_args(path)["env_kwargs"]["controller_configs"]
     assert converted["body_parts"]["right"]["kp"] == 150 and converted["type"] == "BASIC"
+    env_args["env_kwargs"] = {"robots": ["Panda", "Panda"], "controller_configs": [old, converted]}
+    damaged(path, lambda f: f["data"].attrs.__setitem__("env_args", json.dumps(env_args)))
+    assert read_env_args(path)["env_kwargs"]["controller_configs"] == [converted, converted]
+    env_args["env_kwargs"]["robots"] = ["Panda"]
+    damaged(path, lambda f: f["data"].attrs.__setitem__("env_args", json.dumps(env_args)))
+    with pytest.raises(ValueError, match=r"2 controllers for the robots \['Panda'\]"):
+        read_env_args(path)
 
 
 @pytest.mark.skipif(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torchrl_genpo.commands.export import main as export
 from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
 from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.envs.xhand import Scene
-from torchrl_genpo.models import make_actor
+from torchrl_genpo.models import make_actor, make_solver
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 from forks import run_script
@@ -106,6 +107,36 @@ def test_an_export_that_differs_from_its_actor_is_refused(hand_env, hand_actor, 
         exporter.module.head.velocity.trunk[-1].bias.add_(0.01)
     with pytest.raises(RuntimeError, match="differ from the actor"):
         exporter.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_export_leaves_the_policy_that_was_there(hand_env, hand_actor, policy_folder, tmp_path):
+    folder = shutil.copytree(policy_folder, tmp_path / "policy")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    exporter = PolicyExporter(hand_actor, hand_env)
+    with torch.no_grad():
+        exporter.module.head.velocity.trunk[-1].bias.add_(0.01)
+    with pytest.raises(RuntimeError, match="differ from the actor"):
+        exporter.save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"solver": make_solver("three_step")},
+        {"name": "dummy_flow"},
+        {"start": {"name": "consistent", "tau": 0.1, "learn_tau": "per_dimension"}},
+        {"start": {"name": "independent", "scale": "state_dependent"}},
+        {"transformer": {"chunk_size": 2, "width": 16, "num_layers": 1, "num_heads": 2}},
+    ],
+    ids=str,
+)
+def test_every_kind_of_flow_is_exported_and_read(options, tmp_path):
+    env = make_env("half_cheetah", 1, seed=0)
+    actor = make_actor(freeze_normalization(env), hidden_sizes=(16,), **options)
+    metadata = ExportedPolicy(PolicyExporter(actor, env).save(tmp_path)).metadata
+    assert max(metadata["largest_difference"].values()) <= 1e-5
 
 
 def test_noise_is_an_input_where_it_was_asked_for(hand_env, hand_actor, policy_folder, tmp_path):

@@ -79,6 +79,7 @@ def test_the_command_is_ended_by_a_signal_with_the_hand_passive(tmp_path, name):
     command = [sys.executable, "-m", "torchrl_genpo.commands.deploy", "--backend", "fake", "--log", tmp_path]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "log.csv").exists() or (tmp_path / "log.csv").read_text().count("\n") < 5:
+            assert process.poll() is None, "it ended by itself"
             time.sleep(0.05)
         process.send_signal(getattr(signal, name))
         output, _ = process.communicate(timeout=30)

@@ -112,12 +112,13 @@ def test_during_a_pause_of_the_policy_the_hand_is_passive_before_the_policy_is_b
     sdk, seen = FakeSDK(), []
 
     def think(target):
-        time.sleep(0.35)
+        time.sleep(1.5)
         seen.append(sdk.hand.is_passive)
         return target
 
-    report = run_policy(Still(think), XHandBackend(HandConfig(), sdk), seconds=1.0)
-    assert seen == [True] and "200 ms" in report.reason and sdk.hand.is_passive
+    slow = SafetyConfig(watchdog=0.6)  # a busy machine may pause for 0.2 s by itself
+    report = run_policy(Still(think), XHandBackend(HandConfig(), sdk), seconds=1.0, safety=slow)
+    assert seen == [True] and "600 ms" in report.reason and sdk.hand.is_passive
 
 
 def test_an_exception_is_raised_again_and_leaves_the_hand_passive():
@@ -249,3 +250,9 @@ def test_after_a_stop_no_command_passes():
     with pytest.raises(SafetyStop, match="enough"):
         hand.command(np.full(12, 0.2))
     assert sdk.hand.is_passive
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_tracking_error", np.nan), ("max_speed", -1.0), ("max_errors", 0)])
+def test_a_limit_that_would_limit_nothing_is_refused(name, value):
+    with pytest.raises(ValueError, match=rf"safety\.{name} must be greater than 0"):
+        SafetyConfig(**{name: value})

@@ -26,7 +26,7 @@ from torchrl_genpo.envs import (
     make_view,
     stagger_episodes,
 )
-from torchrl_genpo.envs.isaaclab import INSTALL
+from torchrl_genpo.envs.isaaclab import INSTALL, LastObservationAtReset
 from torchrl_genpo.envs.isaaclab_standins import write_standins
 from torchrl_genpo.models import make_actor, make_critic, make_loss
 from torchrl_genpo.runs import read_metrics
@@ -49,6 +49,15 @@ SMALL_TERRAIN = {
     "scene": {"terrain": {"terrain_generator": {"num_rows": 3, "num_cols": 3}}},
     "sim": {"physics": {"collision_cfg": {"max_triangle_pairs": 200_000}}},
 }
+
+
+def test_only_an_observation_that_ended_an_episode_is_made_up_for():
+    transform, nan = LastObservationAtReset(["observation"]), float("nan")
+    transform._reset(TensorDict(), TensorDict(observation=torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])))
+    step = TensorDict(observation=torch.tensor([[nan, nan], [nan, 8.0], [9.0, 9.0]]), done=torch.eye(3, 1).bool())
+    found = transform._step(TensorDict(), step)["observation"]
+    assert found[0].tolist() == [1.0, 2.0] and found[2].tolist() == [9.0, 9.0]
+    assert found[1].isnan().tolist() == [True, False], "of a simulator that diverged"
 
 
 @pytest.fixture(scope="module")

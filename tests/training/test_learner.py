@@ -54,6 +54,13 @@ def test_an_adaptive_rate_moves_that_of_the_noise_and_leaves_the_critics_alone()
     assert (critic, noise) == (1e-3, pytest.approx(4 * actor))
 
 
+def test_a_linear_schedule_leaves_a_rate_of_the_critics_own_alone():
+    options = ["optim.schedule=linear", "optim.lr=1e-4", "collector.total_frames=128"]
+    for own, expected in ((["optim.critic_lr=1e-3"], 1e-3), ([], 5e-5)):
+        learner, _ = learn(*options, *own, batches=2)
+        assert [group["lr"] for group in learner.optimizer.param_groups] == [5e-5, expected]
+
+
 def test_a_rate_of_the_noise_does_nothing_where_the_noise_has_no_parameters():
     learner, moved = learn("start=paper", "optim.noise_lr=0.01")
     assert len(learner.optimizer.param_groups) == 2

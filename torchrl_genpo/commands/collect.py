@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
+import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,8 @@ from torchrl_genpo.envs.robomimic.recorder import Recorder
 from torchrl_genpo.loading import load_policy
 from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 
+IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)  # in workers: the first process decides what Ctrl-C does
+EXPERT_NOISE = 0.05
 IN_PROCESS = {"env.options.num_workers": 0, "env.options.end_at_success": False}  # the recorder sees every step
 
 
@@ -70,7 +74,8 @@ def collect(options: argparse.Namespace) -> None:
     task = ROBOMIMIC_TASKS[options.task]
     env_args = task.env_args()
     if options.policy is None:
-        job_of, actor = partial(demonstrate, env_args, task.horizon, noise=options.noise), "expert"
+        noise = EXPERT_NOISE if options.noise is None else options.noise
+        job_of, actor = partial(demonstrate, env_args, task.horizon, noise=noise), "expert"
     else:
         checkpoint = find_checkpoint(options.policy)
         env = read_checkpoint_config(checkpoint)["env"]
@@ -82,21 +87,29 @@ def collect(options: argparse.Namespace) -> None:
     size = 5  # episodes of a job: a new simulator each
     seeds = list(range(options.seed, options.seed + options.episodes))
     jobs = [seeds[i : i + size] for i in range(0, len(seeds), size)]
-    demonstrations = []
-    with (
-        multiprocessing.get_context("spawn").Pool(options.workers) as pool,
-        tqdm(total=options.episodes, unit="episode") as bar,
-    ):
-        for job, episodes in zip(jobs, pool.imap(job_of, jobs), strict=True):  # in order: the same file every time
-            demonstrations += [episode for episode in episodes if episode is not None]
-            bar.update(len(job))
-            bar.set_postfix(succeeded=len(demonstrations))
+    demonstrations, done = [], 0
+    try:
+        with (
+            multiprocessing.get_context("spawn").Pool(options.workers, signal.signal, IGNORE_INTERRUPT) as pool,
+            tqdm(total=options.episodes, unit="episode") as bar,
+        ):
+            for job, episodes in zip(jobs, pool.imap(job_of, jobs), strict=True):  # in order: always the same file
+                demonstrations += [episode for episode in episodes if episode is not None]
+                done += len(job)
+                bar.update(len(job))
+                bar.set_postfix(succeeded=len(demonstrations))
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nStopped after {done} episodes; --seed {options.seed + done} goes on from there.\n")
+        if not demonstrations:
+            sys.exit(130)
+    finally:  # whatever ends it, what has been collected is kept
+        if demonstrations:
+            write_demonstrations(output, demonstrations, env_args)
     if not demonstrations:
         remedy = "; use less --noise" if options.policy is None else ""
-        raise ValueError(f"The {actor} failed in all {options.episodes} episodes{remedy}.")
-    write_demonstrations(output, demonstrations, env_args)
+        raise ValueError(f"The {actor} failed in all {done} episodes{remedy}.")
     steps = sum(len(demonstration["actions"]) for demonstration in demonstrations)
-    print(f"{output}: {len(demonstrations)} of {options.episodes} episodes succeeded, {steps} steps")
+    print(f"{output}: {len(demonstrations)} of {done} episodes succeeded, {steps} steps")
 
 
 def main(description: str | None = __doc__) -> None:
@@ -105,13 +118,17 @@ def main(description: str | None = __doc__) -> None:
     parser.add_argument("--episodes", type=int, default=20)
     parser.add_argument("--output", type=Path, help="<task>.hdf5 unless given")
     parser.add_argument("--policy", type=Path, help="a run or checkpoint that acts, with random noise, as the expert")
-    parser.add_argument("--noise", type=float, default=0.05, help="of the expert's actions in [-1, 1], a deviation")
+    parser.add_argument(
+        "--noise", type=float, help=f"deviation, of the expert's actions in [-1, 1]; default: {EXPERT_NOISE}"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the first episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     add_completion(parser)
     options = parser.parse_args()
     if options.episodes < 1 or options.workers < 1:
         parser.error("--episodes and --workers must be at least 1")
+    if options.policy is not None and options.noise is not None:
+        parser.error("--noise is the expert's; a --policy acts with its own")
     with explain_errors():
         collect(options)
 

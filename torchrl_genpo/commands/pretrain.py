@@ -22,30 +22,37 @@ from torchrl.checkpoint import GlobalRNGState
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
-from torchrl_genpo.commands.common import check_device, hydra_command, resumed_config
+from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, resumed_config
 from torchrl_genpo.configuration import as_dict, build_actor, build_env
-from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations
+from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.limits import check_config
-from torchrl_genpo.loading import SHAPING, DataRanges, pretrained_checkpoint
+from torchrl_genpo.loading import SHAPING, DataRanges, load_policy
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
-from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.runs import RunFolder, SyncedCheckpoint, find_checkpoint
 from torchrl_genpo.training import Progress, check_finite, evaluate, load_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
 
 COLUMNS = ["iteration", "train/loss"]
 RESUMABLE = {"pretrain.iterations", "pretrain.dataset", "eval"}  # may change on resume
+SAMPLING = ("solver", "start")  # options by which a trained policy may be sampled
+EVALUABLE = {*SAMPLING, "euler", "eval", "device", "num_threads"}  # may change in an evaluation
 
 
 def read_data(cfg: DictConfig) -> list[TensorDict]:
     if cfg.pretrain.dataset is None:
-        raise ValueError(
-            "pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of examples/collect_demos.py."
-        )
+        raise ValueError("pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of genpo-collect.")
     task = ROBOMIMIC_TASKS.get(cfg.env.name.removeprefix("robomimic/"))
     if task is None:
         raise ValueError(f"Pre-training knows robomimic/<task>, not {cfg.env.name}.")
+    if cfg.env.options.dataset is None:
+        recorded, mine = (args["env_name"] for args in (read_env_args(cfg.pretrain.dataset), task.env_args()))
+        if recorded != mine:
+            raise ValueError(
+                f"{cfg.pretrain.dataset} is of {recorded}; {cfg.env.name} is {mine}. To train and evaluate in the "
+                f"environment of the file, set env.options.dataset={cfg.pretrain.dataset}."
+            )
     keys = cfg.env.options.get("observation_keys") or task.observation_keys
     return read_demonstrations(
         cfg.pretrain.dataset,
@@ -143,7 +150,7 @@ def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
     policy = "transformer_flow" if cfg.policy.get("transformer") else cfg.policy.name
     options = [f"env={cfg.env.name}", *([] if policy == "reversible_flow" else [f"policy={policy}"])]
     default = compose("genpo", options)
-    for key in SHAPING:
+    for key in (*SHAPING, "env.options.dataset"):
         value = OmegaConf.select(cfg, key)
         if value != OmegaConf.select(default, key):
             options.append(f"{key}={value}".replace(" ", ""))
@@ -151,16 +158,13 @@ def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
 
 
 def run_evaluation(cfg: DictConfig) -> None:
-    """Evaluates a checkpoint by the solver and start of this command, or by Euler's rule, and prints the results."""
+    """Evaluates a checkpoint in its own environment, by another solver or start or by Euler's rule if asked for."""
     path = find_checkpoint(Path(cfg.evaluate))
-    saved = OmegaConf.create(read_checkpoint_config(path))
-    cfg.policy = saved.policy
-    cfg.env.options.chunk_size = saved.env.options.chunk_size  # the policy's too
-    env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
-    actor = build_actor(cfg, env)
+    names = refuse_others(HydraConfig.get().overrides.task, EVALUABLE, "A policy is evaluated as it was trained")
+    overrides = {name: OmegaConf.select(cfg, name) for name in names if name.partition(".")[0] in SAMPLING}
+    actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, overrides, defaults=cfg)
     if cfg.euler and not isinstance(actor, ReversibleFlowActor):
-        raise ValueError(f"euler=true is of reversible flows; {path} is a policy={cfg.policy.name}.")
-    load_checkpoint(pretrained_checkpoint(actor, env), path, cfg.device)
+        raise ValueError(f"euler=true is of reversible flows; {path} is a policy={saved.policy.name}.")
     policy = EulerActor.of(actor) if cfg.euler else actor
     for key, value in evaluate(env, policy, EVAL_SEED, cfg.eval.rounds).items():
         print(f"{key}: {value:.3f}")

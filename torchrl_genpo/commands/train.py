@@ -26,7 +26,7 @@ from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
 from torchrl_genpo.limits import TRAINING, check_config
 from torchrl_genpo.loading import load_policy
 from torchrl_genpo.recording import check_rendering, record_video
-from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.runs import RunFolder, StopRequest, find_checkpoint, read_checkpoint_config
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.loop import EVAL_SEED, Training
@@ -70,17 +70,18 @@ def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Pat
 
 def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
     """Trains, from the last checkpoint again where the environment's processes failed; returns the exit code."""
-    for restarts_left in reversed(range(cfg.tolerance.restarts + 1)):
-        training = Training(cfg, folder, ranks)
-        try:
-            stop = training.run()
-            break
-        except WorkerError as error:
-            training.close()
-            if not restarts_left or ranks.size > 1:
-                raise
-            sys.stderr.write(f"\n{error}. Starting again from there.\n")
-            folder.resume()
+    with StopRequest() as stop:  # also while a run is built, and built again
+        for restarts_left in reversed(range(cfg.tolerance.restarts + 1)):
+            training = Training(cfg, folder, ranks)
+            try:
+                training.run(stop)
+                break
+            except WorkerError as error:
+                training.close()
+                if not restarts_left or ranks.size > 1:
+                    raise
+                sys.stderr.write(f"\n{error}. Starting again from there.\n")
+                folder.resume()
     if ranks.is_first:
         if not training.is_finished:
             frames = training.progress.frames

@@ -116,16 +116,29 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
     if env_args.get("type") != ROBOSUITE:
         raise ValueError(f"{path}: the environment is of type {env_args.get('type')}, not {ROBOSUITE} (robosuite).")
     kwargs = env_args["env_kwargs"]
-    controller = kwargs.get("controller_configs")
-    if controller is not None and "body_parts" not in controller:
-        from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
-
+    controllers = kwargs.get("controller_configs")
+    if isinstance(controllers, list):  # one a robot
         robots = kwargs.get("robots")
-        robots = robots if isinstance(robots, list) else [robots]
-        if not robots or not isinstance(robots[0], str):
-            raise ValueError(f"{path}: env_kwargs names no robots, of which its controller is.")
-        kwargs["controller_configs"] = refactor_composite_controller_config(controller, robots[0], ["right"])
+        if not isinstance(robots, list) or len(robots) != len(controllers):
+            raise ValueError(f"{path}: env_kwargs has {len(controllers)} controllers for the robots {robots!r}.")
+        kwargs["controller_configs"] = [
+            _present_controller(controller, robot, path) for controller, robot in zip(controllers, robots, strict=True)
+        ]
+    elif controllers is not None:
+        robots = kwargs.get("robots")
+        robot = robots[0] if isinstance(robots, list) and robots else robots
+        kwargs["controller_configs"] = _present_controller(controllers, robot, path)
     return env_args
+
+
+def _present_controller(controller: Any, robot: Any, path: Path) -> Any:
+    if "body_parts" in controller:
+        return controller
+    from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
+
+    if not isinstance(robot, str):
+        raise ValueError(f"{path}: env_kwargs names no robots, of which its controller is.")
+    return refactor_composite_controller_config(controller, robot, ["right"])
 
 
 def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[str]:

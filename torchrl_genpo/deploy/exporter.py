@@ -7,7 +7,9 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -104,7 +106,7 @@ class PolicyExporter:
         """Writes ``policy.onnx``, ``policy.pt2`` and ``policy.json``, and checks both against the actor.
 
         Args:
-            folder (Path or str): created if needed; a policy that is there is replaced.
+            folder (Path or str): created if needed; a policy that is there is replaced, once the new one is checked.
             source (mapping, optional): where the policy comes from, written as it is.
 
         Returns:
@@ -119,32 +121,39 @@ class PolicyExporter:
                 raise ImportError(f"Exporting needs {package}: {INSTALL}.")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        metadata = self.metadata | {
+            "source": dict(source or {}) | {"library": torchrl_genpo.__version__, "commit": _commit()},
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        with tempfile.TemporaryDirectory(prefix="unchecked-", dir=folder) as temporary:
+            draft = Path(temporary)
+            self._write_programs(draft)
+            path = draft / "policy.json"
+            path.write_text(json.dumps(metadata))
+            differences = {runtime: self.difference(ExportedPolicy(draft, runtime=runtime)) for runtime in FILES}
+            if not max(differences.values()) <= TOLERANCE:
+                raise RuntimeError(f"Exported actions differ from the actor's by {differences}: nothing is written.")
+            path.write_text(json.dumps(metadata | {"largest_difference": differences}, indent=2) + "\n")
+            for name in (*FILES.values(), path.name):
+                os.replace(draft / name, folder / name)
+        return folder
+
+    def _write_programs(self, folder: Path) -> None:
         inputs = self.module.dummy_inputs()
         batch = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about its own exporters
             program = torch.export.export(self.module, (), inputs, dynamic_shapes=batch)
-            torch.export.save(program, folder / "policy.pt2")
+            torch.export.save(program, folder / FILES["torch"])
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             torch.onnx.export(
                 program,
-                f=folder / "policy.onnx",
+                f=folder / FILES["onnx"],
                 input_names=self.module.input_names,
                 output_names=self.module.output_names,
                 external_data=False,
                 verbose=False,
             )
-        metadata = self.metadata | {
-            "source": dict(source or {}) | {"library": torchrl_genpo.__version__, "commit": _commit()},
-            "versions": {name: version(name) for name in PACKAGES},
-        }
-        path = folder / "policy.json"
-        path.write_text(json.dumps(metadata, indent=2) + "\n")
-        differences = {runtime: self.difference(ExportedPolicy(folder, runtime=runtime)) for runtime in FILES}
-        if not max(differences.values()) <= TOLERANCE:
-            raise RuntimeError(f"{folder}: exported actions differ from the actor's by {differences}: not usable.")
-        path.write_text(json.dumps(metadata | {"largest_difference": differences}, indent=2) + "\n")
-        return folder
 
     @torch.no_grad()
     def difference(self, policy: ExportedPolicy, batch_size: int = 64) -> float:

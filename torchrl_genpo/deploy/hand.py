@@ -145,6 +145,9 @@ class SafetyConfig:
         wrong = [joint for joint in JOINTS if not self.low[joint] < self.high[joint]]
         if wrong:
             raise ValueError(f"safety.low must be below safety.high, which is not so for {', '.join(wrong)}.")
+        for name, value in vars(self).items():
+            if isinstance(value, (int, float)) and not value > 0:  # nor NaN, by which no limit would ever be met
+                raise ValueError(f"safety.{name} must be greater than 0, got {value}.")
 
     def bounds(self) -> np.ndarray:
         """Lowest and highest targets ``[2, 12]``, rad."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.utils import expand_as_right
 from torch import Tensor
 from torchrl.data import Composite, Unbounded
 from torchrl.envs import (
@@ -283,6 +284,8 @@ class IsaacLabView:
 class LastObservationAtReset(Transform):
     """Where the observation that ended an episode is missing (NaN), the one before it takes its place.
 
+    A NaN in any other step is the simulator's, and stays.
+
     That is how rsl_rl bootstraps time-outs in Isaac Lab: with the value of the state before. To be placed right
     after TorchRL's ``VecGymEnvTransform``, before anything that changes observations.
 
@@ -297,7 +300,8 @@ class LastObservationAtReset(Transform):
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
         for key, last in self._last.items():
             value = next_tensordict[key]
-            next_tensordict[key] = self._last[key] = torch.where(value.isnan(), last, value)
+            is_missing = value.isnan() & expand_as_right(next_tensordict["done"].squeeze(-1), value)
+            next_tensordict[key] = self._last[key] = torch.where(is_missing, last, value)
         return next_tensordict
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:

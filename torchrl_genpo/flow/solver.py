@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -216,7 +217,7 @@ class ReversibleSolver(PairSolver):
         self._set_rule([(1 - s, s) for s in checked], checked[0] if is_number else tuple(checked))
 
     def _set_rule(self, coefficients: list[tuple[float, ...]], sigma: float | tuple[float, ...] | None) -> None:
-        amplification = _error_amplification(coefficients)
+        amplification = math.prod(1 / min(map(abs, _roots(step))) for step in coefficients)
         if amplification > LARGEST_AMPLIFICATION:  # before anything is set: a refused sigma leaves the old one
             largest = int(math.log(LARGEST_AMPLIFICATION) * self.num_steps / math.log(amplification))
             raise ValueError(
@@ -227,6 +228,7 @@ class ReversibleSolver(PairSolver):
         self.coefficients = coefficients
         """:math:`a_0, \\dots, a_{k-1}` of each step."""
         self._sigma = sigma
+        self._error_amplification = amplification
         self._gains = [self.dt * (1 + sum(j * a for j, a in enumerate(step))) for step in coefficients]
 
     @property
@@ -260,7 +262,7 @@ class ReversibleSolver(PairSolver):
     @property
     def error_amplification(self) -> float:
         r"""The same for all steps together; :math:`|\sigma|^{-M}` for the two-step rule."""
-        return _error_amplification(self.coefficients)
+        return self._error_amplification
 
     def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Carries a pair of noise to the end of the flow, :math:`t = 0 \\to 1`.
@@ -347,16 +349,11 @@ def _described(coefficients: Sequence[Sequence[float]], sigma: float | tuple[flo
     return f"sigma={sigma}"
 
 
-def _error_amplification(coefficients: Sequence[Sequence[float]]) -> float:
-    return math.prod(1 / min(map(abs, _roots(step))) for step in coefficients)
-
-
 def _roots(coefficients: Sequence[float]) -> list[complex]:
     if len(coefficients) == 2:  # z^2 - (1-s) z - s = (z - 1)(z + s), without rounding
         return [complex(1), complex(-coefficients[1])]
-    companion = torch.diag(torch.ones(len(coefficients) - 1, dtype=torch.float64), -1)
-    companion[0] = torch.tensor(coefficients, dtype=torch.float64)
-    return sorted((complex(z) for z in torch.linalg.eigvals(companion).tolist()), key=lambda z: abs(z - 1))
+    roots = np.roots([1.0, *(-a for a in coefficients)])
+    return sorted((complex(z) for z in roots), key=lambda z: abs(z - 1))
 
 
 def _checked_sigma(sigma: float) -> float:

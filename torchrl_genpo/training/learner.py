@@ -114,6 +114,7 @@ class Learner:
             remaining = 1 - frames_before / cfg.collector.total_frames
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * remaining
+            self._restore_critic_rate()
         self.buffer.empty()
         self.buffer.extend(batch)
         outputs = []
@@ -152,6 +153,9 @@ class Learner:
         if self.schedule is None:
             return
         self.schedule.step(self.ranks.mean(torch.stack([out["kl_approx"] for out in last_epoch]).mean()))
+        self._restore_critic_rate()
+
+    def _restore_critic_rate(self) -> None:
+        """A rate of the critic's own follows no schedule."""
         if self.cfg.optim.critic_lr is not None:
-            # the critic's own rate says nothing about the KL
             self.optimizer.param_groups[1]["lr"] = self._rates[1]

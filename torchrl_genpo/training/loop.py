@@ -105,17 +105,17 @@ class Training:
                 self._log(row)
             self.save(row)  # from here on every run can be resumed
 
-    def run(self) -> StopRequest:
+    def run(self, stop: StopRequest) -> None:
         """Trains to the last frame, or saves when it is told to stop; draws the learning curve.
 
-        Returns:
-            Whether, and by what, it was told to stop.
+        Args:
+            stop (StopRequest): whether it is told to.
 
         Raises:
             DivergedError: after ``tolerance.undone_updates`` updates in a row that met numbers that are not finite.
             WorkerError: if a process of the environment died or hung.
         """
-        cfg, progress, stop = self.cfg, self.progress, StopRequest()
+        cfg, progress = self.cfg, self.progress
         bar = tqdm(
             total=cfg.collector.total_frames,
             initial=progress.frames,
@@ -175,7 +175,6 @@ class Training:
         if self.ranks.is_first:
             title = f"{cfg.env.name}, {cfg.policy.name}, seed {cfg.seed}"
             draw_learning_curve(self.folder.metrics_path, self.folder.path / "learning_curve.png", title)
-        return stop
 
     @property
     def is_finished(self) -> bool:
