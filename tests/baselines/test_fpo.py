@@ -126,6 +126,51 @@ def test_options_of_a_likelihood_ratio_are_refused(option):
         make_loss(**option)
 
 
+@pytest.mark.parametrize("batch", [(16,), (4, 16)])
+def test_an_advantage_fits_the_actions_and_never_the_samples(batch):
+    """As many samples as actions: without a check they would be taken for each other."""
+    actor = FPOActor(make_velocity())
+    loss = FPOLoss(actor, None, critic_coeff=None, num_samples=16)
+    data = loss.prepare(actor(TensorDict(observation=torch.randn(*batch, 3), batch_size=batch)).detach())
+    perturb(actor)
+    with pytest.raises((ValueError, RuntimeError), match="trailing value dimension|must match the size"):
+        loss(data.set("advantage", torch.randn(batch)))
+    data.batch_size = batch[:1]
+    team = torch.randn(*batch[:1], 1)  # one a group, as for several agents
+    expected = loss(data.set("advantage", team.view(*batch[:1], *(1,) * len(batch)).expand(*batch, 1).clone()))
+    torch.testing.assert_close(loss(data.set("advantage", team))["loss_objective"], expected["loss_objective"])
+
+
+def test_without_a_reduction_every_loss_is_one_an_action():
+    actor, loss = make_loss(reduction="none")
+    out = loss(loss.prepare(collect(actor)))
+    assert out["loss_objective"].shape == out["loss_critic"].shape == (64,)
+
+
+def test_the_context_of_a_velocity_may_be_anything():
+    class Nested(type(make_velocity())):
+        def condition(self, *observations):
+            return {"context": super().condition(*observations)}
+
+        def forward(self, x, t, context):
+            return super().forward(x, t, context["context"])
+
+    actor, loss = make_loss()
+    data = loss.prepare(collect(actor))
+    actor.velocity.__class__ = Nested
+    torch.testing.assert_close(loss(data)["max_ratio"], torch.tensor(1.0))
+
+
+def test_it_trains_in_place_and_refuses_an_empty_batch():
+    actor = FPOActor(make_velocity())
+    loss = FPOLoss(actor, make_critic(), functional=False)
+    data = loss.prepare(collect(actor))
+    loss(data)["loss_objective"].backward()
+    assert all(parameter.grad is not None for parameter in actor.parameters())
+    with pytest.raises(ValueError, match="empty batch"):
+        loss(data[:0])
+
+
 def test_the_advantage_is_computed_where_it_is_missing_as_by_stock_ppo():
     actor, loss = make_loss()
     data = loss.prepare(collect(actor))

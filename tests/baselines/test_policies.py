@@ -80,6 +80,13 @@ def test_a_solver_of_another_policy_is_refused():
     env = make_env("pendulum", num_envs=1)
     with pytest.raises(ValueError, match="policy=dummy_flow needs the solver AlternatingCoupling"):
         make_actor(env, "dummy_flow", solver=ReversibleSolver())
+    for options, message in (
+        ({"name": "gaussian", "solver": ReversibleSolver()}, "neither solver nor start"),
+        ({"name": "fpo", "start": {"name": "independent"}}, "neither solver nor start"),
+        ({"name": "reversible_flow", "options": {"num_steps": 3}}, "has no options"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_actor(env, **options)
 
 
 @pytest.mark.parametrize("make", [ReversibleFlowActor, EulerActor, FPOActor, PolicyFlowActor])
@@ -87,5 +94,7 @@ def test_one_key_may_be_a_string_and_is_named_where_it_is_missing(make):
     actor = make(VelocityMLP(4, 2, (32,)), in_keys="state")
     assert actor.in_keys == ["state"]
     assert actor(TensorDict(state=torch.randn(3, 4), batch_size=[3]))["action"].shape == (3, 2)
+    outputs = actor(state=torch.randn(3, 4))
+    assert (outputs if isinstance(outputs, torch.Tensor) else outputs[0]).shape == (3, 2)
     with pytest.raises(KeyError, match="state"):
         actor(TensorDict(observation=torch.randn(3, 4), batch_size=[3]))

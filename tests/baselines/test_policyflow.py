@@ -114,5 +114,7 @@ def test_an_old_velocity_that_was_never_kept_is_asked_for():
 def test_a_proximal_policy_and_other_actors_are_refused():
     with pytest.raises(ValueError, match="delay_actor=False"):
         make_loss(delay_actor=True)
+    with pytest.raises(ValueError, match="leave functional=False out"):
+        make_loss(functional=False)
     with pytest.raises(TypeError, match="PolicyFlowActor, got Linear"):
         PolicyFlowLoss(nn.Linear(2, 2), None)

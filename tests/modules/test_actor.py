@@ -10,10 +10,17 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.collectors import Collector
-from torchrl.data import Bounded
+from torchrl.data import Bounded, Composite
 from torchrl.envs import ExplorationType, GymEnv, SerialEnv, set_exploration_type
 
-from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import (
+    ConsistentStart,
+    IndependentStart,
+    ReversibleFlow,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    VelocityMLP,
+)
 
 
 def make_actor(**kwargs):
@@ -73,6 +80,24 @@ def test_collection_costs_one_velocity_evaluation_a_step_and_no_inversion():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"start": IndependentStart("learned", 2, initial_scale=0.7)},
+        {"start": ConsistentStart(0.3), "solver": ReversibleSolver.three_step(num_steps=4)},
+    ],
+    ids=["paper", "learned scale", "consistent, three-step"],
+)
+def test_a_deterministic_action_costs_no_more_and_its_density_is_that_of_the_inversion(options):
+    actor = make_actor(**options)
+    calls = count_velocity_calls(actor)
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        td = actor(observations(8))
+    assert len(calls) == actor.solver.num_steps
+    torch.testing.assert_close(td["action_log_prob"], actor.log_prob(td), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
     "exploration",
     [ExplorationType.DETERMINISTIC, ExplorationType.MODE, ExplorationType.MEAN, ExplorationType.MEDIAN],
 )
@@ -85,6 +110,18 @@ def test_every_deterministic_exploration_type_is_zero_noise(exploration):
     noise = actor.get_dist(td).to_noise(first["action"], first["action_memory"])
     assert max(half.abs().max() for half in noise) < 1e-5
     torch.testing.assert_close(first["action_log_prob"], actor.log_prob(first))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float64])
+def test_noise_and_density_have_the_dtype_of_the_network_not_of_the_observation(dtype):
+    class Casting(VelocityMLP):
+        def condition(self, observation):
+            return super().condition(observation.float())
+
+    actor = ReversibleFlowActor(Casting(4, 2, (32,)))
+    td = actor(TensorDict(observation=torch.randint(5, (8, 4)).to(dtype), batch_size=[8]))
+    assert td["action"].dtype == td["action_log_prob"].dtype == torch.float32
+    torch.testing.assert_close(td["action_log_prob"], actor.log_prob(td), rtol=0, atol=1e-4)
 
 
 def test_random_exploration_draws_new_noise():
@@ -189,6 +226,7 @@ def test_spec_is_recorded_and_checked():
     assert actor.spec["action"].shape == (2,)
     with pytest.raises(ValueError, match="size 3"):
         make_actor(spec=Bounded(-1, 1, (3,)))
+    assert make_actor(spec=Composite(action=Bounded(-1, 1, (7, 2)), shape=(7,))).spec["action"].shape == (7, 2)
 
 
 def test_mismatched_sizes_are_refused():

@@ -65,6 +65,23 @@ def test_keys_nested_keys_and_keyword_call():
     torch.testing.assert_close(plain(observation=data["observation"], expert=data["expert"]), expected)
 
 
+def test_steps_that_a_collector_padded_do_not_count():
+    loss, data = FlowMatchingLoss(make_actor(), reduction="sum"), make_data(8)
+    data["collector", "mask"] = torch.arange(8) < 5
+    torch.manual_seed(0)
+    masked = loss(data)["loss_flow_matching"]
+    torch.manual_seed(0)
+    everything = FlowMatchingLoss(loss.actor_network, reduction="none")(data.exclude("collector"))
+    torch.testing.assert_close(masked, everything["loss_flow_matching"][:5].sum())
+
+
+def test_actions_may_be_doubles():
+    data = make_data().apply(lambda value: value)
+    data["action"] = data["action"].double()
+    loss = FlowMatchingLoss(make_actor())(data)["loss_flow_matching"]
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
 def test_state_dict_round_trip():
     loss, other, data = FlowMatchingLoss(make_actor()), FlowMatchingLoss(make_actor()), make_data()
     other.load_state_dict(loss.state_dict())

@@ -418,6 +418,17 @@ def test_in_keys_include_the_memory():
 
 
 @pytest.mark.parametrize("ratio", ["pair", "action"])
+def test_steps_that_a_collector_padded_are_no_inversion_error(ratio):
+    actor, critic = make_models()
+    loss = GenPOLoss(actor, critic, ratio=ratio, num_memories=2)
+    td = make_data(actor)
+    td["collector", "mask"] = torch.arange(8) < 5
+    td["action"][5:] = 0
+    assert loss(loss.prepare(td))["inversion_error"] < 1e-4
+    assert loss(td.exclude(("collector", "mask")))["inversion_error"] > 1e-2
+
+
+@pytest.mark.parametrize("ratio", ["pair", "action"])
 def test_actions_that_were_changed_after_they_were_scored_show_in_the_inversion_error(ratio):
     actor, critic = make_models()
     loss = GenPOLoss(actor, critic, ratio=ratio, num_memories=4)

@@ -168,7 +168,7 @@ class JacobianFlow(ReversibleFlow):
         is_differentiated = torch.is_grad_enabled()
         with torch.enable_grad():
             noise = torch.cat([x, memory], -1).detach().requires_grad_()
-            pair = torch.cat(self.solver.integrate(self.velocity, *noise.tensor_split(2, -1)), -1)
+            pair = torch.cat(self.solver.integrate(self.velocity, *noise.tensor_split([x.shape[-1]], -1)), -1)
             rows = [
                 torch.autograd.grad(number.sum(), noise, retain_graph=True, create_graph=is_differentiated)[0]
                 for number in pair.unbind(-1)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, dispatch
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
+from torchrl.objectives.ppo import _broadcast_advantage_to_log_weight, _check_advantage_broadcast
 
 from torchrl_genpo.flow import Velocity
 from torchrl_genpo.modules import EulerActor
@@ -52,10 +54,12 @@ class FPOActor(EulerActor):
             raise ValueError(f"perturbation must be finite and not negative, got {perturbation}.")
         self.perturbation = perturbation
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action; from zero noise and unperturbed unless the exploration type is ``RANDOM``."""
         action = super().forward(tensordict).get(self.action_key)
-        return tensordict.set(self.action_key, action + self.perturbation * draw_noise(action, action.shape))
+        perturbation = self.perturbation * draw_noise(action.shape, action.dtype, action.device)
+        return tensordict.set(self.action_key, action + perturbation)
 
 
 def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor | float) -> Tensor:
@@ -221,13 +225,17 @@ class FPOLoss(ClipPPOLoss):
             self.value_estimator(tensordict, params=critic_params, target_params=self.target_critic_network_params)
         (advantage,) = read(tensordict, self.tensor_keys.advantage)
         advantage = self._maybe_normalize_advantage(advantage, tensordict, update_norm=False)
+        if not old_error.numel():
+            raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         log_ratio = old_error - self._error(tensordict, noise, time)
         log_ratio = log_ratio + (log_ratio.clamp(max=self.max_log_ratio) - log_ratio).detach()
-        gain = asymmetric_gain(log_ratio, advantage.expand_as(log_ratio), self.clip_epsilon).mean(-1)
+        advantage = _broadcast_advantage_to_log_weight(advantage, log_ratio[..., :1])
+        _check_advantage_broadcast(advantage, log_ratio[..., :1])
+        gain = asymmetric_gain(log_ratio, advantage, self.clip_epsilon).mean(-1)
         td_out = TensorDict({"loss_objective": self._reduce_loss(-gain, tensordict)})
         if self._has_critic:
             loss_critic, value_clip_fraction, explained_variance = self.loss_critic(tensordict)
-            td_out.set("loss_critic", self._reduce_loss(loss_critic, tensordict))
+            td_out.set("loss_critic", self._reduce_loss(loss_critic, tensordict).squeeze(-1))
             for key, value in (
                 ("value_clip_fraction", value_clip_fraction),
                 ("explained_variance", explained_variance),
@@ -245,10 +253,12 @@ class FPOLoss(ClipPPOLoss):
 
     def _error(self, tensordict: TensorDictBase, noise: Tensor, time: Tensor) -> Tensor:
         """Bounded flow-matching loss ``[..., n]`` of the stored actions under the present parameters."""
-        action = read(tensordict, self.tensor_keys.action)[0].unsqueeze(-2)
-        with self.actor_network_params.to_module(self.actor_network):
+        (action,) = read(tensordict, self.tensor_keys.action)
+        noise, time = noise.movedim(-2, 0), time.movedim(-1, 0)  # before the batch, whatever the shape of a context
+        params = self.actor_network_params
+        with params.to_module(self.actor_network) if self.functional else contextlib.nullcontext():
             velocity = self.actor_network.velocity
             context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
-            error = flow_matching_error(velocity, context.unsqueeze(-2), action, noise, time)
-        squared, d = error.square().sum(-1), error.shape[-1]
+            error = flow_matching_error(velocity, context, action, noise, time)
+        squared, d = error.square().sum(-1).movedim(0, -1), error.shape[-1]
         return (squared / {"sum": 1, "mean": d, "sqrt": d**0.5}[self.error_scale]).clamp(max=self.max_error)

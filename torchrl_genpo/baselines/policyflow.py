@@ -18,7 +18,7 @@ from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, midpoint
 from torchrl_genpo.modules.euler import draw_noise
-from torchrl_genpo.modules.inputs import as_keys, read
+from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
 
 __all__ = ["PolicyFlowActor", "PolicyFlowLoss"]
 
@@ -62,13 +62,15 @@ class PolicyFlowActor(TensorDictModuleBase):
         self.in_keys = as_keys(in_keys)
         self.out_keys = [action_key, "flow_start", "flow_end", log_prob_key]
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action and what its ratio needs."""
         observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
-        start = draw_noise(observations[0], (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim))
+        shape = (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim)
+        start = draw_noise(shape, network_dtype(self.velocity, observations[0]), observations[0].device)
         end = midpoint(velocity, start, self.num_steps)
-        action = end + draw_noise(end, end.shape) * self.log_scale.exp()
+        action = end + draw_noise(end.shape, end.dtype, end.device) * self.log_scale.exp()
         values = (action, start, end, self.residual_dist(end).log_prob(action))
         return tensordict.update(dict(zip(self.out_keys, values, strict=True)))
 
@@ -109,12 +111,12 @@ class PolicyFlowLoss(ClipPPOLoss):
 
     Keyword Args:
         brownian_coeff (float, optional): weight of the regulariser. Defaults to ``0.0025``.
-        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, ``delay_actor`` excepted; its entropy is that of the
-            residual.
+        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, without ``delay_actor`` and ``functional``; its entropy
+            is that of the residual.
 
     Raises:
         TypeError: if ``actor_network`` is not a :class:`PolicyFlowActor`.
-        ValueError: for ``delay_actor=True``.
+        ValueError: for ``delay_actor=True`` or ``functional=False``.
         KeyError: in ``forward``, if :meth:`prepare` was never called.
 
     Examples:
@@ -154,6 +156,8 @@ class PolicyFlowLoss(ClipPPOLoss):
     ) -> None:
         if not isinstance(actor_network, PolicyFlowActor):
             raise TypeError(f"PolicyFlowLoss trains a PolicyFlowActor, got {type(actor_network).__name__}.")
+        if kwargs.get("functional") is False:
+            raise ValueError("PolicyFlow compares two sets of parameters of one network: leave functional=False out.")
         if kwargs.get("delay_actor"):
             raise ValueError(
                 "PolicyFlow draws another point of the path whenever it scores, so a proximal policy cannot be "

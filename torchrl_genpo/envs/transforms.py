@@ -245,7 +245,7 @@ class BatchNormalizer:
 
     def normalize(self, batch: TensorDictBase, statistics: TensorDictBase) -> None:
         """Normalises a batch ``[...]`` in place, by statistics ``[...]``: every step has its own."""
-        for key, loc in statistics["loc"].items():
+        for key, loc in statistics["loc"].items(True, True):
             for part in (batch, batch["next"]):
                 part[key] = self.normalize_observation(part[key], loc, statistics["scale", key])
         for module in self._rewards:

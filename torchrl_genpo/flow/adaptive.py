@@ -21,6 +21,9 @@ class AdaptiveSigma:
     and before the next collection: stored densities belong to the sigma that collected them. (A compiled loss
     compiles anew whenever sigma moves.)
 
+    Sigma is the solver's, no parameter: save it beside the actor's ``state_dict`` (:meth:`state_dict` here holds it),
+    and set it in every process that collects, for the weights that a collector sends do not bring it.
+
     Args:
         solver (ReversibleSolver): a two-step solver with one positive sigma.
         target (float): centre of the band, in the unit of the quantity.

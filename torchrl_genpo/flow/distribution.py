@@ -85,6 +85,7 @@ class ReversibleFlow(Distribution):
         )
         # Computed here, while the parameters are surely in place: losses ask for it later.
         self._entropy = start.entropy(self.velocity, action_dim, solver=solver) + solver.log_abs_det(action_dim)
+        self._zero_noise: tuple[Pair, Tensor] | None = None
         self._scored = None if scored is None else (scored[0], self.log_prob(*scored))
 
     @property
@@ -134,6 +135,8 @@ class ReversibleFlow(Distribution):
         """
         if memory is None:
             return self._scored_log_prob(action)
+        if self._zero_noise is not None and action is self._zero_noise[0][0] and memory is self._zero_noise[0][1]:
+            return self._zero_noise[1]  # a deterministic actor scores what it has just made
         velocity = self.velocity
         x, memory = self.solver.invert(velocity, self._checked(action), memory)
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
@@ -188,12 +191,20 @@ class ReversibleFlow(Distribution):
     @property
     def mode(self) -> Pair:  # type: ignore[override]
         """The pair of zero noise, the deterministic policy; not the mode of the density."""
+        if self._zero_noise is None:
+            self._zero_noise = self._make_zero_noise()
+        return self._zero_noise[0]
+
+    mean = median = deterministic_sample = mode  # type: ignore[assignment]  # every deterministic exploration type is zero noise
+
+    def _make_zero_noise(self) -> tuple[Pair, Tensor]:
+        """The pair of zero noise and its log density, from one pass."""
         shape = (*self.batch_shape, self.action_dim)
         zeros = torch.zeros(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device)
         noise, velocity = self.solver.join([zeros] * (1 + self.solver.num_memories)), self.velocity
-        return self.solver.integrate(velocity, *self.start.from_noise(velocity, *noise, solver=self.solver))
-
-    mean = median = deterministic_sample = mode  # type: ignore[assignment]  # every deterministic exploration type is zero noise
+        x, memory = self.start.from_noise(velocity, *noise, solver=self.solver)
+        log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver) - self._log_abs_det(x, memory)
+        return self.solver.integrate(velocity, x, memory), log_prob.to(self.dtype)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.

@@ -131,7 +131,8 @@ class ReversibleSolver(PairSolver):
             pass; ``"reversible"`` keeps those of none and reconstructs the states while going
             backward, so that memory does not grow with ``num_steps``, for about one more
             evaluation a step. Needs a :class:`~torchrl_genpo.flow.ConditionedVelocity`; a
-            ``torch.compile`` of it runs uncompiled. Defaults to ``"stored"``.
+            ``torch.compile`` of it runs uncompiled, and ``torch.func`` cannot transform it. Defaults to
+            ``"stored"``.
 
     Raises:
         ValueError: if ``num_steps`` is not a positive integer, if ``sigma`` is outside its range or

@@ -11,7 +11,7 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from tensordict.nn import InteractionType, composite_lp_aggregate, dispatch, set_skip_existing
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
-from torchrl.data.tensor_specs import TensorSpec
+from torchrl.data.tensor_specs import Composite, TensorSpec
 from torchrl.modules.tensordict_module.probabilistic import SafeProbabilisticModule
 
 from torchrl_genpo.flow import (
@@ -26,7 +26,7 @@ from torchrl_genpo.flow import (
     batch_shape,
     marginal_log_prob,
 )
-from torchrl_genpo.modules.inputs import as_keys, read
+from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
 
 __all__ = ["ReversibleFlowActor"]
 
@@ -112,6 +112,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
                 f"The start scales {start.rows - 1} memories, the solver has {solver.num_memories}: build it with "
                 f"num_memories={solver.num_memories}."
             )
+        if isinstance(spec, Composite):
+            spec = spec[action_key]
         if spec is not None and spec.ndim and spec.shape[-1] != velocity.action_dim:
             raise ValueError(f"The spec has actions of size {spec.shape[-1]}, the velocity {velocity.action_dim}.")
         log_prob_key = unravel_key(log_prob_key)
@@ -245,7 +247,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             self.solver,
             self.start,
             batch_shape(self.velocity, observations[0]),
-            dtype=observations[0].dtype if observations[0].is_floating_point() else None,
+            dtype=network_dtype(self.velocity, observations[0]),
             device=observations[0].device,
             scored=scored,
         )

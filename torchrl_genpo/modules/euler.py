@@ -8,14 +8,14 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 
 from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, euler
 from torchrl_genpo.modules.actor import ReversibleFlowActor
-from torchrl_genpo.modules.inputs import as_keys, read
+from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
 
 __all__ = ["EulerActor", "draw_noise"]
 
@@ -64,16 +64,17 @@ class EulerActor(TensorDictModuleBase):
         num_steps = actor.solver.num_steps if num_steps is None else num_steps
         return cls(actor.velocity, num_steps, in_keys=actor.in_keys, action_key=actor.action_key)
 
+    @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action; from zero noise unless the exploration type is ``RANDOM``."""
         observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
-        x = draw_noise(observations[0], (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim))
+        shape = (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim)
+        x = draw_noise(shape, network_dtype(self.velocity, observations[0]), observations[0].device)
         return tensordict.set(self.action_key, euler(velocity, x, self.num_steps))
 
 
-def draw_noise(like: Tensor, shape: Sequence[int]) -> Tensor:
-    """Normal noise of the dtype (if it is a floating one) and device of ``like``; zeros if not to explore."""
+def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Normal noise; zeros if not to explore."""
     is_random = exploration_type() in (None, ExplorationType.RANDOM)
-    draw = torch.randn if is_random else torch.zeros
-    return draw(tuple(shape), dtype=like.dtype if like.is_floating_point() else None, device=like.device)
+    return (torch.randn if is_random else torch.zeros)(tuple(shape), dtype=dtype, device=device)

@@ -242,7 +242,7 @@ class FlowHead(nn.Module):
 
     def __init__(self, actor: ReversibleFlowActor) -> None:
         super().__init__()
-        actor = copy.deepcopy(actor).cpu().eval()
+        actor = copy.deepcopy(actor).cpu().float().eval()
         self.velocity, self.start, self.solver = actor.velocity, actor.start, actor.solver
         if isinstance(self.solver, ReversibleSolver):
             self.solver.gradient = "stored"  # no gradient is taken, and "reversible" would hide the steps from a tracer
@@ -269,7 +269,7 @@ class GaussianHead(nn.Module):
 
     def __init__(self, actor: ProbabilisticTensorDictSequential) -> None:
         super().__init__()
-        self.net = copy.deepcopy(actor[0].module).cpu().eval()
+        self.net = copy.deepcopy(actor[0].module).cpu().float().eval()
         self.noise_dim = self.net[-1].state_independent_scale.shape[-1]
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.utils import unravel_key
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["as_keys", "read"]
+__all__ = ["as_keys", "network_dtype", "read"]
 
 
 def as_keys(keys: str | Sequence[NestedKey]) -> list[NestedKey]:
@@ -23,11 +24,23 @@ def as_keys(keys: str | Sequence[NestedKey]) -> list[NestedKey]:
     return [unravel_key(key) for key in ([keys] if isinstance(keys, str) else keys)]
 
 
+def network_dtype(network: nn.Module, like: Tensor) -> torch.dtype:
+    """The dtype that a network computes in: of its first parameter, or else of ``like``.
+
+    Examples:
+        >>> network_dtype(nn.Linear(2, 2).double(), torch.zeros(2, dtype=torch.uint8))
+        torch.float64
+    """
+    for parameter in network.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return like.dtype if like.is_floating_point() else torch.get_default_dtype()
+
+
 def read(tensordict: TensorDictBase, *keys: NestedKey) -> list[Tensor]:
     """The tensors of these keys, or a ``KeyError`` that names those that are not there.
 
     Examples:
-        >>> import torch
         >>> from tensordict import TensorDict
         >>> read(TensorDict(observation=torch.zeros(2)), "observation")
         [tensor([0., 0.])]

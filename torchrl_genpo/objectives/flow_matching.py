@@ -12,10 +12,9 @@ from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.common import LossModule
-from torchrl.objectives.utils import _reduce
 
 from torchrl_genpo.flow import Velocity
-from torchrl_genpo.modules.inputs import read
+from torchrl_genpo.modules.inputs import network_dtype, read
 
 __all__ = ["FlowMatchingLoss", "flow_matching_error"]
 
@@ -38,6 +37,8 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
         >>> flow_matching_error(velocity, context, torch.zeros(8, 2), torch.randn(8, 2), torch.rand(8)).shape
         torch.Size([8, 2])
     """
+    dtype = network_dtype(velocity, action)
+    action, noise, time = action.to(dtype), noise.to(dtype), time.to(dtype)
     return velocity(torch.lerp(noise, action, time.unsqueeze(-1)), time, context) - (action - noise)
 
 
@@ -145,7 +146,7 @@ class FlowMatchingLoss(LossModule):
         else:
             is_real = is_pad.logical_not()
             loss = (error.square() * is_real).sum(-1) / is_real.sum(-1).clamp_min(1)
-        loss = _reduce(loss, self.reduction)
+        loss = self._reduce_loss(loss, tensordict)
         return TensorDict(
             {"loss_flow_matching": loss}, batch_size=[] if self.reduction != "none" else action.shape[:-1]
         )

@@ -166,6 +166,7 @@ class GenPOLoss(ClipPPOLoss):
             gap = tensordict.get("pair_gap")
         else:
             gap = (log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
+        gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
         return td_out.set("inversion_error", gap.amax())
 
     def _get_cur_log_prob(
