@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from forks import run_script
 
 ROOT = Path(__file__).parents[1]
+PYTHON_VERSIONS = ("3.10", "3.11", "3.12")
 README = (ROOT / "README.md").read_text()
 
 
@@ -24,10 +25,24 @@ def test_the_code_runs(tmp_path):
 
 def test_every_row_of_numbers_is_in_the_results():
     results = "\n".join(path.read_text() for path in (ROOT / "benchmarks" / "results").glob("*.md"))
-    rows = [line for line in README.splitlines() if line.startswith("|") and re.search(r"\d{3}", line)]
-    assert len(rows) >= 9
+    rows = [line for line in README.splitlines() if line.startswith("|") and re.search(r"\d{3}|\d\.\d", line)]
+    assert rows
     for row in rows:
         assert row in results, row
+
+
+def test_every_decimal_of_a_paragraph_is_in_a_result_that_it_links_to():
+    prose = re.sub(r"```.*?```|`[^`]*`|\(https?:[^)]*\)|arXiv [\d.]+", "", README, flags=re.DOTALL)
+    found = 0
+    for paragraph in prose.split("\n\n"):
+        text = re.sub(r"\]\([^)]*\)", "]", paragraph)
+        numbers = [] if text.startswith("|") else re.findall(r"(?<![\w.])\d+\.\d+(?![\w.]*\d)", text)
+        linked = re.findall(r"\((benchmarks/results/\w+\.md)\)", paragraph)
+        known = {*re.findall(r"\d+\.\d+", "\n".join((ROOT / path).read_text() for path in linked)), *PYTHON_VERSIONS}
+        for number in numbers:
+            assert number in known, (number, linked)
+            found += 1
+    assert found >= 15
 
 
 def test_every_link_into_the_repository_leads_somewhere():

@@ -133,7 +133,7 @@ def test_an_advantage_fits_the_actions_and_never_the_samples(batch):
     loss = FPOLoss(actor, None, critic_coeff=None, num_samples=16)
     data = loss.prepare(actor(TensorDict(observation=torch.randn(*batch, 3), batch_size=batch)).detach())
     perturb(actor)
-    with pytest.raises((ValueError, RuntimeError), match="trailing value dimension|must match the size"):
+    with pytest.raises((ValueError, RuntimeError), match=r"trailing value dimension|must match the size"):
         loss(data.set("advantage", torch.randn(batch)))
     data.batch_size = batch[:1]
     team = torch.randn(*batch[:1], 1)  # one a group, as for several agents

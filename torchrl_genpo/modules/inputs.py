@@ -11,6 +11,8 @@ from tensordict import NestedKey, TensorDictBase
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
 
+from torchrl_genpo.flow import Velocity
+
 __all__ = ["as_keys", "network_dtype", "read"]
 
 
@@ -24,14 +26,14 @@ def as_keys(keys: str | Sequence[NestedKey]) -> list[NestedKey]:
     return [unravel_key(key) for key in ([keys] if isinstance(keys, str) else keys)]
 
 
-def network_dtype(network: nn.Module, like: Tensor) -> torch.dtype:
+def network_dtype(network: nn.Module | Velocity, like: Tensor) -> torch.dtype:
     """The dtype that a network computes in: of its first parameter, or else of ``like``.
 
     Examples:
         >>> network_dtype(nn.Linear(2, 2).double(), torch.zeros(2, dtype=torch.uint8))
         torch.float64
     """
-    for parameter in network.parameters():
+    for parameter in network.parameters():  # type: ignore[union-attr]  # a velocity is a module
         if parameter.is_floating_point():
             return parameter.dtype
     return like.dtype if like.is_floating_point() else torch.get_default_dtype()
