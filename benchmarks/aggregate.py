@@ -22,6 +22,7 @@ from experiments import last, origins, training_seconds
 BASE = "gaussian"
 COLUMNS = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
 POINTS = 40  # of a curve
+FEWEST_SEEDS = 3  # that an interval is given for: resampled, one or two say nothing of the others
 Records = Sequence[dict[str, Any]]
 
 
@@ -83,7 +84,7 @@ def _normalise(value: Any, scale: tuple[float, float]) -> Any:
 
 
 def intervals(scores: Mapping[str, Any], function: Any, reps: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Value and 95 % stratified bootstrap interval of a function of the scores of each policy."""
+    """Value and 95 % stratified bootstrap interval, NaN for few seeds, of a function of the scores of each policy."""
     try:
         from rliable.library import get_interval_estimates
     except ImportError as error:
@@ -93,7 +94,8 @@ def intervals(scores: Mapping[str, Any], function: Any, reps: int) -> tuple[dict
         np.random.seed(0)  # rliable draws from NumPy's own generator, whatever random_state it is given
         found = get_interval_estimates({policy: score}, function, reps=reps)
         values |= found[0]
-        bounds |= found[1]
+        seeds = len(score[0] if isinstance(score, tuple) else score)
+        bounds |= {policy: found[1][policy] if seeds >= FEWEST_SEEDS else np.full_like(found[1][policy], np.nan)}
     return values, bounds
 
 
@@ -132,7 +134,7 @@ def report(
             "",
             "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's "
             "mean) and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
-            f"({reps:,} resamples, rliable).",
+            f"({reps:,} resamples, rliable) of {FEWEST_SEEDS} seeds or more.",
             "",
             "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
             "|---|---:|---:|---:|---:|---:|",
@@ -165,10 +167,10 @@ def _ends(
 
 
 def _cells(policy: str, *ends: Mapping[str, np.ndarray]) -> list[str]:
-    cells = [
-        f"{value[policy][0]:.2f} [{bounds[policy][0, 0]:.2f}, {bounds[policy][1, 0]:.2f}]"
-        for value, bounds in (ends[:2], ends[2:])
-    ]
+    cells = []
+    for values, bounds in (ends[:2], ends[2:]):
+        low, high = bounds[policy][:, 0]
+        cells.append(f"{values[policy][0]:.2f}" + ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"))
     return [cells[0], "" if policy == BASE else cells[1]]
 
 
