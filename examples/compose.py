@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
-from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.envs import freeze_normalization, make_env
+from torchrl_genpo.training import evaluate
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--frames", type=int, default=50 * 2048)
@@ -69,9 +69,5 @@ for iteration, data in enumerate(collector):
 collector.shutdown(close_env=False)
 
 # Zero noise makes the policy deterministic.
-freeze_normalization(env)
-with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
-    steps = env.rollout(1000, actor, break_when_all_done=True)
-first = (steps["next", "done"].cumsum(1) <= 1).squeeze(-1)
-returns = steps["next", "episode_reward"].squeeze(-1).masked_fill(~first, 0).amax(1)
-print(f"zero noise: return {returns.mean():.0f}")
+returns = evaluate(freeze_normalization(env), actor, seed=options.seed)
+print(f"zero noise: return {returns['eval/zero_noise/return']:.0f}")

@@ -1,13 +1,14 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the values of a configuration may be: checked before a folder is made or memory is taken."""
+"""What names and values of a configuration may be: checked before a folder is made or memory is taken."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,10 +16,33 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-__all__ = ["LIMITS", "SECTIONS", "TRAINING", "Choice", "Number", "Sizes", "Text", "check_config", "check_memory"]
+__all__ = [
+    "LIMITS",
+    "SECTIONS",
+    "TRAINING",
+    "Choice",
+    "Names",
+    "Number",
+    "Sizes",
+    "Text",
+    "check_config",
+    "check_memory",
+    "did_you_mean",
+]
 
 BYTES = 4  # of a number
 DEVICE = r"cpu|(cuda|xpu)(:\d{1,3})?|mps"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The sentence of an error that offers the known names closest to a mistyped one; empty if none is close.
+
+    Examples:
+        >>> did_you_mean("hoper", ["hopper", "walker2d"])
+        ' Did you mean hopper?'
+    """
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f" Did you mean {', '.join(close)}?" if close else ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Names:
+    """Some names, or ``null``."""
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value, or ``None``."""
+        if value is None or (isinstance(value, list) and value and not any(map(Text().problem, value))):
+            return None
+        return "must be a list of names, as [a,b], or null"
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Widths of the layers of a network."""
 
@@ -111,7 +146,7 @@ SECTIONS = (
 )
 """Mappings of options, where they are there."""
 
-LIMITS: dict[str, Number | Choice | Text | Sizes] = {
+LIMITS: dict[str, Number | Choice | Text | Names | Sizes] = {
     "seed": _count(0, 2**31 - 1),
     "num_threads": _count(1, 4096),
     "device": Text(),
@@ -138,6 +173,7 @@ LIMITS: dict[str, Number | Choice | Text | Sizes] = {
     "env.options.simulation_timestep": Number(0, 1, is_open=True),
     "env.options.asset_root": Text(is_optional=True),
     "env.options.dataset": Text(is_optional=True),
+    "env.options.observation_keys": Names(),
     "env.options.physics": Text(is_optional=True),
     "collector.kind": Text(),
     "collector.total_frames": _count(),

@@ -16,8 +16,7 @@ from torchrl.envs import ActionScaling, EnvBase, ObservationNorm
 
 from torchrl_genpo.configuration import build_actor, build_env, build_models, make_adaptive_sigma
 from torchrl_genpo.envs import freeze_normalization
-from torchrl_genpo.envs.common import did_you_mean
-from torchrl_genpo.limits import check_config
+from torchrl_genpo.limits import check_config, did_you_mean
 from torchrl_genpo.models import pretrained_module
 from torchrl_genpo.runs import SyncedCheckpoint, find_checkpoint, read_checkpoint_config
 from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint

@@ -50,13 +50,11 @@ def make_logger(backend: str, folder: Path, config: dict[str, Any], project: str
 
 def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
     """Draws training and evaluation return against frames."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, which keeps figures and a backend for the whole process
 
     metrics = read_metrics(metrics_path)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
     axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")
     for mode in ("zero", "random"):
         values = metrics[f"eval/{mode}_noise/return"]
@@ -67,7 +65,6 @@ def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> N
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(picture_path, dpi=120)
-    plt.close(figure)
 
 
 def check_rendering(name: str) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -109,12 +108,6 @@ class DummyFlowLoss(GenPOLoss):
         >>> bool(out["loss_compression"] > 0), bool((out["max_ratio"] - 1).abs() < 1e-4)
         (True, True)
     """
-
-    @dataclass
-    class _AcceptedKeys(GenPOLoss._AcceptedKeys):
-        """Keys of :class:`~torchrl_genpo.GenPOLoss`."""
-
-    default_keys = _AcceptedKeys
 
     def __init__(
         self,

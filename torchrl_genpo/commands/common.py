@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from torchrl import logger as torchrl_log
 
 from torchrl_genpo.envs import WorkerError
-from torchrl_genpo.envs.common import did_you_mean
+from torchrl_genpo.limits import did_you_mean
 from torchrl_genpo.loading import fill_in
 from torchrl_genpo.runs import read_run_config
 from torchrl_genpo.training import DivergedError

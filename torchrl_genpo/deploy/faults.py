@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from torchrl_genpo.deploy.controller import HandController
-from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.envs.xhand import JOINTS
+from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["HAND_FAULTS", "POLICY_FAULTS", "Fault", "FaultyController"]
 

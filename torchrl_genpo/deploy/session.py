@@ -87,14 +87,12 @@ def draw_session(path: Path | str, picture_path: Path | str) -> None:
         path (Path or str): the CSV.
         picture_path (Path or str): the picture to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure  # without pyplot, which keeps figures and a backend for the whole process
 
     session = read_session(path)
     time = session["time"]
-    figure, axes = plt.subplots(5, 3, figsize=(11, 11), layout="constrained", sharex=True)
+    figure = Figure(figsize=(11, 11), layout="constrained")
+    axes = figure.subplots(5, 3, sharex=True)
     for panel, joint in zip(axes[:4].flat, JOINTS, strict=True):
         panel.plot(time, session[f"target/{joint}"], color="tab:orange", lw=1, label="target")
         panel.plot(time, session[f"position/{joint}"], color="tab:blue", lw=1, label="measured")
@@ -125,4 +123,3 @@ def draw_session(path: Path | str, picture_path: Path | str) -> None:
     last = session["event"][-1]
     figure.suptitle("Grey: ramp to the start pose." + (f" End: {last}." if last else ""), fontsize=10)
     figure.savefig(picture_path, dpi=110)
-    plt.close(figure)

@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import signal
-from collections.abc import Iterable
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -15,22 +13,11 @@ from typing import Any
 from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
 from torchrl.envs.batched_envs import BatchedEnvBase
 
-__all__ = ["WorkerError", "close_quietly", "did_you_mean", "name_worker_failure", "simulator"]
+__all__ = ["WorkerError", "close_quietly", "name_worker_failure", "simulator"]
 
 
 class WorkerError(RuntimeError):
     """A process that simulates environments died or hung; the message says which."""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The sentence of an error that offers the known names closest to a mistyped one; empty if none is close.
-
-    Examples:
-        >>> did_you_mean("hoper", ["hopper", "walker2d"])
-        ' Did you mean hopper?'
-    """
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f" Did you mean {', '.join(close)}?" if close else ""
 
 
 def simulator(env: EnvBase) -> Any:

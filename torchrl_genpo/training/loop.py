@@ -27,7 +27,7 @@ from torchrl_genpo.envs import (
     name_worker_failure,
     one_simulation,
 )
-from torchrl_genpo.envs.common import did_you_mean
+from torchrl_genpo.limits import did_you_mean
 from torchrl_genpo.loading import load_pretrained
 from torchrl_genpo.recording import draw_learning_curve, make_logger
 from torchrl_genpo.runs import RunFolder, StopRequest

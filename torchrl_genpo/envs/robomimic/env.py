@@ -30,8 +30,8 @@ from torchrl.envs import (
 )
 
 from torchrl_genpo.data.robomimic import INSTALL, read_env_args
-from torchrl_genpo.envs.common import did_you_mean
 from torchrl_genpo.envs.transforms import OBSERVATION_CLIP, normalization_transforms
+from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]
 
