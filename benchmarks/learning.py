@@ -95,7 +95,8 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
     lines += [
         "",
         "Seconds are of collection and updates on one core, evaluation aside: the first decile of a frame, of the "
-        "fastest seed, times the frames, since runs shared their machines with other work.",
+        "fastest seed, times the frames, since runs shared their machines with other work; of one or two seeds they "
+        "may still be several times too many.",
         "",
         "Each run is `python sota-implementations/genpo.py env=<task> seed=<seed> collector.total_frames="
         f"{frames}` with",
