@@ -38,7 +38,8 @@ def fill_in(saved: DictConfig, defaults: DictConfig) -> DictConfig:
         if key not in saved:
             saved[key] = value
         elif isinstance(value, DictConfig) and key not in GROUPS:
-            saved[key] = OmegaConf.merge(value, saved[key])
+            # a copy without Hydra's lock on names, for a section may have more of them where another choice was made
+            saved[key] = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(value)), saved[key])
     return saved
 
 

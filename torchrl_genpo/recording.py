@@ -10,12 +10,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import torch
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.record.loggers import get_logger
 
-from torchrl_genpo.envs import make_view, one_simulation
+from torchrl_genpo.envs import make_env, make_view, one_simulation
 from torchrl_genpo.runs import read_metrics
 
 __all__ = ["check_rendering", "draw_learning_curve", "make_logger", "record_video"]
@@ -67,6 +68,22 @@ def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> N
     figure.savefig(picture_path, dpi=120)
 
 
+def _draw_once(name: str) -> None:
+    """One picture: of the environment, where that is made at once; of an empty scene of MuJoCo's, that draws others."""
+    if "/" not in name:
+        env = make_env(name, 1, render=True)
+        try:
+            make_view(env).frame(env.reset())
+        finally:
+            env.close()
+        return
+    import mujoco
+
+    renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+    renderer.render()
+    renderer.close()
+
+
 def check_rendering(name: str) -> None:
     """Fails now, not after the training, if a video cannot be made.
 
@@ -81,11 +98,9 @@ def check_rendering(name: str) -> None:
     if one_simulation(name):  # Isaac Lab draws by itself
         return
     try:
-        import mujoco
-
-        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
-        renderer.render()
-        renderer.close()
+        _draw_once(name)
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(f"video=true: {name} cannot be drawn: {error}.") from error
     except Exception as error:  # each OpenGL platform has exceptions of its own
         raise ImportError(
             f"video=true needs OpenGL, which failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "

@@ -64,6 +64,8 @@ def test_filter_keys_and_numbers_choose_demonstrations(file):
     assert [len(d) for d in read_demonstrations(path, KEYS, filter_key="train")] == [4, 6]
     assert [len(d) for d in read_demonstrations(path, KEYS, filter_key="valid")] == [5]
     assert [len(d) for d in read_demonstrations(path, KEYS, num_demonstrations=1)] == [4]
+    with pytest.raises(ValueError, match="holds 3 demonstrations, not 4"):
+        read_demonstrations(path, KEYS, num_demonstrations=4)
 
 
 def test_chunks_end_with_their_demonstration_and_say_so(file):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchrl.envs import ActionScaling, ExplorationType, set_exploration_type
+from torchrl.envs import ActionScaling, ExplorationType, VecNormV2, set_exploration_type
 
 from torchrl_genpo.commands.export import main as export
 from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
@@ -92,6 +92,32 @@ def test_the_folder_says_what_the_policy_is(policy_folder):
     assert metadata["action"]["low"] == [-1.0] * 8 and metadata["hand"]["active"][-1] == "mid_2"
     assert max(metadata["largest_difference"].values()) < 1e-5
     assert {"torch", "onnx"} <= set(metadata["versions"]) and metadata["source"]["commit"]
+
+
+def test_an_exported_action_is_the_one_that_the_task_itself_takes(tmp_path):
+    """The environment takes [-1, 1] for the force in [-3, 3], and so does the actor; the folder knows of neither."""
+    env = make_env("pendulum", 2, seed=0, normalize_observation=False)
+    actor = make_actor(env, hidden_sizes=(16,))
+    torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=2.0)
+    policy = ExportedPolicy(PolicyExporter(actor, env).save(tmp_path))
+    assert policy.metadata["action"] == {"size": 1, "low": [-3.0], "high": [3.0]}
+    td = env.reset()
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        expected = 3 * actor(td)["action"].clamp(-1, 1)
+    for row in range(2):
+        np.testing.assert_allclose(policy(td["observation"][row].numpy()), expected[row], rtol=0, atol=3e-5)
+    assert expected.abs().max() > 0.1
+
+
+def test_an_observation_that_never_changed_is_exported_too(tmp_path):
+    env = make_env("half_cheetah", 1, seed=0)
+    env.rollout(20)
+    freeze_normalization(env)
+    (norm,) = (transform for transform in env.transform if isinstance(transform, VecNormV2))
+    norm._var["observation"][..., 0] = norm._loc["observation"][..., 0].square() - 1e-7  # by rounding
+    assert norm.scale["observation"].isnan().any()
+    metadata = ExportedPolicy(PolicyExporter(make_actor(env, hidden_sizes=(16,)), env).save(tmp_path)).metadata
+    assert max(metadata["largest_difference"].values()) <= 1e-5
 
 
 def test_bounds_and_control_period_are_those_of_the_task():

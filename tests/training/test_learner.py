@@ -5,10 +5,23 @@ from __future__ import annotations
 import pytest
 import torch
 from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
 from torchrl_genpo.configuration import build_env, build_models
 from torchrl_genpo.distributed import Ranks
+from torchrl_genpo.loading import fill_in
 from torchrl_genpo.training.learner import Learner
+
+
+def test_a_run_of_another_collector_is_filled_in_with_what_is_new_and_keeps_its_own():
+    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
+        default, saved = (compose("genpo", [f"collector={kind}"]) for kind in ("sync", "multi_sync"))
+    saved = OmegaConf.create(OmegaConf.to_container(saved))
+    workers = saved.collector.num_workers
+    del saved.collector.frames_per_batch
+    filled = fill_in(saved, default)
+    assert filled.collector.kind == "multi_sync" and filled.collector.num_workers == workers
+    assert filled.collector.frames_per_batch == default.collector.frames_per_batch
 
 
 def learn(*overrides, batches=1):

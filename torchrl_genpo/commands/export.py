@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if bad := [entry for entry in options.set if "=" not in entry]:
         parser.error(f"--set takes NAME=VALUE, not {bad[0]!r}")
     entries = (entry.partition("=") for entry in options.set)
-    with explain_errors(RuntimeError):
+    with explain_errors(RuntimeError, TypeError):
         overrides = {name: OmegaConf.from_dotlist([f"value={value}"]).value for name, _, value in entries}
         checkpoint = find_checkpoint(options.checkpoint)
         actor, env, cfg = load_policy(checkpoint, num_envs=1, seed=0, overrides=overrides)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
@@ -89,7 +90,10 @@ def train(cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> int:
         elif cfg.video:
             save_video(cfg, training.env, training.actor, folder.path / "video.mp4")
         print(f"Run folder: {folder.path}")
-    return cfg.checkpoint.preempted_exit_code if stop.preempted and not training.is_finished else 0
+    code = cfg.checkpoint.preempted_exit_code if stop.preempted and not training.is_finished else 0
+    if stop.received and HydraConfig.get().mode == RunMode.MULTIRUN:
+        sys.exit(code)  # else the next run of the sweep would begin
+    return code
 
 
 @hydra_command("genpo")
@@ -129,8 +133,9 @@ def main(cfg: DictConfig) -> int:
     except DivergedError as error:
         raise DivergedError(f"{error} Last good checkpoint: {folder.latest() or 'none yet'}.") from error
     except OSError as error:
-        hint = f"Last good checkpoint: {folder.latest() or 'none yet'}. Mend it, then continue with resume={path}."
-        raise OSError(f"{error}. {hint}") from error
+        if (latest := folder.latest()) is None:
+            raise
+        raise OSError(f"{error}. Last good checkpoint: {latest}. Mend it, then continue with resume={path}.") from error
     finally:
         ranks.close()
         folder.remove_unused()

@@ -185,7 +185,10 @@ def read_demonstrations(
     path = Path(path)
     demonstrations: list[TensorDictBase] = []
     with _open(path) as file:
-        names = _demonstration_names(file, path, filter_key)[:num_demonstrations]
+        names = _demonstration_names(file, path, filter_key)
+        if num_demonstrations is not None and num_demonstrations > len(names):
+            raise ValueError(f"{path} holds {len(names)} demonstrations, not {num_demonstrations}: ask for fewer.")
+        names = names[:num_demonstrations]
         if not names:
             raise ValueError(f"{path} holds no demonstration" + (f" under {filter_key!r}." if filter_key else "."))
         keys = ["actions", "rewards", "dones", *(f"obs/{key}" for key in observation_keys)]

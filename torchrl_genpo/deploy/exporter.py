@@ -81,7 +81,7 @@ class PolicyExporter:
             raise ValueError(
                 f"The environment scales actions {len(scalings)} times; one ActionScaling can be exported."
             )
-        self._scaling = scalings[0] if scalings else None
+        self._scaling = _execution(env, scalings[0] if scalings else None)
         self.module = ExportablePolicy(actor, pipeline, noise_input=noise_input, action_scaling=self._scaling)
         self.metadata = {
             "format": FORMAT,
@@ -197,6 +197,33 @@ def _control_period(env: EnvBase) -> float | None:
     return 1 / fps if fps else None
 
 
+def _rescaling(env: EnvBase) -> tuple[Any, Any] | None:
+    """The bounds of a task's own actions, where Gymnasium's wrapper maps [-1, 1] to them."""
+    import gymnasium
+
+    raw = _first_simulator(env)
+    while isinstance(raw, gymnasium.Wrapper):
+        if isinstance(raw, gymnasium.wrappers.RescaleAction):
+            space: Any = raw.env.action_space
+            return space.low, space.high
+        raw = raw.env
+    return None
+
+
+def _execution(env: EnvBase, scaling: ActionScaling | None) -> ActionScaling | None:
+    """From the policy's action to the one that the task executes: the environment's transform, then its wrapper."""
+    bounds = _rescaling(env)
+    if bounds is None:
+        return scaling
+    low, high = map(torch.as_tensor, bounds)
+    middle, half = (high + low) / 2, (high - low) / 2
+    location, scale = torch.zeros_like(middle), torch.ones_like(middle)
+    if scaling is not None:
+        location = scaling.denormalize(location)
+        scale = scaling.denormalize(scale) - location
+    return ActionScaling(loc=middle + half * location, scale=half * scale)
+
+
 def _action_bounds(env: EnvBase) -> dict[str, list[float | None]]:
     """What the environment clips an action to; ``None``, which JSON can say and infinity it cannot, where nothing."""
     import gymnasium
@@ -204,7 +231,9 @@ def _action_bounds(env: EnvBase) -> dict[str, list[float | None]]:
     raw = _first_simulator(env)
     while isinstance(raw, gymnasium.Wrapper) and not isinstance(raw, gymnasium.wrappers.ClipAction):
         raw = raw.env
-    if isinstance(raw, gymnasium.wrappers.ClipAction):  # its own action space is unbounded
+    if (rescaling := _rescaling(env)) is not None:  # the action that is exported is the task's own
+        bounds = dict(zip(("low", "high"), rescaling, strict=True))
+    elif isinstance(raw, gymnasium.wrappers.ClipAction):  # its own action space is unbounded
         bounds = {name: getattr(raw.env.action_space, name) for name in ("low", "high")}
     else:
         bounds = {name: getattr(env.action_spec.space, name) for name in ("low", "high")}

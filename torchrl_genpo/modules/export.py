@@ -227,7 +227,8 @@ def _cannot_export(transform: Transform, key: NestedKey) -> ValueError:
 def _statistics(transform: VecNormV2 | ObservationNorm, key: NestedKey) -> tuple[Tensor, Tensor]:
     """Location and scale ``[n]`` of a normalising transform, of every environment the same."""
     if isinstance(transform, VecNormV2):
-        return transform.loc[key], transform.scale[key]
+        # of what never changes the variance may round to less than nothing, as the environment's transform knows
+        return transform.loc[key], transform.scale[key].nan_to_num(nan=transform.eps)
     if transform.standard_normal:
         return transform.loc, transform.scale
     return -transform.loc / transform.scale, 1 / transform.scale  # x scale + loc
