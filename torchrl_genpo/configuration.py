@@ -81,6 +81,9 @@ def build_models(cfg: DictConfig, env: EnvBase) -> tuple[TensorDictModule, Value
     decay = cfg.loss.get("proximal_decay")
     if decay is not None and cfg.policy.name in SURROGATE_FLOWS:
         raise ValueError(f"loss.proximal_decay={decay} needs a policy with a density; {cfg.policy.name} has none.")
+    ratio = cfg.loss.get("ratio", "pair")
+    if ratio != "pair" and not has_exact_density(actor):
+        raise ValueError(f"loss.ratio={ratio} is of flows with a memory; policy={cfg.policy.name} has none.")
     loss = make_loss(
         actor,
         critic,

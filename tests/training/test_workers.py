@@ -209,6 +209,7 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
         (["collector=multi_sync", "collector.frames_per_batch=127"], "frames_per_batch=127 must be a multiple of"),
         (["collector.kind=threads"], "Unknown collector 'threads'; choose from sync, multi_sync"),
         (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; fpo has none"),
+        (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action is of flows with a memory"),
     ],
 )
 def test_what_cannot_be_is_explained(start, overrides, message):
