@@ -197,25 +197,27 @@ def _control_period(env: EnvBase) -> float | None:
     return 1 / fps if fps else None
 
 
-def _rescaling(env: EnvBase) -> tuple[Any, Any] | None:
-    """The bounds of a task's own actions, where Gymnasium's wrapper maps [-1, 1] to them."""
+def _action_wrapper(env: EnvBase, kind: type) -> Any:
+    """The wrapper of a kind around a Gymnasium task, or ``None``; what it wraps has the task's own action space."""
     import gymnasium
 
     raw = _first_simulator(env)
     while isinstance(raw, gymnasium.Wrapper):
-        if isinstance(raw, gymnasium.wrappers.RescaleAction):
-            space: Any = raw.env.action_space
-            return space.low, space.high
+        if isinstance(raw, kind):
+            return raw
         raw = raw.env
     return None
 
 
 def _execution(env: EnvBase, scaling: ActionScaling | None) -> ActionScaling | None:
     """From the policy's action to the one that the task executes: the environment's transform, then its wrapper."""
-    bounds = _rescaling(env)
-    if bounds is None:
+    import gymnasium
+
+    wrapper = _action_wrapper(env, gymnasium.wrappers.RescaleAction)
+    if wrapper is None:
         return scaling
-    low, high = map(torch.as_tensor, bounds)
+    space = wrapper.env.action_space  # which the wrapper maps [-1, 1] to
+    low, high = torch.as_tensor(space.low), torch.as_tensor(space.high)
     middle, half = (high + low) / 2, (high - low) / 2
     location, scale = torch.zeros_like(middle), torch.ones_like(middle)
     if scaling is not None:
@@ -226,17 +228,12 @@ def _execution(env: EnvBase, scaling: ActionScaling | None) -> ActionScaling | N
 
 def _action_bounds(env: EnvBase) -> dict[str, list[float | None]]:
     """What the environment clips an action to; ``None``, which JSON can say and infinity it cannot, where nothing."""
-    import gymnasium
+    from gymnasium.wrappers import ClipAction, RescaleAction
 
-    raw = _first_simulator(env)
-    while isinstance(raw, gymnasium.Wrapper) and not isinstance(raw, gymnasium.wrappers.ClipAction):
-        raw = raw.env
-    if (rescaling := _rescaling(env)) is not None:  # the action that is exported is the task's own
-        bounds = dict(zip(("low", "high"), rescaling, strict=True))
-    elif isinstance(raw, gymnasium.wrappers.ClipAction):  # its own action space is unbounded
-        bounds = {name: getattr(raw.env.action_space, name) for name in ("low", "high")}
-    else:
-        bounds = {name: getattr(env.action_spec.space, name) for name in ("low", "high")}
+    # of a task that is rescaled the exported action is its own; a clipped one calls its own space unbounded
+    wrapper = _action_wrapper(env, RescaleAction) or _action_wrapper(env, ClipAction)
+    space = env.action_spec.space if wrapper is None else wrapper.env.action_space
+    bounds = {name: getattr(space, name) for name in ("low", "high")}
     rows = {name: bound.reshape(-1, bound.shape[-1])[0].tolist() for name, bound in bounds.items()}
     return {name: [value if abs(value) < 1e30 else None for value in row] for name, row in rows.items()}
 
