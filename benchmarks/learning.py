@@ -63,7 +63,8 @@ POLICIES = {  # name -> (label, options of the entry script)
     **BASELINES,
 }
 
-DRAWN = ("gaussian", "paper", "learned_scale", *BASELINES)  # in the pictures; the tables have them all
+SHARED = [policy for policy in BASELINES if not policy.endswith("_published")]
+DRAWN = ("gaussian", "paper", "learned_scale", *SHARED)  # their curves, by one setting; the tables have them all
 
 
 def write_table(records: list[dict[str, Any]], path: Path) -> None:
