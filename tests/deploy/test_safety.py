@@ -87,6 +87,7 @@ def test_a_stuck_joint_stops_the_run():
     """On the way to the start pose, too."""
     report, sdk = run([Fault("stuck", 0.2, joint="thumb_bend")], WaveMotion(), ramp_speed=2.0)
     assert "thumb_bend 0.6" in report.reason and sdk.hand.is_passive and report.seconds == 0
+    assert "stopped before the controller began: " in str(report)
 
 
 def test_an_unplugged_hand_is_made_passive_when_it_is_back():

@@ -211,6 +211,14 @@ def test_a_large_inversion_error_and_infinite_values_are_told(make_run, report):
     assert page.data["tasks"][0]["charts"]["train/inversion_error"]["curves"][0]["rows"][1][-2:] == [1e-5, 0.25]
 
 
+def test_of_stale_data_the_inversion_error_is_no_numerical_error(make_run):
+    file = make_run("run") / "metrics.csv"
+    header, *rows = file.read_text().replace("1.2e-05", "0.25").replace("1.1e-05", "0.2").splitlines()
+    for staleness, told in ((0, True), (1, False)):
+        file.write_text("\n".join([f"{header},collect/staleness", *(f"{row},{staleness}" for row in rows)]))
+        assert ("The inversion error reached" in "\n".join(read_run(file.parent).warnings())) == told
+
+
 def test_the_same_run_is_taken_once_and_a_repeated_seed_is_told(make_run, report):
     first, second = make_run("a"), make_run("b")
     page = report(first, first.parent, second)

@@ -325,6 +325,8 @@ def test_resume_refuses_another_configuration(finished):
         ("start=consistent start.tau=0", ["tau must be a positive finite number", "no density"]),
         ("solver=three_step solver.a=4", ["three_step is stable for a in (0, 3)"]),
         ("solver.sigma=[0.5,0.6]", ["2 values for num_steps=5"]),
+        ("policy=gaussian start=consistent", ["policy=gaussian has neither solver nor start", "'start=consistent'"]),
+        ("policy=fpo solver.num_steps=8", ["leave 'solver.num_steps=8' out", "policy.options.<name>"]),
         ("loss.ratio=actoin", ["loss.ratio must be pair or action"]),
         ("policy.activation=mishh", ["Unknown activation", "mish"]),
         ("resume=nowhere", ["there is no run"]),

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -24,10 +25,11 @@ from torchrl import logger as torchrl_log
 from torchrl_genpo.envs import WorkerError
 from torchrl_genpo.limits import did_you_mean
 from torchrl_genpo.loading import fill_in
+from torchrl_genpo.models import PAIR_FLOWS, SURROGATE_FLOWS
 from torchrl_genpo.runs import read_run_config
 from torchrl_genpo.training import DivergedError
 
-__all__ = ["check_device", "explain_errors", "hydra_command", "refuse_others", "resumed_config"]
+__all__ = ["check_device", "explain_errors", "hydra_command", "refuse_others", "refuse_unused", "resumed_config"]
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bars
 
@@ -75,6 +77,22 @@ def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) 
         if not any(name == known or name.startswith(f"{known}.") for known in (*allowed, *ALWAYS)):
             raise ValueError(f"{why}, and {override!r} would change it. May change: {', '.join(sorted(allowed))}.")
     return [name for name in names.values() if not name.startswith("hydra")]
+
+
+def refuse_unused(policy: str, overrides: Iterable[str]) -> None:
+    """Refuses a solver or a start that is given on a command line to a policy that has neither.
+
+    What the file of a task says of them is meant for the flows, and passed over by the others.
+
+    Raises:
+        ValueError: that names the option.
+    """
+    for override in overrides if policy not in PAIR_FLOWS else ():
+        if re.match(r"[+~]*(solver|start)[.=]", override):
+            raise ValueError(
+                f"policy={policy} has neither solver nor start: leave {override!r} out."
+                f"{' Its own options are policy.options.<name>.' if policy in SURROGATE_FLOWS else ''}"
+            )
 
 
 def resumed_config(folder: Path, cfg: DictConfig, overrides: Iterable[str], resumable: Collection[str]) -> DictConfig:

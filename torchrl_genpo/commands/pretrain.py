@@ -10,6 +10,7 @@ genpo-train env=robomimic/can policy.init=<the checkpoint that it names>
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torchrl.checkpoint import GlobalRNGState
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
-from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, resumed_config
+from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, refuse_unused, resumed_config
 from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
@@ -142,7 +143,7 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
         (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     env.close()
     print(f"Run folder: {folder.path}")
-    print(f"Fine-tune it: genpo-train {' '.join(finetuning_options(cfg, path))}")
+    print(f"Fine-tune it: genpo-train {shlex.join(finetuning_options(cfg, path))}")
 
 
 def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
@@ -183,6 +184,8 @@ def main(cfg: DictConfig) -> int:
     if resume:
         cfg = resumed_config(path, cfg, HydraConfig.get().overrides.task, RESUMABLE)
         check_config(cfg)
+    else:
+        refuse_unused(cfg.policy.name, HydraConfig.get().overrides.task)
     folder = RunFolder(path, resume=resume, columns=COLUMNS)
     folder.write_config(OmegaConf.to_yaml(cfg, resolve=True))
     try:

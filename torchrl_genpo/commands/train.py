@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, resumed_config
+from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, refuse_unused, resumed_config
 from torchrl_genpo.configuration import build_env
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
@@ -115,6 +115,8 @@ def main(cfg: DictConfig) -> int:
         path = Path(cfg.resume)
         cfg = resumed_config(path, cfg, overrides, RESUMABLE)
         check_config(cfg, TRAINING)
+    else:
+        refuse_unused(cfg.policy.name, overrides)
     if cfg.video:
         check_rendering(cfg.env.name)
     ranks = Ranks(cfg.device)

@@ -50,7 +50,8 @@ class RunReport:
     policy_ms: list[float] = field(default_factory=list)
 
     def __str__(self) -> str:
-        lines = [f"{self.outcome} after {self.seconds:.1f} s: {self.reason}."]
+        when = f"after {self.seconds:.1f} s" if self.policy_ms else "before the controller began"
+        lines = [f"{self.outcome} {when}: {self.reason}."]
         if self.policy_ms:
             for name, values in (("lateness of a step", self.lateness_ms), ("policy", self.policy_ms)):
                 middle, high = np.percentile(values, [50, 99])

@@ -100,6 +100,7 @@ class Run:
                 f"If it is not running, continue it with resume={self.path}."
             )
         errors = self.column("train/inversion_error")
+        errors = np.where(self.column("collect/staleness") > 0, np.nan, errors)  # there it is the policy that moved
         large = int((errors > LARGE_INVERSION_ERROR).sum())
         if large:
             yield (
