@@ -4,9 +4,10 @@
 
     python benchmarks/profile_loop.py
 
-Gaussian PPO and the flow take turns in one process, update by update; medians of processor time. What is saved is
-measured on one optimizer step: with the first layer of the velocity as one matrix product at every step of the solver,
-as it is plainly written, and with that layer split, eager and compiled. Writes ``profile_loop.md``.
+Gaussian PPO and the flow take turns in one process, update by update; medians of processor time; whole updates also
+compiled. What is saved is measured on one optimizer step: with the first layer of the velocity as one matrix product at
+every step of the solver, as it is plainly written, and with that layer split, eager and compiled. Writes
+``profile_loop.md``.
 """
 
 from __future__ import annotations
@@ -133,6 +134,36 @@ def measure(task: str, updates: int) -> dict[str, dict[str, float]]:
     }
 
 
+def whole_updates(task: str, updates: int) -> list[str]:
+    """A table of collection and update, eager and with ``compile.enabled=true``, without the clock's own time."""
+    found: dict[tuple[bool, str], list[float]] = defaultdict(list)
+    first: dict[tuple[bool, str], float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {}
+        for compiled, policy in product((False, True), POLICIES):
+            cfg = configure("seed=0", f"env={task}", f"policy={policy}", f"compile.enabled={str(compiled).lower()}")
+            training = start_training(cfg, Path(folder) / f"{policy}_{compiled}")
+            runs[compiled, policy] = training, iter(training.collection)
+        for update, (key, (training, batches)) in product(range(updates + 1), runs.items()):
+            begin = time.process_time()
+            training.learn(next(batches), 1)
+            seconds = time.process_time() - begin
+            found[key].append(seconds) if update else first.setdefault(key, seconds)
+        for training, _ in runs.values():
+            training.close()
+    lines = [
+        "| whole update | Gaussian, ms | flow, ms | ratio | to the eager Gaussian | the flow's first, s |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    eager = statistics.median(found[False, "gaussian"])
+    for compiled in (False, True):
+        gaussian, flow = (statistics.median(found[compiled, policy]) for policy in POLICIES)
+        cells = [f"{1e3 * gaussian:.0f}", f"{1e3 * flow:.0f}", f"{flow / gaussian:.2f}", f"{flow / eager:.2f}"]
+        cells.append(f"{first[compiled, 'reversible_flow']:.0f}")
+        lines.append(f"| {'compiled' if compiled else 'eager'} | {' | '.join(cells)} |")
+    return lines
+
+
 def savings(repetitions: int) -> list[str]:
     """A table of one step's loss and gradient: plain first layer, split, split and compiled."""
     lines = [
@@ -188,7 +219,8 @@ def main() -> None:
         lines.append(f"| {part} | {' | '.join(cells)} |")
     lines.append(f"| all | {totals[0]:.0f} | {totals[1]:.0f} | {totals[1] - totals[0]:+.0f} | 100 |")
     lines += ["", f"Ratio of the flow's time to the Gaussian's: {totals[1] / totals[0]:.2f}.", ""]
-    lines += ["Loss and gradient of one step, M = 5, before and after:", "", *savings(options.repetitions)]
+    lines += ["Whole updates, and the first of all, which compiles:", "", *whole_updates(options.task, options.updates)]
+    lines += ["", "Loss and gradient of one step, M = 5, before and after:", "", *savings(options.repetitions)]
     lines += origin("python benchmarks/profile_loop.py")
     (RESULTS / "profile_loop.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
