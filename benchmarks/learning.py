@@ -41,6 +41,10 @@ from provenance import RESULTS
 TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid", "multi_goal")
 POLICIES = {  # name -> (label, options of the entry script)
     "gaussian": ("Gaussian", ["policy=gaussian"]),
+    "gaussian_published": (  # of PPO's paper, arXiv 1707.06347, table 3, and CleanRL's schedule
+        "Gaussian, its own setting",
+        ["policy=gaussian", "optim.schedule=linear", "loss.mini_batch_size=64"],
+    ),
     "gaussian_kl_001": ("Gaussian, target KL 0.01", ["policy=gaussian", "optim.target_kl=0.01"]),  # that of rsl_rl
     "paper": ("flow, paper's start", ["start=paper"]),
     "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
