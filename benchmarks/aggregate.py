@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments import last, origins, training_seconds
+from experiments import last, origins
 
 BASE = "gaussian"
 COLUMNS = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
@@ -116,11 +116,12 @@ def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 
 def report(
-    records: Records, labels: Mapping[str, str], path: Path, command: str, drawn: Sequence[str], reps: int = 2000
+    records: Records, labels: Mapping[str, str], path: Path, command: str, drawn: Mapping[str, float], reps: int = 2000
 ) -> None:
     """Writes ``path.md``, a table for each of the ``task_sets``, and ``path.png`` of the first.
 
-    The picture has the ends of all policies, and the curves of those in ``drawn``.
+    The picture has the ends of all policies, and the curves of those in ``drawn``, over frames and over time: their
+    whole run's, as a ratio to the base's.
     """
     sets = task_sets(records)
     if not sets:
@@ -150,7 +151,7 @@ def report(
         if tasks is sets[0]:
             curve_runs = {policy: rows for policy, rows in runs.items() if policy in drawn}
             scale = scales(records, tasks, COLUMNS["random"])
-            _draw(ends, curve_runs, labels, scale, path.with_suffix(".png"), max(50, reps // 10))
+            _draw(ends, curve_runs, drawn, labels, scale, path.with_suffix(".png"), max(50, reps // 10))
     lines += origins(chosen, command)[1:]
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -181,6 +182,7 @@ def _has(records: Records, policy: str) -> bool:
 def _draw(
     ends: Mapping[str, Any],
     runs: Mapping[str, Any],
+    times: Mapping[str, float],
     labels: Mapping[str, str],
     scale: Mapping[str, Any],
     path: Path,
@@ -208,12 +210,11 @@ def _draw(
     left.set(xlabel="IQM at the end, Gaussian PPO = 1", title="filled: zero noise, open: random noise")
     left.title.set_fontsize(9)
     fractions = np.linspace(0, 1, POINTS + 1)[1:]
-    for policy, rows in runs.items():
-        minutes = statistics.mean(training_seconds([row[i] for row in rows]) for i in range(len(rows[0]))) / 60
-        for panel, x in zip(axes, (fractions, minutes * fractions), strict=True):
+    for policy in runs:
+        for panel, x in zip(axes, (fractions, times[policy] * fractions), strict=True):
             panel.plot(x, values[policy], color=colors[policy], label=labels[policy])
             panel.fill_between(x, *bounds[policy], color=colors[policy], alpha=0.12, lw=0)
-    for panel, label in zip(axes, ("fraction of the frames", "minutes of collection and updates"), strict=True):
+    for panel, label in zip(axes, ("fraction of the frames", "time, Gaussian PPO's run = 1 (table1.md)"), strict=True):
         panel.set(xlabel=label, ylim=axes[0].get_ylim())
     for panel in (left, *axes):
         panel.grid(alpha=0.3)

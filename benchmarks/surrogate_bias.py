@@ -42,6 +42,7 @@ METHODS = {  # name -> label, options
     "fpo": ("FPO++", ["policy=fpo", "policy.options.perturbation=0", "policy.loss.num_samples=16"]),
 }
 NEWTON_STEPS = 12
+POINTS = 2048  # of a panel that are drawn
 
 
 def velocity_of(actor: Any, observation: Tensor) -> Callable[[Tensor, float], Tensor]:
@@ -180,7 +181,8 @@ def main() -> None:
             cells = [subjects.get(name, "(action, memory)"), f"{exact.std():.3f}", f"{error.mean():+.2g}"]
             cells += [f"{error.std():.2g}", f"{correlation:.3f}", f"{100 * wrong:.1f} %"]
             lines.append(f"| {label}{kind} | {' | '.join(cells)} |")
-            panel.plot(wide.flatten()[:2048], values.flatten()[:2048], ".", ms=2, alpha=0.5, label=label + kind)
+            drawn = torch.randperm(values.numel(), generator=torch.Generator().manual_seed(0))[:POINTS]
+            panel.plot(wide.flatten()[drawn], values.flatten()[drawn], ".", ms=2, alpha=0.5, label=label + kind)
         limit = 3 * exact.std().item()
         panel.plot([-limit, limit], [-limit, limit], "k-", lw=0.8)
         panel.set(xlim=(-limit, limit), ylim=(-limit, limit), xlabel="exact log ratio", title=label)

@@ -247,7 +247,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [row | {column: float(row[column]) for column in COLUMNS[2:]} for row in csv.DictReader(file)]
 
 
-def write_table(rows: list[dict[str, Any]], introduction: list[str], path: Path) -> None:
+def write_table(rows: list[dict[str, Any]], introduction: list[str], tasks: list[str], path: Path) -> None:
     lines = [
         *introduction,
         "| task | method | collection, ms | update, ms | iteration, ms | peak, MB | collection | update | iteration "
@@ -258,6 +258,10 @@ def write_table(rows: list[dict[str, Any]], introduction: list[str], path: Path)
         cells = [f"{1e3 * row[column]:.0f}" for column in COLUMNS[2:5]] + [f"{row['megabytes']:.0f}"]
         cells += [f"{ratio(row, rows, column):.2f}" for column in COLUMNS[2:]]
         lines.append(f"| {row['task']} | {METHODS[row['method']][0]} | {' | '.join(cells)} |")
+    missing = [label for name, (label, _) in METHODS.items() if all(row["method"] != name for row in rows)]
+    missing += [task for task in tasks if all(row["task"] != task for row in rows)]
+    if missing:
+        lines += ["", f"Not measured: {'; '.join(missing)}."]
     lines += origin(" ".join(["python benchmarks/table1.py", *sys.argv[1:]]))
     lines.append(f"Commits of the rows: {', '.join(dict.fromkeys(row['commit'] for row in rows))}.")
     path.write_text("\n".join(lines) + "\n")
@@ -336,7 +340,7 @@ def main() -> None:
             writer = csv.DictWriter(file, (*COLUMNS, "commit"))
             writer.writeheader()
             writer.writerows(rows)
-        write_table(rows, lines, RESULTS / f"{name}.md")
+        write_table(rows, lines, [*SIZES, options.task], RESULTS / f"{name}.md")
         draw(rows, RESULTS / f"{name}.png")
 
 

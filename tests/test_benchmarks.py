@@ -86,7 +86,7 @@ def test_an_interval_depends_neither_on_the_time_nor_on_the_other_policies():
 
 def test_the_report_names_what_it_leaves_out(records, tmp_path):
     labels = {"gaussian": "Gaussian", "flow": "Flow", "unfinished": "Half", "never": "Never"}
-    aggregate.report(records, labels, tmp_path / "learning_iqm", "the command", ["gaussian"], reps=50)
+    aggregate.report(records, labels, tmp_path / "learning_iqm", "the command", {"gaussian": 1.0}, reps=50)
     text = (tmp_path / "learning_iqm.md").read_text()
     flow = next(line for line in text.splitlines() if line.startswith("| Flow"))
     # above the Gaussian's 110, 210, 310 on one task and its 1010 on the other, in every pair

@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import PercentileValueNorm
 
 from torchrl_genpo.baselines import FPOActor, FPOLoss, asymmetric_gain
 from torchrl_genpo.objectives import flow_matching_error
@@ -172,11 +173,15 @@ def test_it_trains_in_place_and_refuses_an_empty_batch():
 
 
 def test_the_advantage_is_computed_where_it_is_missing_as_by_stock_ppo():
-    actor, loss = make_loss()
+    """And a running norm of the advantage follows what is computed there, alone."""
+    norm = PercentileValueNorm(rate=1.0, min_scale=1e-6)
+    actor, loss = make_loss(advantage_norm=norm)
     data = loss.prepare(collect(actor))
     data["next"] = data.select("observation").update(
         {key: torch.zeros(64, 1, dtype=torch.bool) for key in ("done", "terminated")} | {"reward": torch.ones(64, 1)}
     )
     loss.value_estimator(data)
-    expected = loss(data)["loss_objective"]
-    torch.testing.assert_close(loss(data.exclude("advantage"))["loss_objective"], expected)
+    assert loss(data)["loss_objective"].isfinite() and norm.high == 0
+    computed = loss(data.exclude("advantage"))["loss_objective"]
+    assert norm.high != 0
+    torch.testing.assert_close(loss(data)["loss_objective"], computed)

@@ -111,6 +111,15 @@ def test_an_old_velocity_that_was_never_kept_is_asked_for():
         loss(collect(actor))
 
 
+def test_an_old_velocity_of_another_dtype_is_kept_anew():
+    actor, loss = make_loss()
+    data = loss.prepare(collect(actor)).double()
+    loss.double()
+    with pytest.raises(KeyError, match="prepare"):
+        loss(data)
+    assert (loss(loss.prepare(data))["max_ratio"] - 1).abs() < 1e-5
+
+
 def test_a_proximal_policy_and_other_actors_are_refused():
     with pytest.raises(ValueError, match="delay_actor=False"):
         make_loss(delay_actor=True)

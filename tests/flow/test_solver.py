@@ -101,8 +101,7 @@ def test_rounding_grows_no_faster_than_stated(rule):
     growth = (
         (back[0] - back[1]).norm(dim=-1) / torch.cat([a - b for a, b in zip(pair, moved, strict=True)], -1).norm(dim=-1)
     ).max()
-    assert 0.1 * solver.error_amplification < growth < 10 * solver.error_amplification
-    assert solver.step_amplification == pytest.approx(solver.error_amplification ** (1 / num_steps))
+    assert 0.5 * solver.error_amplification < growth < 1.001 * solver.error_amplification
 
 
 @pytest.mark.parametrize(

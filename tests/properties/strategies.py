@@ -6,7 +6,8 @@ all of the range that the classes promise.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torchrl_genpo import (
     VelocityTransformer,
 )
 from torchrl_genpo.baselines import AlternatingCoupling, SelfAdjointCoupling
-from torchrl_genpo.flow.solver import LARGEST_AMPLIFICATION
+from torchrl_genpo.flow import PairSolver
 
 OBS_DIM = 3
 MAX_STEPS = 8
@@ -37,11 +38,14 @@ keys = st.one_of(names, st.tuples(names, names))
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 
 
-def largest_steps(amplification: float) -> int:
-    """Steps that float64 can invert if each enlarges errors so much."""
-    if amplification <= 1:
-        return MAX_STEPS
-    return max(1, min(MAX_STEPS, int(math.log(LARGEST_AMPLIFICATION) / math.log(amplification) - 1e-9)))
+def largest_steps(make: Callable[[int], PairSolver]) -> int:
+    """Steps of a rule, up to ``MAX_STEPS``, that float64 can invert."""
+    for steps in range(1, MAX_STEPS + 1):
+        try:
+            make(steps)
+        except ValueError:
+            return steps - 1
+    return MAX_STEPS
 
 
 @st.composite
@@ -56,7 +60,9 @@ def two_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
     """The paper's rule, with one sigma or one for each step."""
     if draw(st.booleans()):
         sigma = draw(sigmas())
-        return ReversibleSolver(draw(st.integers(1, largest_steps(1 / abs(sigma)))), sigma)
+        return ReversibleSolver(
+            draw(st.integers(1, largest_steps(lambda steps: ReversibleSolver(steps, sigma)))), sigma
+        )
     return ReversibleSolver(len(values := draw(st.lists(sigmas(0.3), min_size=1, max_size=MAX_STEPS))), values)
 
 
@@ -71,8 +77,8 @@ def multi_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
         coefficients = -np.poly([1.0, *(-size if is_negative else size for size, is_negative in roots)])[1:]
         coefficients[0] += 1 - coefficients.sum()  # of which rounding took a little
         one = ReversibleSolver(1, coefficients=coefficients.tolist())
-    steps = draw(st.integers(1, largest_steps(one.error_amplification)))
-    return ReversibleSolver(steps, coefficients=one.coefficients[0])
+    make = partial(ReversibleSolver, coefficients=one.coefficients[0])
+    return make(draw(st.integers(1, largest_steps(make))))
 
 
 reversible_solvers = st.one_of(two_step_solvers(), multi_step_solvers())
@@ -84,7 +90,9 @@ def coupling_solvers(draw: st.DrawFn) -> AlternatingCoupling | SelfAdjointCoupli
     if draw(st.booleans()):
         return SelfAdjointCoupling(draw(st.integers(1, MAX_STEPS)))
     mixing = draw(st.floats(0.5, 1.0))
-    return AlternatingCoupling(draw(st.integers(1, largest_steps(mixing**-2))), mixing)
+    return AlternatingCoupling(
+        draw(st.integers(1, largest_steps(lambda steps: AlternatingCoupling(steps, mixing)))), mixing
+    )
 
 
 pair_solvers = st.one_of(reversible_solvers, coupling_solvers())

@@ -219,12 +219,13 @@ class FPOLoss(ClipPPOLoss):
                 f"The data lacks {', '.join(map(repr, self._sample_keys))}: call loss.prepare(data) once on every "
                 "collected batch before its first update."
             )
-        if self._has_critic and tensordict.get(self.tensor_keys.advantage, None) is None:
+        is_estimated_here = self._has_critic and tensordict.get(self.tensor_keys.advantage, None) is None
+        if is_estimated_here:
             tensordict = tensordict.clone(False)
             critic_params = self._cached_critic_network_params_detached
             self.value_estimator(tensordict, params=critic_params, target_params=self.target_critic_network_params)
         (advantage,) = read(tensordict, self.tensor_keys.advantage)
-        advantage = self._maybe_normalize_advantage(advantage, tensordict, update_norm=False)
+        advantage = self._maybe_normalize_advantage(advantage, tensordict, update_norm=is_estimated_here)
         if not old_error.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         log_ratio = old_error - self._error(tensordict, noise, time)

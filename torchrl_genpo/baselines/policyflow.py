@@ -184,6 +184,10 @@ class PolicyFlowLoss(ClipPPOLoss):
     def out_keys(self, values: list[NestedKey]) -> None:
         self._out_keys = values
 
+    def _apply(self, *args: Any, **kwargs: Any) -> PolicyFlowLoss:
+        self._behaviour_params = None  # of another dtype or device, where the present ones go
+        return super()._apply(*args, **kwargs)
+
     @torch.no_grad()
     def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Keeps the present parameters as those of the old velocity; the data is returned as it is.

@@ -109,9 +109,9 @@ class ReversibleSolver(PairSolver):
     network, and one step has :math:`|\det| = |a_{k-1}|^d` whatever the velocity is: no Jacobian is
     ever formed. The paper's solver has two steps, :math:`a = (1-\sigma, \sigma)`.
 
-    Inversion multiplies rounding error by up to :attr:`error_amplification`. Where float32 would
-    exceed ``4e-6``, the states (not the network) are carried in float64; where float64 would exceed
-    it too, the setting is refused.
+    Inversion multiplies rounding error by about :attr:`error_amplification`. Where one rounding of
+    float32 would become more than ``4e-6``, the states (not the network) are carried in float64;
+    where float64 could not hold the inversion either, the setting is refused.
 
     References:
         GenPO++, arXiv 2606.06967: the two-step recurrence and its inverse (pipeline figure).
@@ -218,14 +218,17 @@ class ReversibleSolver(PairSolver):
         self._set_rule([(1 - s, s) for s in checked], checked[0] if is_number else tuple(checked))
 
     def _set_rule(self, coefficients: list[tuple[float, ...]], sigma: float | tuple[float, ...] | None) -> None:
-        amplification = math.prod(1 / min(map(abs, _roots(step))) for step in coefficients)
-        if amplification > LARGEST_AMPLIFICATION:  # before anything is set: a refused sigma leaves the old one
-            largest = int(math.log(LARGEST_AMPLIFICATION) * self.num_steps / math.log(amplification))
-            raise ValueError(
-                f"{_described(coefficients, sigma)} with num_steps={self.num_steps} cannot be inverted in float64: "
-                f"rounding errors grow by {amplification:.1e} (sigma^-num_steps for the two-step rule). With this rule "
-                f"num_steps can be at most {largest}; or take one whose memory weighs more (sigma closer to 1)."
-            )
+        inverse, amplification = np.eye(len(coefficients[0])), 1.0
+        for count, step in enumerate(reversed(coefficients)):
+            inverse = _inverse_step(step) @ inverse
+            amplification = float(np.linalg.norm(inverse, 2))
+            if amplification > LARGEST_AMPLIFICATION:  # before anything is set: a refused sigma leaves the old one
+                raise ValueError(
+                    f"{_described(coefficients, sigma)} with num_steps={self.num_steps} cannot be inverted in float64: "
+                    f"rounding errors grow by more than {LARGEST_AMPLIFICATION:.1e} (about sigma^-num_steps for the "
+                    f"two-step rule). With this rule num_steps can be at most {count}; or take one whose memory weighs "
+                    "more (sigma closer to 1)."
+                )
         self.coefficients = coefficients
         """:math:`a_0, \\dots, a_{k-1}` of each step."""
         self._sigma = sigma
@@ -257,12 +260,17 @@ class ReversibleSolver(PairSolver):
 
     @property
     def step_amplification(self) -> float:
-        r"""Factor by which one step of the inversion can enlarge a rounding error: :math:`1/\min|z|`."""
-        return self.error_amplification ** (1 / self.num_steps)
+        r"""Factor by which rounding errors grow a step of a long inversion: :math:`1/\min|z|`, a geometric mean."""
+        smallest = (min(map(abs, _roots(step))) for step in self.coefficients)
+        return math.prod(smallest) ** (-1 / self.num_steps)
 
     @property
     def error_amplification(self) -> float:
-        r"""The same for all steps together; :math:`|\sigma|^{-M}` for the two-step rule."""
+        r"""Factor by which the whole inversion can enlarge a rounding error of the pair that it begins with.
+
+        The largest singular value of the inverse without a velocity, which is linear; about :math:`|\sigma|^{-M}` for
+        the two-step rule.
+        """
         return self._error_amplification
 
     def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -348,6 +356,13 @@ def _described(coefficients: Sequence[Sequence[float]], sigma: float | tuple[flo
     if sigma is None:
         return "coefficients=(" + ", ".join(f"{a:.4g}" for a in coefficients[0]) + ")"
     return f"sigma={sigma}"
+
+
+def _inverse_step(coefficients: Sequence[float]) -> np.ndarray:
+    """Matrix ``[k, k]`` of :meth:`ReversibleSolver.step_back` without a velocity."""
+    inverse = np.eye(len(coefficients), k=1)
+    inverse[-1] = np.array([1.0, *(-a for a in coefficients[:-1])]) / coefficients[-1]
+    return inverse
 
 
 def _roots(coefficients: Sequence[float]) -> list[complex]:

@@ -106,7 +106,8 @@ class Learner:
         batch = self._prepare(data)
         watched = None
         if has_exact_density(self.actor) and cfg.diagnostics.samples:
-            watched = self.actor.draw_memories(batch[: cfg.diagnostics.samples], cfg.diagnostics.num_memories)
+            spread = batch[:: max(1, len(batch) // cfg.diagnostics.samples)]  # over all environments and steps
+            watched = self.actor.draw_memories(spread[: cfg.diagnostics.samples], cfg.diagnostics.num_memories)
         is_warming_up = frames_before < cfg.optim.critic_warmup
         for parameter in self._actor_parameters:
             parameter.requires_grad_(not is_warming_up)
