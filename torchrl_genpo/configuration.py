@@ -34,9 +34,17 @@ __all__ = [
     "make_adaptive_sigma",
 ]
 
+
+def quotient(number: int, divisor: int) -> int:
+    """Samples of a mini-batch."""
+    if not 0 < divisor <= number:
+        raise ValueError(f"a batch of {number} frames cannot be split into {divisor} mini-batches.")
+    return number // divisor
+
+
 # sizes of a batch by the number of environments
 OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors))
-OmegaConf.register_new_resolver("quotient", lambda number, divisor: number // divisor)
+OmegaConf.register_new_resolver("quotient", quotient)
 # what one policy needs and the other does not take: a flow that is given an entropy bonus would be refused
 OmegaConf.register_new_resolver("for_gaussian", lambda policy, value, flow=0.0: value if policy == "gaussian" else flow)
 # `resume` continues in its own folder: no new one is made for it

@@ -24,7 +24,7 @@ from torchrl_genpo.training.checkpoint import load_checkpoint, make_checkpoint
 __all__ = ["DataRanges", "fill_in", "load_policy", "load_pretrained", "pretrained_checkpoint"]
 
 SHAPING = (
-    *("policy.hidden_sizes", "policy.activation", "policy.transformer"),
+    *("policy.hidden_sizes", "policy.activation", "policy.time_embedding_dim", "policy.transformer"),
     *("env.options.chunk_size", "env.options.observation_keys"),
 )
 """Options that a policy keeps from its pre-training."""

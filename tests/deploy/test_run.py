@@ -99,6 +99,9 @@ def test_errors_are_sentences(tmp_path, policy_folder, monkeypatch):
     }.items():
         with pytest.raises(SystemExit, match=message):
             main([*options, "--log", str(tmp_path)])
+    (tmp_path / "log.csv").touch()
+    with pytest.raises(SystemExit, match="is the record of another run"):
+        main(["--backend", "fake", "--log", str(tmp_path)])
 
 
 def test_a_session_is_drawn_even_if_it_is_short(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from torchrl_genpo.deploy import FakeSDK, Fault, HandBackend, HandConfig, HandError, XHandBackend, load_config
-from torchrl_genpo.envs.xhand import JOINTS
+from torchrl_genpo.envs.xhand import JOINTS, joint_limits
 
 
 def opened(config=None, sdk=None, **options):
@@ -105,6 +105,8 @@ def test_settings_come_from_a_file_and_wrong_ones_are_named(tmp_path):
     config = load_config(path, ["hand.tor_max=120"])
     assert (config.hand.side, config.hand.tor_max, config.safety.max_temperature) == ("left", 120, 60)
     assert config.safety.low["index_1"] == 0.2 and config.safety.low["thumb_rota1"] == -1.05
+    assert config.safety.low["thumb_rota2"] == joint_limits("left")[0][JOINTS.index("thumb_rota2")]
+    assert load_config().safety.low["thumb_rota2"] != config.safety.low["thumb_rota2"], "the right hand's is another"
     for wrong, message in {
         "hand.sied=left": "sied",
         "hand.side=middle": "left",
@@ -112,6 +114,7 @@ def test_settings_come_from_a_file_and_wrong_ones_are_named(tmp_path):
         "safety.low.thumb=0": "each joint",
         "safety.low.index_1=3": "below",
         "hand.kp=strong": "strong",
+        "hand.tor_max": "hand.tor_max=<value>",
     }.items():
         with pytest.raises(ValueError, match=message):
             load_config(overrides=[wrong])

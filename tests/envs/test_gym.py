@@ -194,7 +194,7 @@ class Walk(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (2,))
     action_space = gymnasium.spaces.Box(-1, 1, (2,))
 
-    def __init__(self, observation_space=None, action_space=None, **_):
+    def __init__(self, observation_space=None, action_space=None):  # nor render_mode
         self.observation_space = observation_space or self.observation_space
         self.action_space = action_space or self.action_space
 
@@ -252,9 +252,10 @@ def test_spaces_that_do_not_fit_are_named(register, spaces, message):
         ({"name": "half_cheeta"}, ["half_cheeta", "Did you mean half_cheetah"]),
         ({"name": "hopper", "num_envs": 0}, ["num_envs must be at least 1, got 0"]),
         ({"name": "CartPole-v1"}, ["CartPole-v1", "Discrete action space", "Box"]),
+        ({"name": "my_modul:my/Task-v0"}, ["no module 'my_modul'", "PYTHONPATH"]),
     ],
 )
 def test_mistakes_are_explained(arguments, messages):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, ImportError)) as error:
         make_env(**arguments)
     assert all(message in str(error.value) for message in messages)

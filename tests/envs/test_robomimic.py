@@ -111,9 +111,10 @@ def test_workers_form_a_batch_of_their_own():
 
 
 @needs_robosuite
-def test_there_are_no_more_workers_than_environments():
-    env = make_env("robomimic/can", num_envs=1, seed=0, num_workers=2)
-    assert env.batch_size == (1,)
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_environments_that_cannot_be_divided_among_the_workers_have_fewer(num_envs):
+    env = make_env("robomimic/can", num_envs=num_envs, seed=0, num_workers=2)
+    assert env.batch_size == (num_envs,)
     env.close()
 
 
@@ -192,7 +193,7 @@ def test_the_first_observation_is_that_of_the_state_it_shows():
     ("task", "options", "error", "messages"),
     [
         ("cann", {}, ValueError, ["'cann'", "Did you mean can", "threading"]),
-        ("can", {"num_envs": 3, "num_workers": 2}, ValueError, ["num_envs=3", "num_workers=2"]),
+        ("can", {"num_envs": 0}, ValueError, ["num_envs must be at least 1"]),
         ("can", {"chunk_size": 0}, ValueError, ["chunk_size", "0"]),
         ("can", {"horizon": -1}, ValueError, ["horizon", "-1"]),
         ("can", {"simulation_timestep": 0.003}, ValueError, ["simulation_timestep=0.003", "0.05 s", "0.002"]),
@@ -259,7 +260,7 @@ def test_pretraining_learns_evaluates_and_resumes(pretrained):
     assert resumed["train/loss"][:3] == columns["train/loss"]
     output = run("sota-implementations/pretrain.py", f"resume={folder}")  # nothing is left to do
     assert read_metrics(folder / "metrics.csv")["iteration"][-1] == 80
-    assert "genpo-train env=robomimic/can policy.hidden_sizes=[32,32] policy.init=" in output
+    assert "genpo-train env=robomimic/can 'policy.hidden_sizes=[32,32]' policy.init=" in output
     output = run("sota-implementations/pretrain.py", f"resume={folder}", "pretrain.lr=1e-2", succeeds=False)
     assert "'pretrain.lr=1e-2' would change it" in output and "Traceback" not in output
     evaluation = ("sota-implementations/pretrain.py", f"evaluate={folder}", "eval.num_envs=2", "eval.rounds=1")
@@ -267,6 +268,16 @@ def test_pretraining_learns_evaluates_and_resumes(pretrained):
     found = [re.findall(r"eval/zero_noise/reward_sum: .*|eval/zero_noise/return: .*", output) for output in outputs]
     assert all(found)
     assert "'env=robomimic/threading' would change it" in run(*evaluation, "env=robomimic/threading", succeeds=False)
+
+
+@needs_robosuite
+def test_a_task_without_a_file_of_its_own_says_how_to_go_on(demonstrations, tmp_path):
+    options = ["env=robomimic/base", "env.name=robomimic/lift", f"env.options.dataset={demonstrations}"]
+    training = [f"pretrain.dataset={demonstrations}", "pretrain.iterations=1", "policy.time_embedding_dim=16", *SMALL]
+    folder = f"hydra.run.dir={tmp_path / 'run'}"
+    output = run("sota-implementations/pretrain.py", *options, *training, "eval.rounds=0", folder)
+    assert "Fine-tune it: genpo-train env=robomimic/base env.name=robomimic/lift " in output
+    assert "policy.time_embedding_dim=16" in output
 
 
 @needs_robosuite
@@ -281,6 +292,8 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
         assert rewards[:-6].sum() == 0 and rewards[-6:].tolist() == [1] * 6, "it ends where the can has come to stay"
     with h5py.File(path) as file:
         assert file["data/demo_0"].attrs["model_file"].count("<mesh ") > 50, "it can be played back and drawn"
+    wrong = run("examples/collect_demos.py", "lift", succeeds=False)
+    assert "no scripted expert for lift: give a --policy" in wrong and "Traceback" not in wrong
     wrong = run("examples/collect_demos.py", "threading", "--policy", "robomimic/can", succeeds=False)
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 

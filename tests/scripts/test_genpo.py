@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torchrl.checkpoint import CheckpointRotation
+from torchrl.checkpoint import Checkpoint, CheckpointRotation
 
 from torchrl_genpo.commands import envs, evaluate
 from torchrl_genpo.report import write_report
-from torchrl_genpo.runs import METRICS, read_metrics
+from torchrl_genpo.runs import METRICS, RunFolder, read_metrics
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import fuzz_command_lines as command_lines
@@ -144,7 +144,8 @@ def test_a_run_has_a_report_with_every_metric(finished, tmp_path):
 def test_evaluate_gives_what_training_reported(finished):
     folder, _ = finished
     checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
-    output = run(f"evaluate={checkpoint}", "eval.num_envs=2")
+    output = run(f"evaluate={checkpoint}")
+    assert "2 episodes with each noise" in output
     for key in ("eval/zero_noise/return", "eval/random_noise/return"):
         value = read_metrics(folder / "metrics.csv")[key][-1]
         assert f"{key}: {value:.1f}" in output
@@ -308,6 +309,10 @@ def test_resume_refuses_another_configuration(finished):
     [
         ("env=half_cheeta", ["half_cheeta", "walker2d", "Did you mean half_cheetah"]),
         ("env=isaaclab/base", ["env.name is missing: give it a value"]),
+        (
+            "env=isaaclab/ant env.num_envs=3 env.steps_per_env=1",
+            ["a batch of 3 frames cannot be split into 4 mini-batch"],
+        ),
         ("checkpoint.keep_best=eval/zero_noise/retrun", ["retrun is no column", "Did you mean eval/zero_noise/return"]),
         ("compile.mode=foo", ["compile.mode must be default or reduce-overhead"]),
         ("evaluate=half_cheetah solver.num_steps=1", ["evaluated as it was trained", "'solver.num_steps=1'"]),
@@ -355,6 +360,13 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
     frames = int(read_metrics(folder / "metrics.csv")["frames"][-1])
     run(f"resume={folder}", f"collector.total_frames={frames + 256}")
     assert int(read_metrics(folder / "metrics.csv")["frames"][-1]) == frames + 256
+    check_the_best_is_kept(folder)  # though no checkpoint was due where it was evaluated
+
+
+def check_the_best_is_kept(folder):
+    evaluated = [value for value in read_metrics(folder / "metrics.csv")["eval/zero_noise/return"] if value == value]
+    best = RunFolder(folder, keep_best="eval/zero_noise/return", read_only=True).best()
+    assert Checkpoint.manifest(best)["metadata"]["eval/zero_noise/return"] == max(evaluated)
 
 
 def start(*overrides):
@@ -370,13 +382,15 @@ def wait_for(path, seconds=120):
 
 def test_preemption_saves_a_checkpoint_and_exits_with_the_schedulers_code(tmp_path):
     folder = tmp_path / "run"
-    process = start("env=pendulum", f"hydra.run.dir={folder}", "checkpoint.preempted_exit_code=85")
+    always = ["eval.interval=256", "checkpoint.interval=256"]  # so that it stops where it has just evaluated
+    process = start("env=pendulum", f"hydra.run.dir={folder}", "checkpoint.preempted_exit_code=85", *always)
     wait_for(folder / "metrics.csv")
     again = run(f"resume={folder}", succeeds=False)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 85, output
     assert "Another process trains" in again
+    check_the_best_is_kept(folder)
     frames = int(read_metrics(folder / "metrics.csv")["frames"][-1])
     run(f"resume={folder}", f"collector.total_frames={frames + 256}")
     assert int(read_metrics(folder / "metrics.csv")["frames"][-1]) == frames + 256

@@ -30,21 +30,28 @@ from torchrl_genpo.data import write_demonstrations
 from torchrl_genpo.data.robomimic import read_env_args
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
-from torchrl_genpo.envs.robomimic.experts import demonstrate
+from torchrl_genpo.envs.robomimic.env import SIMULATION_TIMESTEP
+from torchrl_genpo.envs.robomimic.experts import EXPERTS, demonstrate
 from torchrl_genpo.envs.robomimic.recorder import Recorder
 from torchrl_genpo.loading import load_policy
 from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 
 IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)  # in workers: the first process decides what Ctrl-C does
 EXPERT_NOISE = 0.05
-IN_PROCESS = {"env.options.num_workers": 0, "env.options.end_at_success": False}  # the recorder sees every step
+AS_RECORDED = {  # the recorder sees every step, of what the file says the environment is
+    "num_workers": 0,
+    "end_at_success": False,
+    "reward_shaping": False,
+    "simulation_timestep": SIMULATION_TIMESTEP,
+}
 
 
 @cache  # once in each process
 def load_performer(checkpoint: Path) -> tuple[TensorDictModule, EnvBase, Recorder]:
     """A policy, its environment, and what records there."""
     torch.set_num_threads(1)
-    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=IN_PROCESS)
+    options = read_checkpoint_config(checkpoint)["env"]["options"] | AS_RECORDED
+    policy, env, _ = load_policy(checkpoint, 1, 0, overrides={"env.options": options})
     robosuite_env = simulator(env).envs[0].unwrapped
     # the file holds the model, with what is drawn
     robosuite_env.simulator = recorder = Recorder(robosuite_env.make_simulator())
@@ -74,6 +81,9 @@ def collect(options: argparse.Namespace) -> None:
     task = ROBOMIMIC_TASKS[options.task]
     env_args = task.env_args()
     if options.policy is None:
+        if env_args["env_name"] not in EXPERTS:
+            experts = [name for name, known in ROBOMIMIC_TASKS.items() if known.env_name in EXPERTS]
+            raise ValueError(f"There is no scripted expert for {options.task}: give a --policy. Experts: {experts}.")
         noise = EXPERT_NOISE if options.noise is None else options.noise
         job_of, actor = partial(demonstrate, env_args, task.horizon, noise=noise), "expert"
     else:
@@ -98,6 +108,8 @@ def collect(options: argparse.Namespace) -> None:
                 done += len(job)
                 bar.update(len(job))
                 bar.set_postfix(succeeded=len(demonstrations))
+            pool.close()
+            pool.join()
     except KeyboardInterrupt:
         sys.stderr.write(f"\nStopped after {done} episodes; --seed {options.seed + done} goes on from there.\n")
         if not demonstrations:

@@ -49,13 +49,15 @@ def explain_errors(*others: type[Exception]) -> Iterator[None]:
         cause, close = error.__cause__, ""
         if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
             close = did_you_mean(Path(error.missing_cfg_file).name, error.options).replace(" ", "\n", 1)
-        details = f"\n{cause}{_close_options(cause)}" if isinstance(cause, OmegaConfBaseException) else ""
+        details = ""
+        if isinstance(cause, OmegaConfBaseException):  # Hydra's own message says less than its cause
+            details = (f"\n{cause}" if isinstance(error, HydraException) else "") + _close_options(cause)
         sys.exit(f"{type(error).__name__}: {error}{details}{close}")
 
 
 def _close_options(error: OmegaConfBaseException) -> str:
     """Options beside one that is not there."""
-    if not isinstance(error.parent_node, DictConfig):
+    if not isinstance(error.parent_node, DictConfig) or error.key in error.parent_node.keys():
         return ""
     return did_you_mean(str(error.key), map(str, error.parent_node)).replace(" ", "\n", 1)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -149,7 +150,9 @@ def pretrain(cfg: DictConfig, folder: RunFolder) -> None:
 def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
     """What ``genpo-train`` must be told to take the checkpoint; what its defaults say already is left out."""
     policy = "transformer_flow" if cfg.policy.get("transformer") else cfg.policy.name
-    options = [f"env={cfg.env.name}", *([] if policy == "reversible_flow" else [f"policy={policy}"])]
+    has_file = (resources.files("torchrl_genpo.config") / "env" / f"{cfg.env.name}.yaml").is_file()
+    env = [f"env={cfg.env.name}"] if has_file else ["env=robomimic/base", f"env.name={cfg.env.name}"]
+    options = [*env, *([] if policy == "reversible_flow" else [f"policy={policy}"])]
     default = compose("genpo", options)
     for key in (*SHAPING, "env.options.dataset"):
         value = OmegaConf.select(cfg, key)
@@ -161,6 +164,8 @@ def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluates a checkpoint in its own environment, by another solver or start or by Euler's rule if asked for."""
     path = find_checkpoint(Path(cfg.evaluate))
+    if not cfg.eval.rounds:
+        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
     names = refuse_others(HydraConfig.get().overrides.task, EVALUABLE, "A policy is evaluated as it was trained")
     overrides = {name: OmegaConf.select(cfg, name) for name in names if name.partition(".")[0] in SAMPLING}
     actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, overrides, defaults=cfg)

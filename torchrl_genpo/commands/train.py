@@ -10,7 +10,7 @@ genpo-train evaluate=outputs/.../checkpoints/checkpoint-000000501760.torchrl
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -44,18 +44,25 @@ RESUMABLE = {
 EVALUABLE = {"env.options.asset_root", "video", "device", "num_threads", "eval"}  # may change in an evaluation
 
 
-def run_evaluation(path: Path, cfg: DictConfig, names: Iterable[str] = ()) -> None:
+def run_evaluation(path: Path, cfg: DictConfig, names: Collection[str] = ()) -> None:
     """Evaluates a checkpoint with its own configuration, these options aside, and prints the returns."""
-    overrides = {name: OmegaConf.select(cfg, name) for name in names}
-    if not cfg.eval.rounds:
+    overrides = {name: OmegaConf.select(cfg, name) for name in names if name.startswith("env.")}
+    size, rounds = (_evaluation_option(f"eval.{name}", path, cfg, names) for name in ("num_envs", "rounds"))
+    if not rounds:
         raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
-    actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, overrides, defaults=cfg)
-    for name, value in evaluate(env, actor, EVAL_SEED, cfg.eval.rounds).items():
-        digits = 1 if name.endswith("return") else 3
-        print(f"{name}: {value:.{digits}f} ({cfg.eval.num_envs * cfg.eval.rounds} episodes)")
+    actor, env, saved = load_policy(path, size, EVAL_SEED, cfg.device, overrides, defaults=cfg)
+    print(f"{size * rounds} episodes with each noise")
+    for name, value in evaluate(env, actor, EVAL_SEED, rounds).items():
+        print(f"{name}: {value:.{1 if name.endswith('return') else 3}f}")
     if cfg.video:
         is_own = path in trained_policies().values()  # its video does not belong into the installed package
         save_video(saved, env, actor, Path(path.name if is_own else path).with_suffix(".mp4"))
+
+
+def _evaluation_option(name: str, path: Path, cfg: DictConfig, given: Collection[str]) -> int:
+    """How the checkpoint's run was evaluated, if at all, unless the command says otherwise."""
+    saved = OmegaConf.select(OmegaConf.create(read_checkpoint_config(path)), name)
+    return saved if saved and name not in given else OmegaConf.select(cfg, name)
 
 
 def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Path) -> None:
@@ -107,7 +114,7 @@ def main(cfg: DictConfig) -> int:
         if cfg.video:
             check_rendering(read_checkpoint_config(path)["env"]["name"])
         names = refuse_others(overrides, EVALUABLE, "A policy is evaluated as it was trained")
-        run_evaluation(path, cfg, [name for name in names if name.startswith("env.")])
+        run_evaluation(path, cfg, names)
         return 0
     resume = cfg.resume is not None
     path = Path(HydraConfig.get().runtime.output_dir)

@@ -105,9 +105,9 @@ class HandConfig:
                 raise ValueError(f"hand.signs: {name}: {sign} is not a joint and 1 or -1. Joints: {', '.join(JOINTS)}.")
 
 
-def _limits(row: int) -> dict[str, float]:
+def _limits(row: int, side: str = "right") -> dict[str, float]:
     """The maker's lower (0) or upper (1) limits by joint."""
-    return dict(zip(JOINTS, joint_limits()[row].tolist(), strict=True))
+    return dict(zip(JOINTS, joint_limits(side)[row].tolist(), strict=True))
 
 
 @dataclass
@@ -178,10 +178,16 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         {'index_bend': -1}
     """
     try:
+        for override in overrides:
+            if "=" not in override:
+                raise ValueError(f"{override} has no value: give it as {override}=<value>.")
         config = OmegaConf.structured(DeployConfig)
-        if path is not None:
-            config = OmegaConf.merge(config, read_yaml(Path(path)))
-        return OmegaConf.to_object(OmegaConf.merge(config, OmegaConf.from_dotlist(list(overrides))))  # type: ignore[return-value]
+        given = [*([] if path is None else [read_yaml(Path(path))]), OmegaConf.from_dotlist(list(overrides))]
+        merged = OmegaConf.merge(config, *given)
+        if merged.hand.side == "left":  # whose limits are not quite the right hand's
+            config.safety.low, config.safety.high = _limits(0, "left"), _limits(1, "left")
+            merged = OmegaConf.merge(config, *given)
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError) as error:
         where = ", ".join(filter(None, [str(path or ""), *overrides]))
         raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error

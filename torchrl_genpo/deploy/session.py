@@ -32,11 +32,16 @@ class SessionLog:
 
     Args:
         path (Path or str): the file; its folder is created if needed.
+
+    Raises:
+        FileExistsError: if there is one already, of another run.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            raise FileExistsError(f"{self.path} is the record of another run: choose another folder, or remove it.")
         self._file = self.path.open("w", newline="")
         self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
         self._writer.writeheader()

@@ -83,16 +83,25 @@ def make_gym_env(
     check_memory(SIMULATION * num_envs, f"num_envs={num_envs}")
     module, _, env_id = GYM_TASKS.get(name, name).rpartition(":")
     if module:  # Gymnasium's way to name an environment that a module registers
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name != module.partition(".")[0]:
+                raise
+            raise ImportError(
+                f"{name}: there is no module {module!r}; install it, or name its folder in PYTHONPATH."
+            ) from error
     if env_id not in gymnasium.registry:
         raise ValueError(
             f"Unknown environment {name!r}.{did_you_mean(name, [*GYM_TASKS, *gymnasium.registry])} "
             f"Names: {', '.join(sorted(GYM_TASKS))}; or any Gymnasium id, '<module>:<id>' where a module registers it."
         )
 
+    rendering: dict[str, Any] = {"render_mode": "rgb_array"} if render else {}  # not every environment has the keyword
+
     def make() -> gymnasium.Env:
         try:
-            env = gymnasium.make(env_id, render_mode="rgb_array" if render else None)
+            env = gymnasium.make(env_id, **rendering)
         except (gymnasium.error.Error, ImportError) as error:  # one that needs a package, or is no longer kept
             raise ImportError(f"Gymnasium cannot make {env_id}: {error}") from error
         _check_spaces(env_id, env)
@@ -100,7 +109,7 @@ def make_gym_env(
         return gymnasium.wrappers.ClipAction(env)
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
-    base = _GymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
+    base = BatchedGymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
     transforms: list[Any] = [RewardSum(), StepCounter()]
     transforms += normalization_transforms(
         ["observation"] if normalize_observation else [], gamma if scale_reward else None
@@ -133,7 +142,7 @@ def _check_spaces(env_id: str, env: Any) -> None:
         raise ValueError(f"{env_id} observes {observation}; the policy needs a Box of floating numbers.")
 
 
-class _GymWrapper(GymWrapper):
+class BatchedGymWrapper(GymWrapper):
     """Where TorchRL and Gymnasium's batches do not fit: the mask of a partial reset, and that of a partial step."""
 
     def _replace_reset(self, reset: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -91,8 +91,10 @@ class Training:
         folder.columns += [column for column in columns if column not in folder.columns]
         if (best := cfg.checkpoint.keep_best) is not None and best not in folder.columns:
             raise ValueError(f"checkpoint.keep_best={best} is no column.{did_you_mean(best, folder.columns)}")
+        self._saved: tuple[int, Path] | None = None  # frames and path of the newest checkpoint
         if folder.resume_from is not None:
             load_checkpoint(self.checkpoint, folder.resume_from, cfg.device)
+            self._saved = self.progress.frames, folder.resume_from
             if ranks.is_first:
                 folder.truncate_metrics(self.progress.frames or -1)
         self.normalization = SharedNormalization(env, ranks)
@@ -161,8 +163,8 @@ class Training:
                     row |= self._evaluate()
             finally:
                 self._log(row)
-            if self._is_due(cfg.checkpoint.interval, frames_before):
-                self.save(row)
+            if self._is_due(cfg.eval.interval, frames_before) or self._is_due(cfg.checkpoint.interval, frames_before):
+                self.save(row)  # whatever was evaluated may be the best
             bar.update(progress.frames - frames_before)
             shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
             bar.set_postfix(
@@ -189,8 +191,11 @@ class Training:
                 close_quietly(env)
 
     def save(self, row: dict[str, float] | None = None) -> Path:
-        """Saves a checkpoint; ``row`` is what was logged last."""
-        return self.folder.save(self.checkpoint, self.progress.frames, as_dict(self.cfg), row)
+        """Saves a checkpoint, once at a frame: a second one would lose ``row``, what was logged of the evaluation."""
+        if self._saved is None or self._saved[0] != self.progress.frames:
+            path = self.folder.save(self.checkpoint, self.progress.frames, as_dict(self.cfg), row)
+            self._saved = self.progress.frames, path
+        return self._saved[1]
 
     def _is_due(self, interval: int, frames_before: int) -> bool:
         return self.is_finished or frames_before // interval < self.progress.frames // interval

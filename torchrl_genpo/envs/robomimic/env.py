@@ -21,7 +21,6 @@ from torchrl.envs import (
     ClipTransform,
     Compose,
     EnvBase,
-    GymWrapper,
     ObservationNorm,
     ParallelEnv,
     RewardSum,
@@ -30,6 +29,7 @@ from torchrl.envs import (
 )
 
 from torchrl_genpo.data.robomimic import INSTALL, read_env_args
+from torchrl_genpo.envs.gym import BatchedGymWrapper
 from torchrl_genpo.envs.transforms import OBSERVATION_CLIP, normalization_transforms
 from torchrl_genpo.limits import did_you_mean
 
@@ -386,18 +386,18 @@ def make_robomimic_env(
         observation_keys (sequence of str, optional): parts of the observation. Defaults to the task's.
         dataset (str, optional): a robomimic file, whose environment is used as it was recorded.
         simulation_timestep (float, optional): s of physics a simulation step; ``0.005`` is twice as fast.
-        num_workers (int, optional): processes, at most ``num_envs``; the batch is then
+        num_workers (int, optional): processes at most, in which ``num_envs`` is divided evenly; the batch is then
             ``[num_workers, num_envs / num_workers]``.
         worker_timeout (float, optional): s after which a worker that does not answer is taken to hang.
         render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; without workers.
 
     Raises:
         ImportError: without robosuite or the package of the task; says how to install it.
-        ValueError: for an unknown task or a wrong number of environments.
+        ValueError: for an unknown task or no environment.
     """
-    num_workers = min(num_workers, num_envs)
-    if num_envs < 1 or (num_workers and num_envs % num_workers):
-        raise ValueError(f"num_envs={num_envs} must be positive and divisible by num_workers={num_workers}.")
+    if num_envs < 1:
+        raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
+    num_workers = next((n for n in range(min(num_workers, num_envs), 0, -1) if num_envs % n == 0), 0)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}.")
     known = ROBOMIMIC_TASKS.get(task)
@@ -452,4 +452,4 @@ def _make_batch(make: Any, num_envs: int, device: torch.device | str = "cpu") ->
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     simulators = gymnasium.vector.SyncVectorEnv([clipped] * num_envs, autoreset_mode=disabled)
-    return TransformedEnv(GymWrapper(simulators, device=device), Compose(RewardSum(), StepCounter()))
+    return TransformedEnv(BatchedGymWrapper(simulators, device=device), Compose(RewardSum(), StepCounter()))
