@@ -98,7 +98,10 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
                 cells.append(spread(values, 0))
             lines.append(f"| {task} | {label} | {' | '.join(cells)} | {training_seconds(chosen):.0f} |")
     lines += goal_entropies(records)
-    options = "\n".join(f"- {label}: `{' '.join(options)}`" for label, options in POLICIES.values())
+    run = {record["policy"] for record in records}
+    options = "\n".join(
+        f"- {label}: `{' '.join(options)}`" for policy, (label, options) in POLICIES.items() if policy in run
+    )
     lines += [
         "",
         "Seconds are of collection and updates on one core, evaluation aside: the first decile of a frame, of the "
