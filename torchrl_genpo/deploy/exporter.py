@@ -279,10 +279,12 @@ def _describe_actor(module: ExportablePolicy) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this library where it runs from a clone."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    """The commit of this library where it runs from a clone, not of a repository around the environment it is in."""
+    command, root = ["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
     try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return result.stdout.strip()
