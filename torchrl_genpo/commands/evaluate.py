@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Evaluates a policy with zero and with random noise.
+"""Evaluates a policy with zero and with random noise, in as many episodes as its training unless told otherwise.
 
 genpo-eval half_cheetah video=true                                   # a trained policy that comes with the library
 genpo-eval outputs/half_cheetah/reversible_flow/...                  # the best checkpoint of a run
