@@ -27,7 +27,7 @@ OVERRIDDEN = {
     LastObservationAtReset: TRANSFORM,
     Noise: ("_inv_call", *TRANSFORM),
     NutBoltEnv: ("_set_seed", "_reset", "_step"),
-    PolicyFlowLoss: ("_get_cur_log_prob", "_set_in_keys"),
+    PolicyFlowLoss: ("_apply", "_get_cur_log_prob", "_set_in_keys"),
     RewardScaling: TRANSFORM,
     SyncedCheckpoint: ("_publish_path",),
     _BetweenSteps: ("_background_receive_loop",),

@@ -53,9 +53,9 @@ def test_a_policy_drives_the_fake_hand(policy_folder, tmp_path, runtime):
 
 
 def test_limits_that_cut_the_policys_targets_are_said(policy_folder, tmp_path, capsys):
-    options = ["--policy", str(policy_folder), "--backend", "fake", "--seconds", "0.1", "--log", str(tmp_path)]
+    options = ["--policy", str(policy_folder), "--backend", "fake", "--seconds", "0.1"]
     for settings, part in (([], None), (["safety.low.thumb_rota2=0.0"], "cut targets of thumb_rota2.")):
-        assert main([*options, *QUICK, *settings]) == 0
+        assert main([*options, "--log", str(tmp_path / str(len(settings))), *QUICK, *settings]) == 0
         output = capsys.readouterr().out
         assert part in output if part else "narrower" not in output
 
