@@ -214,7 +214,7 @@ def _draw(
         for panel, x in zip(axes, (fractions, times[policy] * fractions), strict=True):
             panel.plot(x, values[policy], color=colors[policy], label=labels[policy])
             panel.fill_between(x, *bounds[policy], color=colors[policy], alpha=0.12, lw=0)
-    for panel, label in zip(axes, ("fraction of the frames", "time, Gaussian PPO's run = 1 (table1.md)"), strict=True):
+    for panel, label in zip(axes, ("fraction of the frames", "time (table1.md), Gaussian PPO = 1"), strict=True):
         panel.set(xlabel=label, ylim=axes[0].get_ylim())
     for panel in (left, *axes):
         panel.grid(alpha=0.3)
