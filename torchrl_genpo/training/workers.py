@@ -93,8 +93,8 @@ class BehaviorPolicy(TensorDictModuleBase):
             mine = TensorDict.from_module(self)
             for key, value in self._received.pop().items(True, True):
                 mine[key].data = value  # not in place: the memory may be that of all workers
-        if hasattr(self, "sigma"):
-            self.actor.solver.sigma = self.sigma.item()
+        if hasattr(self, "sigma") and (sigma := self.sigma.item()) != self.actor.solver.sigma:
+            self.actor.solver.sigma = sigma
         seen = tensordict.select(*self.in_keys)
         for key in self._normalized:
             statistics = (self.get_buffer(f"{key}_{name}") for name in ("loc", "scale"))
