@@ -309,6 +309,7 @@ def test_evaluation_reports_each_nut():
         ({"rewards": {"turning": "x"}}, ["turning of RewardWeights must be a value like"]),
         ({"randomization": {"joint_noise": -1}}, ["joint_noise must not be negative, got -1"]),
         ({"randomize": False, "randomization": {"friction": [1, 2]}}, ["randomize=False"]),
+        ({"scene": {"nut_friction": 0.1}}, ["scene.nut_friction is drawn", "randomization.nut_friction"]),
         ({"scene": {"timestp": 1}}, ["Scene has no 'timestp'", "Did you mean timestep"]),
         ({"rewards": {"turnin": 1}}, ["RewardWeights has no 'turnin'", "turning"]),
         ({"reward": 1}, ["has no option reward"]),

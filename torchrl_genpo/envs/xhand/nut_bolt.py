@@ -68,7 +68,7 @@ def make_xhand_env(
         scale_reward (bool, optional): see :class:`~torchrl_genpo.envs.RewardScaling`.
         gamma (float, optional): its discount.
         nuts (sequence of str, optional): names of nuts. Defaults to hexagon, square and round.
-        scene (mapping, optional): values of :class:`Scene`; those that are randomised have no effect.
+        scene (mapping, optional): values of :class:`Scene`, but for those that are randomised.
         randomize (bool, optional): ``False`` for episodes that differ by nothing but the nut.
         randomization (mapping, optional): ranges of :class:`Randomization`.
         rewards (mapping, optional): weights of :class:`RewardWeights`.
@@ -97,6 +97,8 @@ def make_xhand_env(
     base_scene = _from_mapping(Scene, scene)
     if randomize:
         draws = _from_mapping(Randomization, randomization)
+        for name in set(scene or {}) & set(draws.names):
+            raise ValueError(f"scene.{name} is drawn at every reset: set randomization.{name} or randomize=False.")
     elif randomization:
         raise ValueError("randomize=False leaves nothing for randomization to set.")
     else:
