@@ -137,29 +137,28 @@ def measure(task: str, updates: int) -> dict[str, dict[str, float]]:
 def whole_updates(task: str, updates: int) -> list[str]:
     """A table of collection and update, eager and with ``compile.enabled=true``, without the clock's own time."""
     found: dict[tuple[bool, str], list[float]] = defaultdict(list)
-    first: dict[tuple[bool, str], float] = {}
     with tempfile.TemporaryDirectory() as folder:
         runs = {}
         for compiled, policy in product((False, True), POLICIES):
             cfg = configure("seed=0", f"env={task}", f"policy={policy}", f"compile.enabled={str(compiled).lower()}")
             training = start_training(cfg, Path(folder) / f"{policy}_{compiled}")
             runs[compiled, policy] = training, iter(training.collection)
-        for update, (key, (training, batches)) in product(range(updates + 1), runs.items()):
+        for _, (key, (training, batches)) in product(range(updates + 1), runs.items()):
             begin = time.process_time()
             training.learn(next(batches), 1)
-            seconds = time.process_time() - begin
-            found[key].append(seconds) if update else first.setdefault(key, seconds)
+            found[key].append(time.process_time() - begin)
         for training, _ in runs.values():
             training.close()
     lines = [
         "| whole update | Gaussian, ms | flow, ms | ratio | to the eager Gaussian | the flow's first, s |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    eager = statistics.median(found[False, "gaussian"])
+    median = {key: statistics.median(seconds[1:]) for key, seconds in found.items()}  # the first warms up
+    eager = median[False, "gaussian"]
     for compiled in (False, True):
-        gaussian, flow = (statistics.median(found[compiled, policy]) for policy in POLICIES)
+        gaussian, flow = (median[compiled, policy] for policy in POLICIES)
         cells = [f"{1e3 * gaussian:.0f}", f"{1e3 * flow:.0f}", f"{flow / gaussian:.2f}", f"{flow / eager:.2f}"]
-        cells.append(f"{first[compiled, 'reversible_flow']:.0f}")
+        cells.append(f"{found[compiled, 'reversible_flow'][0]:.0f}")
         lines.append(f"| {'compiled' if compiled else 'eager'} | {' | '.join(cells)} |")
     return lines
 

@@ -172,15 +172,26 @@ def test_it_trains_in_place_and_refuses_an_empty_batch():
         loss(data[:0])
 
 
-def test_the_advantage_is_computed_where_it_is_missing_as_by_stock_ppo():
-    """And a running norm of the advantage follows what is computed there, alone."""
-    norm = PercentileValueNorm(rate=1.0, min_scale=1e-6)
-    actor, loss = make_loss(advantage_norm=norm)
+def with_rewards(actor, loss):
+    """A batch with its next observations, rewards and advantages."""
     data = loss.prepare(collect(actor))
     data["next"] = data.select("observation").update(
         {key: torch.zeros(64, 1, dtype=torch.bool) for key in ("done", "terminated")} | {"reward": torch.ones(64, 1)}
     )
-    loss.value_estimator(data)
+    return loss.value_estimator(data)
+
+
+def test_the_advantage_is_computed_where_it_is_missing_as_by_stock_ppo():
+    actor, loss = make_loss()
+    data = with_rewards(actor, loss)
+    expected = loss(data)["loss_objective"]
+    torch.testing.assert_close(loss(data.exclude("advantage"))["loss_objective"], expected)
+
+
+def test_a_running_norm_follows_the_advantages_that_are_computed_in_the_loss_alone():
+    norm = PercentileValueNorm(rate=1.0, min_scale=1e-6)
+    actor, loss = make_loss(advantage_norm=norm)
+    data = with_rewards(actor, loss)
     assert loss(data)["loss_objective"].isfinite() and norm.high == 0
     computed = loss(data.exclude("advantage"))["loss_objective"]
     assert norm.high != 0

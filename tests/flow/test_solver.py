@@ -102,6 +102,7 @@ def test_rounding_grows_no_faster_than_stated(rule):
         (back[0] - back[1]).norm(dim=-1) / torch.cat([a - b for a, b in zip(pair, moved, strict=True)], -1).norm(dim=-1)
     ).max()
     assert 0.5 * solver.error_amplification < growth < 1.001 * solver.error_amplification
+    assert 0.1 * solver.step_amplification**num_steps < growth < 10 * solver.step_amplification**num_steps
 
 
 @pytest.mark.parametrize(

@@ -60,9 +60,8 @@ def two_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
     """The paper's rule, with one sigma or one for each step."""
     if draw(st.booleans()):
         sigma = draw(sigmas())
-        return ReversibleSolver(
-            draw(st.integers(1, largest_steps(lambda steps: ReversibleSolver(steps, sigma)))), sigma
-        )
+        make = partial(ReversibleSolver, sigma=sigma)
+        return make(draw(st.integers(1, largest_steps(make))))
     return ReversibleSolver(len(values := draw(st.lists(sigmas(0.3), min_size=1, max_size=MAX_STEPS))), values)
 
 
@@ -90,9 +89,8 @@ def coupling_solvers(draw: st.DrawFn) -> AlternatingCoupling | SelfAdjointCoupli
     if draw(st.booleans()):
         return SelfAdjointCoupling(draw(st.integers(1, MAX_STEPS)))
     mixing = draw(st.floats(0.5, 1.0))
-    return AlternatingCoupling(
-        draw(st.integers(1, largest_steps(lambda steps: AlternatingCoupling(steps, mixing)))), mixing
-    )
+    make = partial(AlternatingCoupling, mixing=mixing)
+    return make(draw(st.integers(1, largest_steps(make))))
 
 
 pair_solvers = st.one_of(reversible_solvers, coupling_solvers())

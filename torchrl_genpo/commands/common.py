@@ -8,7 +8,6 @@ import contextlib
 import functools
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -29,7 +28,15 @@ from torchrl_genpo.models import PAIR_FLOWS, SURROGATE_FLOWS
 from torchrl_genpo.runs import read_run_config
 from torchrl_genpo.training import DivergedError
 
-__all__ = ["check_device", "explain_errors", "hydra_command", "refuse_others", "refuse_unused", "resumed_config"]
+__all__ = [
+    "check_device",
+    "check_rounds",
+    "explain_errors",
+    "hydra_command",
+    "refuse_others",
+    "refuse_unused",
+    "resumed_config",
+]
 
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bars
 
@@ -68,13 +75,24 @@ def check_device(device: str) -> None:
         raise ValueError(f"device={device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
 
 
+def check_rounds(rounds: int) -> None:
+    """Refuses an evaluation of no episodes, where nothing but one is asked for."""
+    if not rounds:
+        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
+
+
+def _option_name(override: str) -> str:
+    """The option that an override on a command line is of."""
+    return override.split("=")[0].lstrip("+~")
+
+
 def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) -> list[str]:
     """The names of the options on a command line, Hydra's own aside, if all may be given.
 
     Raises:
         ValueError: that begins with ``why``, for another one.
     """
-    names = {override: override.split("=")[0].lstrip("+~") for override in overrides}
+    names = {override: _option_name(override) for override in overrides}
     for override, name in names.items():
         if not any(name == known or name.startswith(f"{known}.") for known in (*allowed, *ALWAYS)):
             raise ValueError(f"{why}, and {override!r} would change it. May change: {', '.join(sorted(allowed))}.")
@@ -90,7 +108,7 @@ def refuse_unused(policy: str, overrides: Iterable[str]) -> None:
         ValueError: that names the option.
     """
     for override in overrides if policy not in PAIR_FLOWS else ():
-        if re.match(r"[+~]*(solver|start)[.=]", override):
+        if _option_name(override).partition(".")[0] in ("solver", "start"):
             raise ValueError(
                 f"policy={policy} has neither solver nor start: leave {override!r} out."
                 f"{' Its own options are policy.options.<name>.' if policy in SURROGATE_FLOWS else ''}"

@@ -24,7 +24,14 @@ from torchrl.checkpoint import GlobalRNGState
 from tqdm import tqdm
 
 from torchrl_genpo import FlowMatchingLoss
-from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, refuse_unused, resumed_config
+from torchrl_genpo.commands.common import (
+    check_device,
+    check_rounds,
+    hydra_command,
+    refuse_others,
+    refuse_unused,
+    resumed_config,
+)
 from torchrl_genpo.configuration import as_dict, build_actor, build_env
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
@@ -164,8 +171,7 @@ def finetuning_options(cfg: DictConfig, path: Path) -> list[str]:
 def run_evaluation(cfg: DictConfig) -> None:
     """Evaluates a checkpoint in its own environment, by another solver or start or by Euler's rule if asked for."""
     path = find_checkpoint(Path(cfg.evaluate))
-    if not cfg.eval.rounds:
-        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
+    check_rounds(cfg.eval.rounds)
     names = refuse_others(HydraConfig.get().overrides.task, EVALUABLE, "A policy is evaluated as it was trained")
     overrides = {name: OmegaConf.select(cfg, name) for name in names if name.partition(".")[0] in SAMPLING}
     actor, env, saved = load_policy(path, cfg.eval.num_envs, EVAL_SEED, cfg.device, overrides, defaults=cfg)

@@ -20,7 +20,14 @@ from omegaconf import DictConfig, OmegaConf
 from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.commands.common import check_device, hydra_command, refuse_others, refuse_unused, resumed_config
+from torchrl_genpo.commands.common import (
+    check_device,
+    check_rounds,
+    hydra_command,
+    refuse_others,
+    refuse_unused,
+    resumed_config,
+)
 from torchrl_genpo.configuration import build_env
 from torchrl_genpo.distributed import Ranks
 from torchrl_genpo.envs import WorkerError, copy_normalization, one_simulation
@@ -47,9 +54,12 @@ EVALUABLE = {"env.options.asset_root", "video", "device", "num_threads", "eval"}
 def run_evaluation(path: Path, cfg: DictConfig, names: Collection[str] = ()) -> None:
     """Evaluates a checkpoint with its own configuration, these options aside, and prints the returns."""
     overrides = {name: OmegaConf.select(cfg, name) for name in names if name.startswith("env.")}
-    size, rounds = (_evaluation_option(f"eval.{name}", path, cfg, names) for name in ("num_envs", "rounds"))
-    if not rounds:
-        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
+    own = read_checkpoint_config(path).get("eval") or {}  # how its run was evaluated, if it was
+    size, rounds = (
+        cfg.eval[name] if f"eval.{name}" in names else own.get(name) or cfg.eval[name]
+        for name in ("num_envs", "rounds")
+    )
+    check_rounds(rounds)
     actor, env, saved = load_policy(path, size, EVAL_SEED, cfg.device, overrides, defaults=cfg)
     print(f"{size * rounds} episodes with each noise")
     for name, value in evaluate(env, actor, EVAL_SEED, rounds).items():
@@ -57,12 +67,6 @@ def run_evaluation(path: Path, cfg: DictConfig, names: Collection[str] = ()) -> 
     if cfg.video:
         is_own = path in trained_policies().values()  # its video does not belong into the installed package
         save_video(saved, env, actor, Path(path.name if is_own else path).with_suffix(".mp4"))
-
-
-def _evaluation_option(name: str, path: Path, cfg: DictConfig, given: Collection[str]) -> int:
-    """How the checkpoint's run was evaluated, if at all, unless the command says otherwise."""
-    saved = OmegaConf.select(OmegaConf.create(read_checkpoint_config(path)), name)
-    return saved if saved and name not in given else OmegaConf.select(cfg, name)
 
 
 def save_video(cfg: DictConfig, env: EnvBase, actor: TensorDictModule, path: Path) -> None:
