@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments import last, origins
+from experiments import UNEQUAL, last, origins
 
 BASE = "gaussian"
 COLUMNS = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
@@ -136,6 +136,8 @@ def report(
             "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's "
             "mean) and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
             f"({reps:,} resamples, rliable) of {FEWEST_SEEDS} seeds or more.",
+            "",
+            UNEQUAL,
             "",
             "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
             "|---|---:|---:|---:|---:|---:|",

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import BASELINES, Run, draw, execute_all, last, origins, read_results, spread
+from experiments import BASELINES, UNEQUAL_NOISE, Run, draw, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, ROOT
 
 POLICIES = {
@@ -100,6 +100,8 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
         f"Settings: {'; '.join(f'`{setting}`' for setting in settings)}. Return: median of the seeds (each in "
         "brackets); of training, and at its end over one episode of every environment, with zero and with random "
         "noise. Time: of the whole run, as a ratio to the Gaussian's, and of one update with its collection.",
+        "",
+        UNEQUAL_NOISE,
         "",
         "| task | policy | training | zero noise | random noise | frames | minutes | to Gaussian | simulation, s | "
         "policy, s | update, s | frames/s |",

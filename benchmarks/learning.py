@@ -27,6 +27,7 @@ from typing import Any
 import aggregate
 from experiments import (
     BASELINES,
+    UNEQUAL,
     Run,
     execute_all,
     last,
@@ -83,6 +84,8 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
         "random noise. One set of hyper-parameters, `torchrl_genpo/config/genpo.yaml`"
         + "".join(f", `{override}`" for override in overrides)
         + ".",
+        "",
+        UNEQUAL,
         "",
         "| task | policy | zero noise | random noise | seconds |",
         "|---|---|---:|---:|---:|",

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, origins, read_results, spread
+from experiments import UNEQUAL_NOISE, Run, execute_all, last, origins, read_results, spread
 from provenance import RESULTS, commit, machine, origin, versions
 
 TASK = "xhand/nut_bolt"
@@ -179,6 +179,8 @@ def report_training(path: Path) -> None:
         "Net turns in an episode of 20 s (up to its end, if that comes earlier), three nuts mixed in training; median "
         "of the seeds (each in brackets). Frames to the Gaussian: until the training's turns, mean of the nuts, reach "
         "those that the median Gaussian ends with.",
+        "",
+        UNEQUAL_NOISE,
         "",
         f"| policy | noise | {' | '.join(NUTS)} | stalled | frames | million frames to the Gaussian | minutes |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|",
