@@ -9,19 +9,20 @@ import signal
 import pytest
 import torch
 from tensordict import TensorDict
-from torchrl.envs import Compose, ParallelEnv, TransformedEnv, VecNormV2, check_env_specs
+from torch import nn
+from torchrl.envs import ParallelEnv
+from torchrl.modules import MLP, ValueOperator
 
-from torchrl_genpo.envs import FlagNotFinite, make_env, name_worker_failure
-from torchrl_genpo.envs.transforms import normalization_transforms
-from torchrl_genpo.models import make_actor, make_critic, make_loss
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo.envs import make_env, name_worker_failure
 from torchrl_genpo.training import DivergedError, LastGood, check_data, check_finite, make_update
 
 NAN, INF = float("nan"), float("inf")
-KEYS = [("next", "observation"), ("next", "reward")]
+KEYS = [("next", "observation"), ("next", "reward"), "observation"]
 
 
 def pendulum(num_envs=3):
-    return make_env("pendulum", num_envs=num_envs, seed=0, normalize_observation=True, scale_reward=True)
+    return make_env("pendulum", num_envs=num_envs, seed=0)
 
 
 def step(env, td, key, index, value):
@@ -42,9 +43,9 @@ def step(env, td, key, index, value):
         base._step = original
 
 
-def statistics(env):
-    modules = [module for module in env.modules() if isinstance(module, VecNormV2)]
-    return torch.cat([leaf.flatten().double() for m in modules for part in (m._loc, m._var) for leaf in part.values()])
+def make_loss():
+    actor = ReversibleFlowActor(VelocityMLP(4, 1, (8,)))
+    return actor, GenPOLoss(actor, ValueOperator(MLP(in_features=4, out_features=1, num_cells=[8])))
 
 
 @pytest.mark.parametrize("key", ["observation", "reward"])
@@ -57,20 +58,13 @@ def test_the_simulators_number_is_named_by_key_environment_and_step(key, value):
         taken, td = step(env, td, key, 1, value if time == 2 else 0.0)
         steps.append(taken)
     data = torch.stack(steps, 1)
-    assert statistics(env).isfinite().all()
-    with pytest.raises(DivergedError, match=rf"data: {key} \(first in step 2 of the batch, environment 1\)\.$"):
+    with pytest.raises(DivergedError, match=rf"data: {key} \(first in step 2 of the batch, environment 1\)"):
         check_data(data, KEYS)
     check_data(data[:, :2], KEYS)
 
 
-def test_flags_fit_the_specs():
-    env = pendulum(2)
-    check_env_specs(env)
-    assert set(env.reset()["not_finite"].keys()) == {"observation", "reward"}
-
-
-def test_without_normalisation_the_data_itself_is_looked_at():
-    data = TensorDict({"next": {"observation": torch.zeros(4, 5, 3), "reward": torch.zeros(4, 5, 1)}}, [4, 5])
+def test_the_tasks_own_terms_are_named_where_something_is_wrong():
+    data = TensorDict({"observation": torch.zeros(4, 5, 3), "next": {"observation": torch.zeros(4, 5, 3), "reward": torch.zeros(4, 5, 1)}}, [4, 5])
     data["next", "log"] = TensorDict({"torque": torch.zeros(4, 5, 1), "upright": torch.zeros(4, 5, 1)}, [4, 5])
     data["next", "reward"][1, 3] = data["next", "reward"][3, 3] = data["next", "log", "torque"][1, 3] = INF
     with pytest.raises(DivergedError) as error:
@@ -84,51 +78,33 @@ def test_long_lists_are_cut():
         check_finite({str(i): torch.tensor(NAN) for i in range(20)}, "the test")
 
 
-def test_the_guard_leaves_finite_numbers_alone():
-    plain = TransformedEnv(pendulum().base_env, Compose(*normalization_transforms([], None)))
-    guarded = TransformedEnv(pendulum().base_env, Compose(FlagNotFinite(["observation", "reward"])))
-    torch.manual_seed(0)
-    expected = plain.rollout(5)
-    plain.set_seed(0), guarded.set_seed(0)
-    torch.manual_seed(0)
-    expected = plain.rollout(5)
-    torch.manual_seed(0)
-    assert torch.equal(guarded.rollout(5)["next", "observation"], expected["next", "observation"])
-
-
 def test_the_last_good_state_comes_back():
-    torch.manual_seed(0)
-    env = pendulum()
-    loss = make_loss(make_actor(env, hidden_sizes=(8,)), make_critic(env, (8,)), clip_epsilon=0.2)
+    _, loss = make_loss()
+    statistics = nn.BatchNorm1d(2)
     optimizer = torch.optim.Adam(loss.parameters())
-    td = env.rollout(5)
 
     def state():
         moments = [value for group in optimizer.state.values() for value in group.values()]
-        return [*(p.detach().clone() for p in loss.parameters()), *(m.clone() for m in moments), statistics(env)]
+        return [*(p.detach().clone() for p in loss.parameters()), *(m.clone() for m in moments), statistics.running_mean]
 
     for parameter in loss.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    good = LastGood(loss, optimizer, env)
-    before = state()
+    good = LastGood(loss, optimizer, statistics)
+    before = [value.clone() for value in state()]
     for parameter in loss.parameters():
         parameter.grad = torch.full_like(parameter, NAN)
     optimizer.step()
-    env.rollout(5)
+    statistics(torch.randn(5, 2))
     assert not all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
     for _ in range(2):  # as often as needed
         good.restore()
         assert all(torch.equal(a, b) for a, b in zip(before, state(), strict=True))
-        env.rollout(5)
-    assert len(td)
+        statistics(torch.randn(5, 2))
 
 
 def test_a_gradient_is_named_by_its_parameter():
-    torch.manual_seed(0)
-    env = pendulum()
-    actor = make_actor(env, hidden_sizes=(8,))
-    loss = make_loss(actor, make_critic(env, (8,)), clip_epsilon=0.2)
+    actor, loss = make_loss()
     with torch.no_grad():
         batch = actor(TensorDict(observation=torch.randn(16, 4), batch_size=[16]))
     batch["advantage"], batch["value_target"] = torch.randn(2, 16, 1)

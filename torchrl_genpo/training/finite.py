@@ -1,19 +1,18 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Numbers that are not finite: found where they appear, named, and undone."""
+"""Guards against numbers that are not finite: they are found where they appear, named, and undone."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from torch import Tensor, nn
-from torchrl.envs import EnvBase
+from torch import Tensor
 
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.envs import FlagNotFinite
+from torchrl_genpo.training.ranks import Ranks
 
 __all__ = ["DivergedError", "LastGood", "check_data", "check_finite"]
 
@@ -39,7 +38,7 @@ def check_finite(tensors: Mapping[str, Tensor], where: str, ranks: Ranks | None 
         >>> check_finite({"loss": torch.tensor(1.0), "grad_norm": torch.tensor(float("inf"))}, "the loss")
         Traceback (most recent call last):
         ...
-        torchrl_genpo.training.numbers.DivergedError: Not finite in the loss: grad_norm.
+        torchrl_genpo.training.finite.DivergedError: Not finite in the loss: grad_norm.
     """
     finite = torch.stack([torch.isfinite(value).all() for value in tensors.values()])
     is_bad = not finite.all()  # the one place that waits for the device
@@ -52,27 +51,22 @@ def check_data(data: TensorDictBase, keys: Iterable[NestedKey], ranks: Ranks | N
     """Raises :class:`DivergedError` if collected data is not finite, and says which key, environments and step.
 
     Args:
-        data (TensorDictBase): ``[*envs, time]``.
-        keys (iterable of NestedKey): what to look at. What :class:`~torchrl_genpo.envs.FlagNotFinite` has found in
-            the simulator, before a normalisation could spread it, is looked at too; and where something is wrong, the
-            task's own terms ``("next", "log")`` are.
+        data (TensorDictBase): ``[*envs, time]``, as the environments gave it.
+        keys (iterable of NestedKey): what to look at, the likely origins first. Where something is wrong, the task's
+            own terms ``("next", "log")`` are looked at too.
         ranks (Ranks, optional): processes that all raise if one does.
     """
-    flags = data["next"].get(FlagNotFinite.KEY, None)
-    origins = {} if flags is None else {name: flag.squeeze(-1) for name, flag in flags.items()}
-    bad = origins | {_name(key): _is_bad(data[key], data.ndim) for key in keys if _name(key) not in origins}
+    bad = {_name(key): _is_bad(data[key], data.ndim) for key in reversed(list(keys))}
     is_bad = bool(torch.stack([flag.any() for flag in bad.values()]).any())
     if not (is_bad if ranks is None else ranks.any(is_bad)):
         return
     terms = {f"log {name}": _is_bad(term, data.ndim) for name, term in data["next"].get("log", {}).items()}
     found = []
-    for name, flag in (bad | terms).items():
+    for name, flag in (dict(reversed(bad.items())) | terms).items():
         if flag.any():
             time = flag.flatten(0, -2).any(0).nonzero()[0].item()
             envs = flag.flatten(0, -2)[:, time].nonzero().squeeze(-1)
             found.append(f"{name} (first in step {time} of the batch, environment {_some(envs.tolist())})")
-            if name in origins:
-                break  # the origin; everything after it may be a consequence
     raise DivergedError(f"Not finite in the collected data: {'; '.join(found) or 'on another rank'}.")
 
 
@@ -86,16 +80,14 @@ def _is_bad(value: Tensor, ndim: int) -> Tensor:
 
 
 class LastGood:
-    """Parameters, optimizer and normalisation as they were when all numbers were finite.
+    """The state of some parts of a run as it was when all numbers were finite.
 
     Args:
-        loss (nn.Module): holds the parameters.
-        optimizer (Optimizer): over them.
-        env (EnvBase): holds the running statistics.
+        *parts: modules, optimizers or anything else with ``state_dict`` and ``load_state_dict``.
     """
 
-    def __init__(self, loss: nn.Module, optimizer: torch.optim.Optimizer, env: EnvBase) -> None:
-        self._parts = (loss, optimizer, env.transform)
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts
         self.remember()
 
     def remember(self) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import MLP, ValueOperator
 
-from torchrl_genpo import ReversibleSolver
-from torchrl_genpo.envs import freeze_normalization, make_env
-from torchrl_genpo.models import make_actor, make_critic, make_loss
+from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.envs import make_env
 from torchrl_genpo.training import (
     DivergedError,
     augment,
@@ -17,31 +18,35 @@ from torchrl_genpo.training import (
     episode_log,
     evaluate,
     make_update,
-    prepare,
 )
+
+
+def make_actor(solver=None):
+    return ReversibleFlowActor(VelocityMLP(4, 1, (16, 16)), solver=solver, start=IndependentStart("learned", 1))
+
+
+def make_critic():
+    return ValueOperator(MLP(in_features=4, out_features=1, num_cells=[16]))
 
 
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
     env = make_env("pendulum", num_envs=3, seed=0)
-    actor = make_actor(env, hidden_sizes=(16, 16))
-    loss = make_loss(actor, make_critic(env, (16,)), clip_epsilon=0.2)
-    return env, actor, loss
+    actor = make_actor()
+    return env, actor, GenPOLoss(actor, make_critic(), clip_epsilon=0.2)
 
 
-def batch_of(env, actor, size=32):
+def batch_of(actor, size=32):
     with torch.no_grad():
-        data = actor(
-            TensorDict(observation=torch.randn(size, *env.observation_spec["observation"].shape[1:]), batch_size=[size])
-        )
+        data = actor(TensorDict(observation=torch.randn(size, 4), batch_size=[size]))
     data["advantage"], data["value_target"] = torch.randn(2, size, 1)
     return data
 
 
 def test_ratios_of_pair_and_action_are_compared(parts):
-    env, actor, _ = parts
-    data = actor.draw_memories(batch_of(env, actor, 8192), 16)
+    _, actor, _ = parts
+    data = actor.draw_memories(batch_of(actor, 8192), 16)
     same = compare_ratios(actor, data, 0.2)
     assert abs(same["kl_pair"]) < 1e-4 and abs(same["kl_action"]) < 1e-4 and same["ess"] > 0.5
     assert same["clip_fraction_pair"] == same["clip_fraction_action"] == 0
@@ -55,9 +60,9 @@ def test_ratios_of_pair_and_action_are_compared(parts):
 
 def test_mirror_images_have_the_ratio_of_their_own_action(parts):
     """``env.symmetry=true loss.ratio=action``: memories are drawn for images as for what was collected."""
-    env, actor, _ = parts
-    critic = make_critic(env, (16,))
-    loss = make_loss(actor, critic, clip_epsilon=0.2, ratio="action", num_memories=64)
+    _, actor, _ = parts
+    critic = make_critic()
+    loss = GenPOLoss(actor, critic, clip_epsilon=0.2, ratio="action", num_memories=64)
     torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
 
     def mirror(data):
@@ -66,9 +71,9 @@ def test_mirror_images_have_the_ratio_of_their_own_action(parts):
             image[key] = -image[key]
         return torch.cat([data, image])
 
-    data = batch_of(env, actor)
+    data = batch_of(actor)
     data["state_value"] = critic(data.select("observation"))["state_value"].detach()
-    batch = prepare(loss, augment(data, mirror, actor, critic, batch_size=10))
+    batch = loss.before_updates(augment(data, mirror, actor, critic, batch_size=10))
     assert torch.equal(batch["action"][32:], -batch["action"][:32])
     assert torch.equal(batch["advantage"][32:], batch["advantage"][:32])
     expected = actor.get_dist(batch.select("observation")).action_log_prob(batch["action"], 2000).log_prob
@@ -81,7 +86,6 @@ def test_mirror_images_have_the_ratio_of_their_own_action(parts):
 
 def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):
     env, actor, _ = parts
-    freeze_normalization(env)
     state = torch.get_rng_state()
     first = evaluate(env, actor, seed=7)
     assert torch.equal(state, torch.get_rng_state())
@@ -93,10 +97,7 @@ def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):
 @pytest.mark.parametrize("rounds", [1, 3])
 def test_evaluation_counts_the_first_episodes_of_each_environment(parts, rounds):
     env, actor, _ = parts
-    freeze_normalization(env)
     result = evaluate(env, actor, seed=7, rounds=rounds)
-    from torchrl.envs import ExplorationType, set_exploration_type
-
     with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
         env.set_seed(7)
         steps = env.rollout(1000, actor, break_when_any_done=False)
@@ -109,11 +110,10 @@ def test_evaluation_counts_the_first_episodes_of_each_environment(parts, rounds)
 
 
 @pytest.mark.parametrize("compile_mode", [None, "default"])
-def test_an_update_is_one_clipped_gradient_step(parts, compile_mode):
-    env, *_ = parts
-    actor = make_actor(env, hidden_sizes=(16, 16), solver=ReversibleSolver(num_steps=2))  # soon compiled
-    loss = make_loss(actor, make_critic(env, (16,)), clip_epsilon=0.2)
-    batch = batch_of(env, actor)
+def test_an_update_is_one_clipped_gradient_step(compile_mode):
+    actor = make_actor(ReversibleSolver(num_steps=2))  # soon compiled
+    loss = GenPOLoss(actor, make_critic(), clip_epsilon=0.2)
+    batch = batch_of(actor)
     out = loss(batch)
     (out["loss_objective"] + out["loss_critic"]).backward()
     params = [p for p in loss.parameters() if p.requires_grad]
@@ -128,11 +128,11 @@ def test_an_update_is_one_clipped_gradient_step(parts, compile_mode):
 
 
 def test_an_update_that_is_not_finite_changes_nothing_and_says_where(parts):
-    env, actor, loss = parts
+    _, actor, loss = parts
     params = list(loss.parameters())
     before = [p.detach().clone() for p in params]
     update = make_update(loss, torch.optim.Adam(params), 1.0)
-    batch = batch_of(env, actor)
+    batch = batch_of(actor)
     batch["advantage"][3] = float("nan")
     with pytest.raises(DivergedError, match="loss_objective"):
         update(batch)
@@ -140,8 +140,8 @@ def test_an_update_that_is_not_finite_changes_nothing_and_says_where(parts):
 
 
 def test_a_ratio_that_is_not_finite_is_found_where_the_clip_hides_it(parts):
-    env, actor, loss = parts
-    batch = batch_of(env, actor)
+    _, actor, loss = parts
+    batch = batch_of(actor)
     batch["advantage"][3], batch["action"][3] = -1.0, 1e25
     with pytest.raises(DivergedError, match="kl_approx"):
         make_update(loss, torch.optim.Adam(loss.parameters()), 1.0)(batch)
@@ -151,12 +151,6 @@ def test_data_that_is_not_finite_is_named():
     check_finite({"observation": torch.zeros(3)}, "the data")
     with pytest.raises(DivergedError, match=r"the data.*reward"):
         check_finite({"observation": torch.zeros(3), "reward": torch.tensor([1.0, float("inf")])}, "the data")
-
-
-@pytest.mark.parametrize("arguments", [{"name": "gausian"}, {"activation": "swish"}, {"start": {"name": "pape"}}])
-def test_unknown_names_are_answered_with_the_known_ones(parts, arguments):
-    with pytest.raises(ValueError, match=r"Unknown .*; choose from"):
-        make_actor(parts[0], **arguments)
 
 
 def test_statistics_are_means_over_ended_episodes_where_they_apply():
