@@ -13,7 +13,7 @@ __all__ = ["SelfAdjointCoupling"]
 
 
 class SelfAdjointCoupling(CouplingSolver):
-    r"""Half a step of one register, a whole one of the other, half a step of the first: the same read backwards.
+    r"""Moves one register by half a step, the other by a whole one and the first by the other half.
 
     .. math::
         x' = x_i + \tfrac{\Delta t}2 v(y_i, t_i), \quad

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""GenPO: exact likelihoods by dummy actions (arXiv 2505.18763)."""
+"""GenPO, whose likelihoods are exact by means of dummy actions (arXiv 2505.18763)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
 from torchrl_genpo.baselines.coupling import CouplingSolver
 from torchrl_genpo.flow import ReversibleFlow, VelocityField
-from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives import GenPOLoss
 
-__all__ = ["AlternatingCoupling", "DummyFlowLoss", "JacobianFlow", "JacobianFlowActor"]
+__all__ = ["AlternatingCoupling", "DummyActionLoss", "JacobianFlow", "JacobianFlowActor"]
 
 
 class AlternatingCoupling(CouplingSolver):
@@ -27,8 +28,8 @@ class AlternatingCoupling(CouplingSolver):
         x' &= x + \Delta t\, v(y, t_i), & y' &= y + \Delta t\, v(x', t_i), \\
         x_{i+1} &= p\, x' + (1-p)\, y', & y_{i+1} &= p\, y' + (1-p)\, x_{i+1} .
 
-    The updates are shears, so one step has :math:`|\det| = p^{2d}` whatever the velocity is. Two evaluations a step,
-    in sampling and in scoring: twice those of :class:`~torchrl_genpo.ReversibleSolver`.
+    The updates are shears, so one step has :math:`|\det| = p^{2d}` whatever the velocity is. It costs two evaluations
+    a step, in sampling and in scoring, twice those of :class:`~torchrl_genpo.ReversibleSolver`.
 
     References:
         GenPO, arXiv 2505.18763, after EDICT, arXiv 2211.12446 (inversion by coupled registers).
@@ -79,19 +80,20 @@ class AlternatingCoupling(CouplingSolver):
         return f"{type(self).__name__}(num_steps={self.num_steps}, mixing={self.mixing})"
 
 
-class DummyFlowLoss(GenPOLoss):
+class DummyActionLoss(GenPOLoss):
     r"""PPO on the exact ratio of a doubled action, with GenPO's compression loss.
 
     ``loss_compression`` is :math:`\lambda\, \mathbb{E}|x - y|^2 / d` of freshly sampled actions: it keeps the dummy
-    action from exploring what is never executed. It costs one more integration, and none for a coefficient of 0.
+    action from exploring what is never executed. It costs one more integration, unless its coefficient is 0.
 
     Args:
-        actor_network (ReversibleFlowActor): with a :class:`~torchrl_genpo.baselines.CouplingSolver`.
+        actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor` with a
+            :class:`~torchrl_genpo.baselines.CouplingSolver`, or a sequence with one.
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
         compression_coeff (float, optional): :math:`\lambda`. Defaults to ``0.01``.
-        **kwargs: of :class:`~torchrl_genpo.GenPOLoss`.
+        **kwargs: any other keyword of :class:`~torchrl_genpo.GenPOLoss`.
 
     Raises:
         TypeError: if the solver of the actor has no registers.
@@ -100,9 +102,9 @@ class DummyFlowLoss(GenPOLoss):
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
-        >>> from torchrl_genpo.baselines import AlternatingCoupling, DummyFlowLoss
+        >>> from torchrl_genpo.baselines import AlternatingCoupling, DummyActionLoss
         >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2), solver=AlternatingCoupling())
-        >>> loss = DummyFlowLoss(actor, None, critic_coeff=None)
+        >>> loss = DummyActionLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
         >>> out = loss(data.set("advantage", torch.randn(8, 1)))
         >>> bool(out["loss_compression"] > 0), bool((out["max_ratio"] - 1).abs() < 1e-4)
@@ -111,24 +113,25 @@ class DummyFlowLoss(GenPOLoss):
 
     def __init__(
         self,
-        actor_network: ReversibleFlowActor,
+        actor_network: TensorDictModuleBase,
         critic_network: TensorDictModule | None = None,
         *,
         compression_coeff: float = 0.01,
         **kwargs: Any,
     ) -> None:
         super().__init__(actor_network, critic_network, **kwargs)
-        if not isinstance(actor_network.solver, CouplingSolver):
+        solver = flow_of(actor_network).solver
+        if not isinstance(solver, CouplingSolver):
             raise TypeError(
-                f"DummyFlowLoss compresses the registers of a CouplingSolver; this actor has {actor_network.solver}. "
-                "Use solver=alternating_coupling or self_adjoint_coupling, or GenPOLoss."
+                f"DummyActionLoss compresses the registers of a CouplingSolver; this actor has {solver}. "
+                "Use AlternatingCoupling or SelfAdjointCoupling, or GenPOLoss."
             )
         self.register_coeff_buffer("compression_coeff", compression_coeff)
         self._compresses = compression_coeff > 0
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """Those of ``GenPOLoss``, and ``loss_compression`` unless its coefficient is 0."""
+        """The outputs of ``GenPOLoss``, and ``loss_compression`` unless its coefficient is 0."""
         if self._out_keys is None:
             self._out_keys = [*super().out_keys, *(["loss_compression"] if self._compresses else [])]
         return self._out_keys
@@ -143,7 +146,7 @@ class DummyFlowLoss(GenPOLoss):
         td_out = super().forward(tensordict)
         if self._compresses:
             with self._in_place(self.actor_network_params):
-                _, memory = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys)).rsample()
+                _, memory = self._dist(tensordict).rsample()
             gap = (2 * memory).square().mean(-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
         return td_out
@@ -153,8 +156,8 @@ class JacobianFlow(ReversibleFlow):
     """A :class:`~torchrl_genpo.ReversibleFlow` that computes the determinant of its map by automatic differentiation.
 
     The result is the solver's constant, at the price of the whole Jacobian of every sample, as GenPO's published code
-    pays it: :math:`2d` backward passes and a determinant, differentiated once more in the update. For timing, and as a
-    test.
+    pays it: :math:`2d` backward passes and a determinant, which the update differentiates once more. It serves to time
+    that code, and as a test.
     """
 
     def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor:
