@@ -13,7 +13,6 @@ from torchrl_genpo.envs import make_env
 from torchrl_genpo.envs.multi_goal import MultiGoalEnv
 from torchrl_genpo.training import evaluate
 
-RAW = {"normalize_observation": False, "scale_reward": False}
 
 
 def go(env, direction):
@@ -51,7 +50,7 @@ def test_every_goal_is_as_good_as_any_other(num_goals):
 
 
 def test_an_episode_that_reaches_nothing_is_truncated_after_30_steps():
-    env = make_env("multi_goal", num_envs=1, seed=0, **RAW)
+    env = make_env("multi_goal", num_envs=1, seed=0)
     td = env.rollout(40, lambda td: td.set("action", torch.zeros(1, 2)))
     assert td.shape[-1] == 30 and td["next", "truncated"][0, -1] and not td["next", "terminated"].any()
     assert td["next", "reached_goal"].sum() == 0
@@ -68,7 +67,7 @@ def towards(goals):
     [([0, 0, 0, 0], 0.0), ([0, 1, 2, 3], math.log(4)), ([0, 0, 1, 1], math.log(2)), ([0, 0, 0, 1], 0.5623)],
 )
 def test_evaluation_tells_the_entropy_of_the_reached_goals(goals, entropy):
-    env = make_env("multi_goal", num_envs=4, **RAW)
+    env = make_env("multi_goal", num_envs=4)
     results = evaluate(env, towards(goals), seed=0, rounds=2)
     assert results["eval/random_noise/goal_entropy"] == pytest.approx(entropy, abs=1e-4)
     assert results["eval/zero_noise/success"] == 1
@@ -76,7 +75,7 @@ def test_evaluation_tells_the_entropy_of_the_reached_goals(goals, entropy):
 
 def test_where_no_goal_is_reached_the_entropy_is_zero():
     policy = TensorDictModule(lambda observation: 0 * observation, in_keys=["observation"], out_keys=["action"])
-    results = evaluate(make_env("multi_goal", num_envs=2, **RAW), policy, seed=0)
+    results = evaluate(make_env("multi_goal", num_envs=2), policy, seed=0)
     assert results["eval/random_noise/goal_entropy"] == 0 and results["eval/random_noise/success"] == 0
 
 

@@ -1,6 +1,8 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Demonstrations, one file a format."""
+"""Demonstrations: one file for each format."""
+
+from __future__ import annotations
 
 from torchrl_genpo.data.robomimic import (
     data_range,

@@ -24,10 +24,10 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import ActionChunkTransform
 
-from torchrl_genpo.limits import BYTES, check_memory
-from torchrl_genpo.untrusted import parse_json
+from torchrl_genpo.config.checks import check_memory
 
 __all__ = [
+    "INSTALL",
     "data_range",
     "make_chunk_buffer",
     "read_demonstrations",
@@ -36,13 +36,14 @@ __all__ = [
 ]
 
 ROBOSUITE = 1  # robomimic's number for this family of environments
-MAX_COMPRESSION = 2000  # bytes of a dataset for each that is stored; the best of HDF5's compressors is half of it
+FLOAT_SIZE = 4  # bytes of a number in memory
+MAX_COMPRESSION = 2000  # claimed bytes for each stored one; the best of HDF5's compressors reaches half of it
 INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
 
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """The open file; whatever the HDF5 library meets in it is a ``ValueError``."""
+    """Opens a file; whatever the HDF5 library finds wrong in it becomes a ``ValueError``."""
     try:
         import h5py
     except ImportError as error:
@@ -68,7 +69,7 @@ def _names(group: Any) -> str:
 
 
 def _find(group: Any, key: str, where: str) -> Any:
-    """What a group of the file itself has under a key."""
+    """Returns what a group has under a key, if it is in the file itself."""
     import h5py
 
     for name in key.split("/"):
@@ -82,7 +83,7 @@ def _find(group: Any, key: str, where: str) -> Any:
 
 
 def _find_data(group: Any, key: str, where: str) -> Any:
-    """A dataset that is in the file itself and holds as much as it claims, unread."""
+    """Returns a dataset, unread, if it is in the file itself and holds as much as it claims."""
     import h5py
 
     data = _find(group, key, where)
@@ -97,20 +98,26 @@ def _find_data(group: Any, key: str, where: str) -> Any:
 
 
 def read_env_args(path: str | Path) -> dict[str, Any]:
-    """How the environment of a file was made: ``env_name``, ``env_version``, ``type`` and ``env_kwargs``.
+    """Reads how the environment of a file was made: ``env_name``, ``env_version``, ``type`` and ``env_kwargs``.
 
     Controllers of robosuite before 1.5 are converted to the present form.
 
+    Args:
+        path (str or Path): the HDF5 file.
+
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a robomimic file, or of another simulator than robosuite.
+        ValueError: if the file is damaged or not robomimic's, or its environment is not one of robosuite.
     """
     path = Path(path)
     with _open(path) as file:
         text = file["data"].attrs.get("env_args")
         if not isinstance(text, (str, bytes)):
-            raise ValueError(f"{path}: data.attrs['env_args'] is missing or no text.")
-        env_args = parse_json(text, f"{path}: data.attrs['env_args']")
+            raise ValueError(f"{path}: data.attrs['env_args'] is missing, or it is no text.")
+        try:
+            env_args = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: data.attrs['env_args'] is no JSON: {error}") from error
     if not isinstance(env_args, dict) or not isinstance(env_args.get("env_kwargs"), dict):
         raise ValueError(f"{path}: data.attrs['env_args'] has no env_kwargs.")
     if env_args.get("type") != ROBOSUITE:
@@ -132,16 +139,18 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
 
 
 def _present_controller(controller: Any, robot: Any, path: Path) -> Any:
+    """Converts the configuration of a controller to the form of robosuite 1.5."""
     if "body_parts" in controller:
         return controller
     from robosuite.controllers.composite.composite_controller_factory import refactor_composite_controller_config
 
     if not isinstance(robot, str):
-        raise ValueError(f"{path}: env_kwargs names no robots, of which its controller is.")
+        raise ValueError(f"{path}: env_kwargs names no robot that its controller belongs to.")
     return refactor_composite_controller_config(controller, robot, ["right"])
 
 
 def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[str]:
+    """Lists the demonstrations of a file, or those of one filter key, by their numbers."""
     if filter_key is None:
         names = list(file["data"])
     else:
@@ -167,11 +176,11 @@ def read_demonstrations(
 
     Args:
         path (str or Path): the HDF5 file.
-        observation_keys (sequence of str): parts of the observation, concatenated in this order.
+        observation_keys (sequence of str): the parts of the observation, concatenated in this order.
 
     Keyword Args:
-        filter_key (str, optional): a named subset, such as ``train``. Defaults to all.
-        num_demonstrations (int, optional): only the first ones.
+        filter_key (str, optional): a named subset, such as ``train``. Defaults to all demonstrations.
+        num_demonstrations (int, optional): the number of demonstrations to read, from the first. Defaults to all.
 
     Returns:
         For every demonstration, ``[T]``: ``observation`` ``[T, n]``, ``action`` ``[T, d]``, and under ``next``
@@ -179,8 +188,8 @@ def read_demonstrations(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is not robomimic's or damaged, or would take more memory than there is; names the
-            demonstration and the key.
+        ValueError: if the file is damaged or not robomimic's, or would take more memory than there is; the message
+            names the demonstration and the key.
     """
     path = Path(path)
     demonstrations: list[TensorDictBase] = []
@@ -198,7 +207,9 @@ def read_demonstrations(
                 raise ValueError(f"{path}: {name}, named by the filter key {filter_key!r}, is missing.")
             group = _find(file["data"], name, str(path))
             size += sum(_find_data(group, key, f"{path}: {name}").size for key in keys)
-        check_memory(2 * BYTES * size, f"{path}, with {size} numbers in {len(names)} demonstrations,")  # and a copy
+        check_memory(
+            2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,"
+        )  # and a copy
         for name in names:
             demonstrations.append(_read_demonstration(file["data"][name], observation_keys, f"{path}: {name}"))
     return demonstrations
@@ -243,18 +254,19 @@ def write_demonstrations(
     *,
     valid_fraction: float = 0.1,
 ) -> None:
-    """Writes demonstrations so that robomimic's own ``SequenceDataset`` reads them; whole or not at all.
+    """Writes demonstrations so that robomimic's own ``SequenceDataset`` reads them.
 
-    The last part of them, ``valid_fraction``, gets the filter key ``valid``, the rest ``train``.
+    The file is written whole or not at all. The last part of the demonstrations, ``valid_fraction``, gets the filter
+    key ``valid``, the rest ``train``.
 
     Args:
-        path (str or Path): the file, replaced if it is there.
+        path (str or Path): the file; one that is there is replaced.
         demonstrations (sequence of mappings): each with ``obs`` and ``next_obs`` (name to ``[T, n]``), ``actions``
             ``[T, d]``, ``rewards``, ``dones`` ``[T]``, ``states`` ``[T, m]`` and ``model_file`` (MuJoCo's XML).
-        env_args (mapping): see :func:`read_env_args`.
+        env_args (mapping): how the environment is made, see :func:`read_env_args`.
 
     Keyword Args:
-        valid_fraction (float, optional): of the demonstrations. Defaults to ``0.1``.
+        valid_fraction (float, optional): the part of the demonstrations for validation. Defaults to ``0.1``.
 
     Raises:
         ValueError: if there is no demonstration.
@@ -290,13 +302,16 @@ def write_demonstrations(
 
 
 def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tuple[Tensor, Tensor]:
-    """Location and scale ``[n]`` with which ``(value - loc) / scale`` of the data lies in ``[-1, 1]``.
+    """Returns the location and scale ``[n]`` with which ``(value - loc) / scale`` of the data lies in ``[-1, 1]``.
 
-    Numbers that never change are only shifted.
+    A number that never changes is only shifted.
 
     Args:
         demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
-        key (NestedKey): ``"observation"`` or ``"action"``.
+        key (NestedKey): the entry, ``"observation"`` or ``"action"``.
+
+    Raises:
+        ValueError: if there is no demonstration.
 
     Examples:
         >>> import torch
@@ -322,22 +337,22 @@ def make_chunk_buffer(
     *,
     folder: str | Path | None = None,
 ) -> TensorDictReplayBuffer:
-    """A memory-mapped buffer of observations and the chunks of actions that follow them.
+    """Makes a memory-mapped buffer of observations and of the chunks of actions that follow them.
 
     Samples hold ``observation`` ``[batch, n]``, ``action`` ``[batch, chunk_size * d]`` (one step after the other) and
-    ``action_is_pad``, of the same shape, where a chunk runs over the end of its demonstration and repeats its
-    last action.
+    ``action_is_pad``, of the same shape, which is true where a chunk runs over the end of its demonstration and repeats
+    the last action.
 
     Args:
         demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
-        chunk_size (int): actions of a chunk.
-        batch_size (int): of the samples.
+        chunk_size (int): the number of actions in a chunk.
+        batch_size (int): the number of rows in a sample.
 
     Keyword Args:
-        folder (str or Path, optional): where to keep the memory-mapped files. Defaults to a temporary one.
+        folder (str or Path, optional): the folder of the memory-mapped files. Defaults to a temporary one.
 
     Raises:
-        ValueError: for a size below 1, or no demonstration.
+        ValueError: if a size is below 1, or there is no demonstration.
 
     Examples:
         >>> import torch

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Environments, one file a simulator family."""
+"""Environments: one file or folder for each simulator family."""
 
 from __future__ import annotations
 
@@ -20,16 +20,7 @@ from torchrl_genpo.envs.isaaclab import (
     stagger_episodes,
 )
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
-from torchrl_genpo.envs.transforms import (
-    BatchNormalizer,
-    DiscountedReturn,
-    FlagNotFinite,
-    RewardScaling,
-    copy_normalization,
-    freeze_normalization,
-    frozen_normalization,
-    normalization_transforms,
-)
+from torchrl_genpo.envs.transforms import DiscountedReturn
 from torchrl_genpo.envs.xhand import XHAND_TASKS, NutBoltEnv, NutBoltView, make_xhand_env
 
 __all__ = [
@@ -37,21 +28,15 @@ __all__ = [
     "ISAACLAB_TASKS",
     "ROBOMIMIC_TASKS",
     "XHAND_TASKS",
-    "BatchNormalizer",
     "DiscountedReturn",
-    "FlagNotFinite",
     "GymState",
     "GymView",
     "IsaacLabSymmetry",
     "IsaacLabView",
     "NutBoltEnv",
     "NutBoltView",
-    "RewardScaling",
     "WorkerError",
     "close_quietly",
-    "copy_normalization",
-    "freeze_normalization",
-    "frozen_normalization",
     "make_env",
     "make_gym_env",
     "make_isaaclab_env",
@@ -59,7 +44,6 @@ __all__ = [
     "make_view",
     "make_xhand_env",
     "name_worker_failure",
-    "normalization_transforms",
     "one_simulation",
     "simulator_state",
     "stagger_episodes",
@@ -77,11 +61,14 @@ def make_env(
         name (str): ``isaaclab/<task>`` for :func:`make_isaaclab_env`, ``robomimic/<task>`` for
             :func:`make_robomimic_env`, ``xhand/nut_bolt`` for :func:`make_xhand_env`, anything else for
             :func:`make_gym_env`.
-        num_envs (int, optional): batch size. Defaults to ``1``.
+        num_envs (int, optional): the batch size. Defaults to ``1``.
         device (torch.device or str, optional): where the data lives. Defaults to ``"cpu"``.
-        seed (int, optional): of the environments.
-        **options: of the family's function; all take ``normalize_observation``, ``scale_reward``, ``gamma`` and
-            ``render``.
+        seed (int, optional): the seed of the environments.
+        **options: the keyword arguments of the family's function; every family has ``render``.
+
+    Returns:
+        The environment. Observations, rewards and actions are in the task's own units, and actions beyond its bounds
+        are clipped inside.
 
     Raises:
         ValueError: for an unknown name or option.
@@ -104,19 +91,22 @@ def make_env(
 
 
 def one_simulation(name: str) -> bool:
-    """Whether a process can hold only one environment of this family, as of Isaac Lab."""
+    """Says whether a process can hold only one environment of this family, as it is with Isaac Lab."""
     return name.startswith(ISAACLAB)
 
 
 def make_view(env: EnvBase) -> GymView | IsaacLabView | NutBoltView:
-    """What films an environment that was made with ``render=True``: ``view.frame(td)`` and ``view.fps``."""
+    """Returns the camera of an environment made with ``render=True``, which has ``frame(td)`` and ``fps``."""
     if isinstance(simulator(env), NutBoltEnv):
         return NutBoltView(env)
     return IsaacLabView(env) if "pixels" in env.observation_spec.keys() else GymView(env)
 
 
 def simulator_state(env: EnvBase) -> GymState | NutBoltEnv | None:
-    """What saves and restores a simulation to the last bit by ``state_dict``; ``None`` where nothing can."""
+    """Returns the object whose ``state_dict`` saves and restores a simulation to the last bit.
+
+    It is ``None`` where the simulation cannot be saved exactly.
+    """
     base = simulator(env)
     if isinstance(base, NutBoltEnv):
         return base

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the simulator families share beside transforms."""
+"""Helpers that all simulator families share."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ __all__ = ["WorkerError", "close_quietly", "name_worker_failure", "simulator"]
 
 
 class WorkerError(RuntimeError):
-    """A process that simulates environments died or hung; the message says which."""
+    """Is raised when a process that simulates environments died or hung; the message says which."""
 
 
 def simulator(env: EnvBase) -> Any:
-    """What TorchRL's wrapper below all transforms wraps, or an environment without a wrapper itself.
+    """Returns the innermost simulator object.
 
-    ``None`` where that is in other processes.
+    This is what TorchRL's wrapper holds below all transforms, or the innermost environment itself where it wraps
+    nothing. It is ``None`` where the simulators run in other processes.
     """
     while isinstance(env, TransformedEnv):
         env = env.base_env
@@ -39,7 +40,7 @@ def close_quietly(env: EnvBase) -> None:
 
 
 def _is_closed(process: BaseProcess) -> bool:
-    """Whether TorchRL has ended it, and closed the object, after another one had died."""
+    """Says whether TorchRL has ended this process and closed its object, after another process had died."""
     try:
         return process.sentinel is None
     except ValueError:
@@ -47,31 +48,34 @@ def _is_closed(process: BaseProcess) -> bool:
 
 
 def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
-    """What happened to the worker processes of an environment, in a sentence, if they are why ``error`` was raised.
+    """Says in a sentence what happened to the worker processes of an environment.
 
     Args:
-        env (EnvBase): whose worker processes to look at.
-        error (Exception): raised by a step or a reset.
+        env (EnvBase): the environment whose worker processes are looked at.
+        error (Exception): the error that a step or a reset raised.
+
+    Returns:
+        The sentence, or ``None`` if no worker is the reason for the error.
     """
-    if isinstance(error, WorkerError):  # it names them itself
+    if isinstance(error, WorkerError):  # it names the worker itself
         return str(error)
     while isinstance(env, TransformedEnv):
         env = env.base_env
     if not isinstance(env, ParallelEnv):
         return None
-    patience = 1.0 if isinstance(error, (EOFError, OSError)) else 0.0  # s; a pipe breaks before its process has ended
+    patience = 1.0 if isinstance(error, (EOFError, OSError)) else 0.0  # s; a pipe breaks before its process ends
     workers = {index: worker for index, worker in enumerate(env._workers) if not _is_closed(worker)}
     ended = wait([worker.sentinel for worker in workers.values()], patience)
     dead = {}
     for index, worker in workers.items():
         if worker.sentinel in ended:
-            worker.join(1)  # s; its exit code comes a moment later
+            worker.join(1)  # s; the exit code comes a moment later
             dead[index] = worker.exitcode
-    if len(set(dead.values())) > 1:  # TorchRL has ended the others
+    if len(set(dead.values())) > 1:  # TorchRL has terminated the workers that were well
         dead = {index: code for index, code in dead.items() if code != -signal.SIGTERM}
     if dead:
         numbers, codes = (", ".join(map(str, part)) for part in (dead.keys(), dead.values()))
         return f"Worker {numbers} of the environment died (exit code {codes})."
-    if "time limit" in str(error):  # TorchRL's own words
+    if "time limit" in str(error):  # these are words of TorchRL's error
         return f"A worker of the environment did not answer for {env.BATCHED_PIPE_TIMEOUT} s."
     return None

@@ -12,12 +12,11 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
+from torchrl_genpo.config.checks import check_memory, did_you_mean
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.multi_goal import MULTI_GOAL
-from torchrl_genpo.envs.transforms import normalization_transforms
-from torchrl_genpo.limits import check_memory, did_you_mean
 
-__all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
+__all__ = ["GYM_TASKS", "BatchedGymWrapper", "GymState", "GymView", "clip_action", "make_gym_env"]
 
 GYM_TASKS = {
     "ant": "Ant-v5",
@@ -30,7 +29,7 @@ GYM_TASKS = {
 }
 """Short names of the Gymnasium tasks; any other Gymnasium id works too."""
 
-SIMULATION = 2**18  # bytes of one environment, at least
+SIMULATION = 2**18  # bytes that one environment takes at least
 
 
 def make_gym_env(
@@ -39,35 +38,30 @@ def make_gym_env(
     device: torch.device | str = "cpu",
     seed: int | None = None,
     *,
-    normalize_observation: bool = True,
-    scale_reward: bool = True,
-    gamma: float = 0.99,
     render: bool = False,
 ) -> EnvBase:
     """Builds a batch of Gymnasium environments as one TorchRL environment.
 
-    Actions are in ``[-1, 1]`` for every task: rescaled to the task's bounds, clipped beyond them
-    inside the environment, so that the policy stays unbounded and its likelihood untouched.
-    Terminal observations are kept (the batch resets through TorchRL, not by itself), so that
-    truncated episodes bootstrap. Keys: ``observation`` ``[num_envs, n]`` (normalised, clipped to
-    10 standard deviations), ``reward`` ``[num_envs, 1]`` (scaled), ``episode_reward`` (raw sum) and
-    ``step_count``.
+    Observations, rewards and actions are in the task's own units. The environment clips an action to the task's bounds,
+    which ``env.action_spec`` has; TorchRL neither projects nor refuses an action beyond them, so that the policy stays
+    unbounded and its likelihood untouched. The batch resets through TorchRL, not by itself: the observation that ended
+    an episode is kept, so that truncated episodes bootstrap.
+
+    Keys: ``observation`` ``[num_envs, n]`` (float32); ``reward``, ``episode_reward`` (the sum of the episode's rewards)
+    and ``step_count``, each ``[num_envs, 1]``.
 
     Args:
         name (str): a name from :data:`GYM_TASKS` or a Gymnasium id.
-        num_envs (int, optional): batch size. Defaults to ``1``.
-        device (torch.device or str, optional): where the data lives; simulation is on the CPU.
-        seed (int, optional): seed of the first environment; the others count up from it.
+        num_envs (int, optional): the batch size. Defaults to ``1``.
+        device (torch.device or str, optional): where the data lives; the simulation runs on the CPU.
+        seed (int, optional): the seed of the first environment; the others count up from it.
 
     Keyword Args:
-        normalize_observation (bool, optional): running normalisation with ``VecNormV2``.
-        scale_reward (bool, optional): see :class:`~torchrl_genpo.envs.RewardScaling`.
-        gamma (float, optional): its discount.
-        render (bool, optional): makes frames for :class:`GymView`.
+        render (bool, optional): makes frames for :class:`GymView`. Defaults to ``False``.
 
     Raises:
-        ValueError: if the name is unknown, ``num_envs`` is not positive or does not fit in memory, or a space is not
-            a box of floating numbers, of actions with bounds.
+        ValueError: if the name is unknown, ``num_envs`` is not positive or does not fit in memory, the actions are no
+            bounded ``Box``, or the observations are no ``Box`` of floating numbers.
         ImportError: if the task needs a package that is missing.
 
     Examples:
@@ -102,24 +96,32 @@ def make_gym_env(
     def make() -> gymnasium.Env:
         try:
             env = gymnasium.make(env_id, **rendering)
-        except (gymnasium.error.Error, ImportError) as error:  # one that needs a package, or is no longer kept
+        except (gymnasium.error.Error, ImportError) as error:  # a package is missing, or the version is deprecated
             raise ImportError(f"Gymnasium cannot make {env_id}: {error}") from error
         _check_spaces(env_id, env)
-        env = gymnasium.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-        return gymnasium.wrappers.ClipAction(env)
+        return clip_action(env)
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     base = BatchedGymWrapper(gymnasium.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=disabled), device=device)
     transforms: list[Any] = [RewardSum(), StepCounter()]
-    transforms += normalization_transforms(
-        ["observation"] if normalize_observation else [], gamma if scale_reward else None
-    )
     if base.observation_spec["observation"].dtype == torch.float64:
         transforms.append(DoubleToFloat(in_keys=["observation"]))
     env = TransformedEnv(base, Compose(*transforms))
     if seed is not None:
         env.set_seed(seed)
     return env
+
+
+def clip_action(env: Any) -> Any:
+    """Wraps a Gymnasium environment so that it clips actions to its bounds.
+
+    Gymnasium's ``ClipAction`` does the same and then declares an unbounded action space, which would hide the bounds
+    from whoever reads ``env.action_spec``.
+    """
+    import gymnasium
+
+    space = env.action_space
+    return gymnasium.wrappers.TransformAction(env, lambda action: np.clip(action, space.low, space.high), space)
 
 
 def _check_spaces(env_id: str, env: Any) -> None:
@@ -130,7 +132,7 @@ def _check_spaces(env_id: str, env: Any) -> None:
     if not isinstance(action, Box):
         raise ValueError(f"{env_id} has a {type(action).__name__} action space; a flow needs a Box.")
     if not action.is_bounded():
-        raise ValueError(f"{env_id} has actions without bounds, which cannot be scaled to [-1, 1]; give its Box some.")
+        raise ValueError(f"{env_id} has actions without bounds; give its Box a low and a high.")
     if isinstance(observation, Dict):
         if "observation" not in observation.spaces:
             raise ValueError(
@@ -143,10 +145,10 @@ def _check_spaces(env_id: str, env: Any) -> None:
 
 
 class BatchedGymWrapper(GymWrapper):
-    """Where TorchRL and Gymnasium's batches do not fit: the mask of a partial reset, and that of a partial step."""
+    """Adapts TorchRL's wrapper to Gymnasium's batches where they do not fit: in partial resets and partial steps."""
 
     def _replace_reset(self, reset: torch.Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return super()._replace_reset(reset.cpu(), kwargs)  # Gymnasium cannot read one on a GPU
+        return super()._replace_reset(reset.cpu(), kwargs)  # Gymnasium cannot read a mask on a GPU
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
         if "_step" in tensordict.keys():
@@ -156,10 +158,10 @@ class BatchedGymWrapper(GymWrapper):
 
 
 class GymView:
-    """Frames of the first environment of :func:`make_gym_env`, made with ``render=True``.
+    """Films the first environment of :func:`make_gym_env`, made with ``render=True``.
 
     Attributes:
-        fps (int): frames a second, one frame a step.
+        fps (int): the frames of a second; there is one frame for each step.
     """
 
     def __init__(self, env: EnvBase) -> None:
@@ -167,28 +169,31 @@ class GymView:
         self.fps = self._simulator.metadata.get("render_fps", 30)
 
     def frame(self, tensordict: TensorDictBase) -> np.ndarray:
-        """The picture ``[height, width, 3]`` of the present state."""
+        """Returns the picture ``[height, width, 3]`` of the present state."""
         return self._simulator.render()
 
 
 class GymState:
     """The exact state of the simulators of a :func:`make_gym_env` environment, for checkpoints.
 
-    A restored environment continues to the last bit. Possible for Gymnasium's own MuJoCo and classic-control
-    tasks; for others, which may hold more than can be known, :attr:`exact` is ``False`` and a resumed run starts with
-    fresh episodes.
+    A restored environment continues to the last bit. This is possible for Gymnasium's own MuJoCo and classic-control
+    tasks. Other tasks may hold more than can be known; for them :attr:`exact` is ``False`` and a resumed run starts
+    with fresh episodes.
 
     Args:
         env (EnvBase): the environment.
+
+    Attributes:
+        exact (bool): whether the state can be saved and restored exactly.
     """
 
-    # What MuJoCo tasks read before they step: derived from the positions of an earlier sub-step, so
-    # neither the integration state nor a forward pass would reproduce it.
+    # MuJoCo tasks read these before they step. They derive from the positions of an earlier sub-step, so that
+    # neither the integration state nor a forward pass would reproduce them.
     _DERIVED = ("xpos", "xquat", "xipos", "xmat", "site_xpos", "cinert", "cvel", "cfrc_ext", "qfrc_actuator")
 
     def __init__(self, env: EnvBase) -> None:
         self._vector_env = simulator(env)
-        envs = getattr(self._vector_env, "envs", None)  # none in other families
+        envs = getattr(self._vector_env, "envs", None)  # other families have none
         self.exact = envs is not None and all(self._is_known(env.unwrapped) for env in envs)
 
     @staticmethod
@@ -201,7 +206,7 @@ class GymState:
         return hasattr(env.unwrapped, "state")
 
     def state_dict(self) -> dict[str, Any]:
-        """State of every simulator, its random generator and time limit."""
+        """Returns the state of every simulator, of its random generator and of its time limit."""
         if not self.exact:
             return {}
         return {str(i): self._get(i) for i in range(self._vector_env.num_envs)}
@@ -218,7 +223,7 @@ class GymState:
         state: dict[str, Any] = {
             "observation": _apply(lambda x: torch.from_numpy(np.array(x)), self._vector_env._env_obs[index]),
             "elapsed_steps": getattr(_time_limit(env), "_elapsed_steps", None),
-            # 128-bit integers
+            # these are integers of 128 bits, which no tensor holds
             "rng": {"state": hex(rng["state"]["state"]), "inc": hex(rng["state"]["inc"])},
             "rng_uint32": [rng["has_uint32"], rng["uinteger"]],
         }
@@ -266,7 +271,7 @@ def _apply(function: Any, observation: Any) -> Any:
 
 
 def _time_limit(env: Any) -> Any:
-    """The wrapper that counts the steps of an episode; ``None`` without one."""
+    """Returns the wrapper that counts the steps of an episode, or ``None`` if there is none."""
     while env is not None and "_elapsed_steps" not in vars(env):
         env = getattr(env, "env", None)
     return env

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""MultiGoal: a point mass with equally good goals, to tell policies that keep them all from those that choose one."""
+"""MultiGoal is a point mass with equally good goals: it tells policies that keep all from those that choose one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class MultiGoalEnv(gymnasium.Env):
     tells them apart is the entropy of the reached goals, which :func:`~torchrl_genpo.training.evaluate` adds to
     the return.
 
-    Beside ``observation`` (the position) it observes ``reached_goal`` ``[num_goals]``, 1 at the goal that was reached,
+    Beside ``observation``, the position, it observes ``reached_goal`` ``[num_goals]``, 1 at the goal that was reached,
     and ``success`` ``[1]``, whether one was; neither is an input of the policy.
 
     References:
@@ -31,7 +31,7 @@ class MultiGoalEnv(gymnasium.Env):
         Policies", arXiv 1702.08165, as used by PolicyFlow, arXiv 2602.01156, and others.
 
     Args:
-        num_goals (int, optional): on the circle, the first at angle 0. Defaults to ``4``.
+        num_goals (int, optional): the number of goals on the circle; the first is at angle 0. Defaults to ``4``.
         render_mode (str, optional): ``"rgb_array"`` for pictures.
 
     Raises:
@@ -46,8 +46,8 @@ class MultiGoalEnv(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012  # Gymnasium's convention
 
-    RADIUS = 5.0  # of the circle of goals
-    BOUND = 7.0  # of the position
+    RADIUS = 5.0  # the radius of the circle of goals
+    BOUND = 7.0  # the largest coordinate of the position
     THRESHOLD = 1.0  # a goal this near is reached
     INITIAL_SCALE = 0.1  # standard deviation of the first position
     ACTION_COST, DISTANCE_COST, GOAL_REWARD = 30.0, 1.0, 10.0
@@ -95,7 +95,7 @@ class MultiGoalEnv(gymnasium.Env):
         }
 
     def render(self) -> np.ndarray:
-        """The goals in green and the point in black, ``[200, 200, 3]``."""
+        """Draws the goals in green and the point in black, ``[200, 200, 3]``."""
         axis = np.linspace(-self.BOUND, self.BOUND, 200)
         grid = np.stack(np.meshgrid(axis, -axis), -1)
         picture = np.full((200, 200, 3), 255, np.uint8)

@@ -15,7 +15,6 @@ from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.xhand import JOINTS, NUTS, NutBoltEnv, Randomization, Scene, joint_limits
 from torchrl_genpo.training import evaluate
 
-RAW = {"normalize_observation": False, "scale_reward": False}
 
 
 def rollout(env, actions):
@@ -82,7 +81,7 @@ def test_a_seed_fixes_everything_whatever_the_number_of_threads():
     torch.manual_seed(0)
     actions = torch.randn(90, 6, 8)
     first, second, other = (
-        rollout(make_env("xhand/nut_bolt", num_envs=6, seed=seed, num_threads=threads, **RAW), actions)
+        rollout(make_env("xhand/nut_bolt", num_envs=6, seed=seed, num_threads=threads), actions)
         for seed, threads in ((3, 1), (3, 2), (4, 2))
     )
     assert first["next", "done"].any() and not first["next", "done"].all(), "the test wants partial resets"
@@ -93,7 +92,7 @@ def test_a_seed_fixes_everything_whatever_the_number_of_threads():
 
 def test_random_actions_neither_diverge_nor_spin_the_nut():
     torch.manual_seed(0)
-    env = make_env("xhand/nut_bolt", num_envs=48, seed=0, nuts=list(NUTS), **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=48, seed=0, nuts=list(NUTS))
     steps = rollout(env, 2 * torch.randn(150, 48, 8))
     for key in ("observation", "critic_observation", "reward", ("log", "end/diverged")):
         assert steps["next"][key].isfinite().all(), key
@@ -110,7 +109,7 @@ def test_no_draw_starts_with_a_contact():
 
 def test_a_partial_reset_leaves_the_other_rows_alone():
     torch.manual_seed(0)
-    env = make_env("xhand/nut_bolt", num_envs=4, seed=0, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=4, seed=0)
     td = env.reset()
     for _ in range(5):
         _, td = env.step_and_maybe_reset(td.set("action", torch.randn(4, 8)))
@@ -131,7 +130,7 @@ def test_a_partial_reset_leaves_the_other_rows_alone():
 
 
 def test_the_time_limit_truncates():
-    env = make_env("xhand/nut_bolt", num_envs=2, seed=0, max_steps=6, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=2, seed=0, max_steps=6)
     steps = rollout(env, torch.zeros(12, 2, 8))
     ends = [False] * 5 + [True]
     assert steps["next", "truncated"][0].flatten().tolist() == ends * 2
@@ -143,7 +142,7 @@ def test_the_time_limit_truncates():
 
 
 def test_standing_still_and_letting_go_terminate():
-    env = make_env("xhand/nut_bolt", num_envs=2, seed=0, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=2, seed=0)
     still = rollout(env, torch.zeros(70, 2, 8))["next"]
     assert still["terminated"][0].flatten().tolist() == [False] * 69 + [True] and not still["truncated"].any()
     assert still["log", "end/stalled"][:, -1].all() and still["log", "end/no_contact"][:, -1].all()
@@ -173,7 +172,7 @@ def test_a_simulation_that_diverges_ends_its_episode_and_no_other(tmp_path, monk
 
 def test_metrics_and_reward_terms_add_up():
     torch.manual_seed(0)
-    env = make_env("xhand/nut_bolt", num_envs=3, seed=0, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=3, seed=0)
     names = simulator(env).privileged_names
     td = env.reset()
     simulated, total = simulator(env), torch.zeros(3)
@@ -231,7 +230,7 @@ def test_what_is_drawn_is_simulated_and_told_to_the_critic():
 
 
 def test_a_fixed_scene_differs_by_the_nut_only():
-    env = make_env("xhand/nut_bolt", num_envs=4, seed=0, randomize=False, scene={"nut_friction": 0.03}, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=4, seed=0, randomize=False, scene={"nut_friction": 0.03})
     td = env.reset()
     assert (td["observation"] == td["observation"][0]).all()
     assert [model.dof_frictionloss[12] for model in simulator(env).models] == pytest.approx([0.03] * 4)
@@ -244,7 +243,7 @@ def test_a_fixed_scene_differs_by_the_nut_only():
     "scene", [{"timestep": 0.0025}, {"cone": "elliptic"}, {"thread_pitch": 0.002}, {"side": "left"}]
 )
 def test_variants_of_the_scene_step(scene):
-    env = make_env("xhand/nut_bolt", num_envs=2, seed=0, scene=scene, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=2, seed=0, scene=scene)
     steps = rollout(env, torch.zeros(3, 2, 8))
     assert steps["next", "observation"].isfinite().all() and not steps["next", "done"].any()
     model = simulator(env).models[0]
@@ -262,14 +261,14 @@ def test_a_restored_environment_continues_to_the_last_bit():
             steps.append(step["next"].select("observation", "critic_observation", "reward", "done").clone())
         return torch.stack(steps)
 
-    env = make_env("xhand/nut_bolt", num_envs=4, seed=3, max_steps=30, **RAW)
+    env = make_env("xhand/nut_bolt", num_envs=4, seed=3, max_steps=30)
     td = env.reset()
     for action in actions[:20]:
         _, td = env.step_and_maybe_reset(td.set("action", action))
     state, carrier = simulator_state(env).state_dict(), td.clone()
     expected = continuation(env, td)
     assert expected["done"].any(), "the test wants resets after the restoration"
-    other = make_env("xhand/nut_bolt", num_envs=4, seed=99, max_steps=30, **RAW)
+    other = make_env("xhand/nut_bolt", num_envs=4, seed=99, max_steps=30)
     other.reset()
     simulator_state(other).load_state_dict(state)
     assert (expected == continuation(other, carrier)).all()

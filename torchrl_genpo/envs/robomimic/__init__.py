@@ -2,6 +2,9 @@
 # LICENSE file in the root directory of this source tree.
 """robosuite's manipulation tasks, as robomimic, MimicGen and DexMimicGen use them."""
 
-from torchrl_genpo.envs.robomimic.env import ROBOMIMIC_TASKS, RobomimicTask, RobosuiteEnv, make_robomimic_env
+from __future__ import annotations
+
+from torchrl_genpo.envs.robomimic.env import RobosuiteEnv, make_robomimic_env
+from torchrl_genpo.envs.robomimic.simulator import ROBOMIMIC_TASKS, RobomimicTask
 
 __all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]

@@ -4,159 +4,55 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
-from xml.etree import ElementTree
 
 import gymnasium
 import numpy as np
 import torch
-from torchrl.envs import (
-    ActionScaling,
-    ClipTransform,
-    Compose,
-    EnvBase,
-    ObservationNorm,
-    ParallelEnv,
-    RewardSum,
-    StepCounter,
-    TransformedEnv,
+from torchrl.envs import Compose, EnvBase, ParallelEnv, RewardSum, StepCounter, TransformedEnv
+
+from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.data.robomimic import read_env_args
+from torchrl_genpo.envs.gym import BatchedGymWrapper, clip_action
+from torchrl_genpo.envs.robomimic.simulator import (
+    ROBOMIMIC_TASKS,
+    SIMULATION_TIMESTEP,
+    RobomimicTask,
+    make_simulator,
+    observation_parts,
+    require_robosuite,
+    set_simulator_seed,
 )
 
-from torchrl_genpo.data.robomimic import INSTALL, read_env_args
-from torchrl_genpo.envs.gym import BatchedGymWrapper
-from torchrl_genpo.envs.transforms import OBSERVATION_CLIP, normalization_transforms
-from torchrl_genpo.limits import did_you_mean
-
-__all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]
-
-SIMULATION_TIMESTEP = 0.002  # s, robosuite's
-ONE_ARM = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
-TWO_ARMS = (*ONE_ARM[:3], *(key.replace("robot0", "robot1") for key in ONE_ARM[:3]), "object")
-PACKAGES = {  # that define tasks beside robosuite's; imported when a task of theirs is asked for
-    "dexmimicgen": "git clone https://github.com/NVlabs/dexmimicgen && pip install --no-deps -e dexmimicgen",
-    "mimicgen": "git clone https://github.com/NVlabs/mimicgen && pip install --no-deps -e mimicgen",
-}
-
-
-@dataclass(frozen=True)
-class RobomimicTask:
-    """A task by name.
-
-    Attributes:
-        env_name (str): robosuite's name of the environment.
-        robots (tuple of str): one or two.
-        observation_keys (tuple of str): parts of the observation, in this order.
-        horizon (int): of an episode, in control steps.
-        package (str, optional): that defines the environment, if it is not robosuite.
-        stand_in (str, optional): this project's own environment of the same kind, used where the package is missing.
-    """
-
-    env_name: str
-    robots: tuple[str, ...] = ("Panda",)
-    observation_keys: tuple[str, ...] = ONE_ARM
-    horizon: int = 400
-    package: str | None = None
-    stand_in: str | None = None
-
-    def env_args(self) -> dict[str, Any]:
-        """How to make it, in the form of robomimic's files.
-
-        Raises:
-            ImportError: if the package that defines it is missing and there is no stand-in.
-        """
-        env_name = self.env_name
-        if self.package is not None and importlib.util.find_spec(self.package) is None:
-            if self.stand_in is None:
-                raise ImportError(f"{env_name} comes with {self.package}: {PACKAGES[self.package]}.")
-            env_name = self.stand_in
-        return {
-            "env_name": env_name,
-            "env_version": "1.5.2",
-            "type": 1,
-            "env_kwargs": {
-                "robots": list(self.robots),
-                "controller_configs": _controller(len(self.robots)),
-                "control_freq": 20,
-                "reward_shaping": False,
-                "has_renderer": False,
-                "has_offscreen_renderer": False,
-                "use_camera_obs": False,
-                "use_object_obs": True,
-                "ignore_done": True,
-                "lite_physics": True,
-            },
-        }
-
-
-ROBOMIMIC_TASKS = {
-    "can": RobomimicTask("PickPlaceCan", horizon=300),
-    "lift": RobomimicTask("Lift", horizon=300),
-    "square": RobomimicTask("NutAssemblySquare"),
-    "box_cleanup": RobomimicTask(
-        "TwoArmBoxCleanup", ("Panda", "Panda"), TWO_ARMS, package="dexmimicgen", stand_in="PrimitiveTwoArmBoxCleanup"
-    ),
-    "threading": RobomimicTask(
-        "TwoArmThreading", ("Panda", "Panda"), TWO_ARMS, package="dexmimicgen", stand_in="PrimitiveTwoArmThreading"
-    ),
-}
-"""Short names of the tasks."""
-
-
-def _controller(num_robots: int) -> dict[str, Any] | list[dict[str, Any]]:
-    """Operational-space control of the pose by differences of up to 5 cm and 0.5 rad a step, as in robomimic's data."""
-    limits = [0.05] * 3 + [0.5] * 3
-    arm = {
-        "type": "OSC_POSE",
-        "input_max": 1,
-        "input_min": -1,
-        "output_max": limits,
-        "output_min": [-value for value in limits],
-        "kp": 150,
-        "damping_ratio": 1,
-        "impedance_mode": "fixed",
-        "kp_limits": [0, 300],
-        "damping_ratio_limits": [0, 10],
-        "position_limits": None,
-        "orientation_limits": None,
-        "uncouple_pos_ori": True,
-        "input_type": "delta",
-        "input_ref_frame": "world",
-        "interpolation": None,
-        "ramp_ratio": 0.2,
-        "gripper": {"type": "GRIP"},
-    }
-    controller = {"type": "BASIC", "body_parts": {"right": arm}}
-    return controller if num_robots == 1 else [controller] * num_robots
+__all__ = ["RobosuiteEnv", "make_robomimic_env"]
 
 
 class RobosuiteEnv(gymnasium.Env):
-    """A robosuite task with honest ends of episodes: the horizon truncates, success terminates (as an option).
+    """Makes a robosuite task a Gymnasium environment whose horizon truncates and whose success may terminate.
 
-    An action is a chunk of ``chunk_size`` control steps, executed open loop; the reward of a chunk is the
-    discounted sum over its steps. The observation is a dict of ``observation`` ``[n]`` and ``success`` ``[1]``,
-    1 once the task has been solved in this episode.
+    An action is a chunk of ``chunk_size`` control steps, executed open loop. The reward of a chunk is the discounted
+    sum over its steps. The observation is a dict of ``observation`` ``[n]`` and of ``success`` ``[1]``, which is 1 once
+    the task has been solved in this episode.
 
     Args:
-        env_args (mapping): of a robomimic file, or :meth:`RobomimicTask.env_args`.
-        observation_keys (sequence of str): parts of the observation.
-        horizon (int): in control steps.
+        env_args (mapping): the environment, as a robomimic file describes it; see :meth:`RobomimicTask.env_args`.
+        observation_keys (sequence of str): the parts of the observation.
+        horizon (int): the length of an episode in control steps.
 
     Keyword Args:
-        chunk_size (int, optional): control steps of an action. Defaults to ``1``.
-        end_at_success (bool, optional): terminate there. Defaults to ``True``.
-        gamma (float, optional): discount from step to step inside a chunk. Defaults to ``1.0``.
-        reward_shaping (bool, optional): robosuite's dense reward instead of the sparse one.
-        simulation_timestep (float, optional): see :func:`make_simulator`.
-        render (bool, optional): frames for videos.
+        chunk_size (int, optional): the control steps of an action. Defaults to ``1``.
+        end_at_success (bool, optional): whether success terminates the episode. Defaults to ``True``.
+        gamma (float, optional): the discount from step to step inside a chunk. Defaults to ``1.0``.
+        reward_shaping (bool, optional): whether the reward is robosuite's dense one. Defaults to ``False``, the sparse
+            one.
+        simulation_timestep (float, optional): see
+            :func:`~torchrl_genpo.envs.robomimic.simulator.make_simulator`.
+        render (bool, optional): makes frames for videos. Defaults to ``False``.
 
     Raises:
-        ImportError: without robosuite, or the package that defines the environment.
+        ImportError: if robosuite, or the package that defines the environment, is missing.
         ValueError: if ``horizon`` is not positive, there is no such observation, or a control step is no multiple of
             ``simulation_timestep``.
     """
@@ -179,10 +75,12 @@ class RobosuiteEnv(gymnasium.Env):
     ) -> None:
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1 control step, got {horizon}.")
+        if not observation_keys:
+            raise ValueError("observation_keys must name at least one part of the observation, or be left out.")
         self.make_simulator = partial(make_simulator, env_args, simulation_timestep, reward_shaping=reward_shaping)
         self.simulator = self.make_simulator(has_visuals=render, has_offscreen_renderer=render)
         self.render_mode = "rgb_array" if render else None
-        # one frame a chunk
+        # there is one frame for each chunk
         self.metadata = self.metadata | {"render_fps": max(1, 20 // chunk_size)}
         self._keys, self._horizon = tuple(observation_keys), horizon
         self._chunk_size, self._end_at_success, self._gamma = chunk_size, end_at_success, gamma
@@ -206,7 +104,7 @@ class RobosuiteEnv(gymnasium.Env):
         return {"observation": observation, "success": np.array([self._has_succeeded], np.float32)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        """Starts an episode; with a seed, all that follow are drawn from it."""
+        """Starts an episode; if a seed is given, this and all later episodes are drawn from it."""
         super().reset(seed=seed)
         if seed is not None:
             set_simulator_seed(self.simulator, seed)
@@ -216,7 +114,7 @@ class RobosuiteEnv(gymnasium.Env):
         return self._observe(self.simulator._get_observations(force_update=True)), {}
 
     def step(self, action: np.ndarray) -> Any:
-        """Executes a chunk, up to the end of the episode."""
+        """Executes a chunk, or the part of it up to the end of the episode."""
         reward, terminated, truncated = 0.0, False, False
         for index, single in enumerate(np.asarray(action, np.float64).reshape(self._chunk_size, -1)):
             raw, step_reward, _, _ = self.simulator.step(single)
@@ -230,116 +128,13 @@ class RobosuiteEnv(gymnasium.Env):
         return self._observe(raw), reward, terminated, truncated, {}
 
     def render(self) -> Any:
-        """A frame ``[height, width, 3]``."""
+        """Draws a frame ``[height, width, 3]``."""
         frame = self.simulator.sim.render(width=512, height=384, camera_name=self.CAMERA)
-        return frame[::-1]  # MuJoCo's are upside down
+        return frame[::-1]  # MuJoCo's frames are upside down
 
     def close(self) -> None:
         """Frees the simulator."""
         self.simulator.close()
-
-
-@cache
-def _without_visuals(environment: Any) -> Any:
-    """The class of a robosuite environment whose model lacks the meshes and textures that are only drawn.
-
-    They are of no weight and collide with nothing, and are nine tenths of the model's memory and of the time that it
-    takes to compile. Their geometries remain, as points, for whoever asks for one by its name.
-    """
-
-    def edit_model_xml(self: Any, xml: str) -> str:
-        root = ElementTree.fromstring(environment.edit_model_xml(self, xml))
-        drawn_only = {"group": "1", "contype": "0", "conaffinity": "0"}
-        for geometry in root.iter("geom"):
-            if geometry.get("mesh") is not None and drawn_only.items() <= geometry.attrib.items():
-                del geometry.attrib["mesh"]
-                geometry.attrib |= {"type": "sphere", "size": "0.001", "mass": "0"}
-        meshes = {geometry.get("mesh") for geometry in root.iter("geom")}
-        for assets in root.iter("asset"):
-            for material in assets.iter("material"):
-                material.attrib.pop("texture", None)
-            for asset in list(assets):
-                if asset.tag == "texture" or (asset.tag == "mesh" and asset.get("name") not in meshes):
-                    assets.remove(asset)
-        return ElementTree.tostring(root, encoding="unicode")
-
-    # robosuite's metaclass registers it
-    name = f"{environment.__name__}WithoutVisuals"
-    return type(environment)(name, (environment,), {"edit_model_xml": edit_model_xml})
-
-
-def make_simulator(
-    env_args: Mapping[str, Any],
-    simulation_timestep: float = SIMULATION_TIMESTEP,
-    *,
-    has_visuals: bool = True,
-    **overrides: Any,
-) -> Any:
-    """The robosuite environment of ``env_args``, with soft resets.
-
-    Args:
-        env_args (mapping): of a robomimic file, or :meth:`RobomimicTask.env_args`.
-        simulation_timestep (float, optional): s of physics a simulation step. Its controllers, which take most of
-            robosuite's time, run once in each. It is robosuite's setting of the whole process.
-        has_visuals (bool, optional): without, nothing can be drawn, nor the model be recorded; it moves the same and
-            takes less memory.
-
-    Raises:
-        ImportError: without robosuite, or the package that defines the environment.
-        ValueError: if a control step is no multiple of ``simulation_timestep``.
-    """
-    control_timestep = 1 / env_args["env_kwargs"].get("control_freq", 20)
-    # robosuite cuts the number of steps off
-    if simulation_timestep <= 0 or not np.isclose(
-        int(control_timestep / simulation_timestep) * simulation_timestep, control_timestep
-    ):
-        raise ValueError(
-            f"simulation_timestep={simulation_timestep} s does not divide a control step of {control_timestep} s; "
-            f"{SIMULATION_TIMESTEP} is robosuite's, 0.005 twice as fast."
-        )
-    if importlib.util.find_spec("robosuite") is None:
-        raise ImportError(f"env=robomimic/... needs robosuite: {INSTALL}.")
-    # it would print ten lines about optional settings and packages whenever it is imported
-    logging.getLogger("robosuite_logs").addFilter(lambda record: record.levelno >= logging.ERROR)
-    import robosuite
-    from robosuite import macros
-
-    macros.SIMULATION_TIMESTEP = simulation_timestep
-    name = env_args["env_name"]
-    if name.startswith("Primitive"):
-        importlib.import_module("torchrl_genpo.envs.robomimic.tasks")
-    for package in PACKAGES:
-        if name not in robosuite.ALL_ENVIRONMENTS and importlib.util.find_spec(package) is not None:
-            importlib.import_module(package)
-    if name not in robosuite.ALL_ENVIRONMENTS:
-        hints = "; ".join(f"{package}: {command}" for package, command in PACKAGES.items())
-        raise ImportError(f"robosuite has no environment {name!r}. Other packages define more: {hints}.")
-    # a hard reset compiles the model again, 40 times slower
-    options = {**env_args["env_kwargs"], "hard_reset": False, "ignore_done": True, **overrides}
-    environment = robosuite.environments.base.REGISTERED_ENVS[name]
-    simulator = (environment if has_visuals else _without_visuals(environment))(**options)
-    for robot in simulator.robots:
-        robot.robot_model.mujoco_model = None  # of the robot alone, visuals included; nothing reads it
-    return simulator
-
-
-def set_simulator_seed(simulator: Any, seed: int) -> None:
-    """Seeds robosuite for good: its own seed reaches neither later episodes nor the placement of objects."""
-    simulator.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
-    samplers = [getattr(simulator, "placement_initializer", None)]
-    while samplers:
-        sampler = samplers.pop()
-        if sampler is not None:
-            sampler.rng = simulator.rng
-            samplers += list(getattr(sampler, "samplers", {}).values())
-
-
-def observation_parts(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """robosuite's observation under robomimic's names: ``robot...`` as they are, and ``object``."""
-    parts = {key: np.asarray(value) for key, value in raw.items() if key.startswith("robot") and "proprio" not in key}
-    if "object-state" in raw:
-        parts["object"] = np.asarray(raw["object-state"])
-    return parts
 
 
 def make_robomimic_env(
@@ -348,8 +143,6 @@ def make_robomimic_env(
     device: torch.device | str = "cpu",
     seed: int | None = None,
     *,
-    normalize_observation: bool = False,
-    scale_reward: bool = False,
     gamma: float = 0.99,
     chunk_size: int = 4,
     end_at_success: bool = True,
@@ -364,36 +157,35 @@ def make_robomimic_env(
 ) -> EnvBase:
     """Builds a batch of robosuite tasks as one TorchRL environment.
 
-    Keys: ``observation``, ``success`` ``[..., 1]``, ``reward`` and ``episode_reward`` ``[..., 1]``, ``step_count`` (in
-    chunks). An action is ``[..., chunk_size * d]``, see :class:`RobosuiteEnv`. Observations and actions are shifted and
-    scaled by an ``ObservationNorm`` and an ``ActionScaling`` that change nothing until pre-training, or its
-    checkpoint, sets them to the range of its data.
+    Observations, rewards and actions are in robosuite's own units, and actions beyond its bounds are clipped inside. An
+    action is a chunk of control steps ``[..., chunk_size * d]``, see :class:`RobosuiteEnv`. Keys: ``observation``
+    ``[..., n]``; ``success``, ``reward`` and ``episode_reward`` ``[..., 1]``; ``step_count`` ``[..., 1]``, in chunks.
 
     Args:
         task (str): a name from :data:`ROBOMIMIC_TASKS`, or robosuite's name of an environment.
-        num_envs (int, optional): batch size. Defaults to ``1``.
-        device (torch.device or str, optional): where the data lives; simulation is on the CPU.
-        seed (int, optional): of the first environment.
+        num_envs (int, optional): the batch size. Defaults to ``1``.
+        device (torch.device or str, optional): where the data lives; the simulation runs on the CPU.
+        seed (int, optional): the seed of the first environment.
 
     Keyword Args:
-        normalize_observation (bool, optional): running normalisation, for training from scratch.
-        scale_reward (bool, optional): see :class:`~torchrl_genpo.envs.RewardScaling`.
-        gamma (float, optional): discount from one chunk to the next; its ``chunk_size``-th root inside.
-        chunk_size (int, optional): control steps of an action. Defaults to ``4``.
-        end_at_success (bool, optional): terminate there. Defaults to ``True``.
-        reward_shaping (bool, optional): robosuite's dense reward instead of the sparse one.
-        horizon (int, optional): in control steps. Defaults to the task's.
-        observation_keys (sequence of str, optional): parts of the observation. Defaults to the task's.
+        gamma (float, optional): the discount from one chunk to the next; inside a chunk it is its ``chunk_size``-th
+            root. Defaults to ``0.99``.
+        chunk_size (int, optional): the control steps of an action. Defaults to ``4``.
+        end_at_success (bool, optional): whether success terminates the episode. Defaults to ``True``.
+        reward_shaping (bool, optional): whether the reward is robosuite's dense one. Defaults to ``False``, the sparse
+            one.
+        horizon (int, optional): the length of an episode in control steps. Defaults to the task's.
+        observation_keys (sequence of str, optional): the parts of the observation. Defaults to the task's.
         dataset (str, optional): a robomimic file, whose environment is used as it was recorded.
-        simulation_timestep (float, optional): s of physics a simulation step; ``0.005`` is twice as fast.
-        num_workers (int, optional): processes at most, in which ``num_envs`` is divided evenly; the batch is then
-            ``[num_workers, num_envs / num_workers]``.
-        worker_timeout (float, optional): s after which a worker that does not answer is taken to hang.
-        render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; without workers.
+        simulation_timestep (float, optional): the seconds of physics in a simulation step; ``0.005`` is twice as fast.
+        num_workers (int, optional): the most processes among which ``num_envs`` is divided evenly; the batch is then
+            ``[num_workers, num_envs / num_workers]``. Defaults to ``0``, which simulates in this process.
+        worker_timeout (float, optional): the seconds after which a worker that does not answer is taken to hang.
+        render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; there are no workers then.
 
     Raises:
-        ImportError: without robosuite or the package of the task; says how to install it.
-        ValueError: for an unknown task or no environment.
+        ImportError: if robosuite or the package of the task is missing; the message says how to install it.
+        ValueError: if the task is unknown, or ``num_envs``, ``chunk_size`` or ``horizon`` is not positive.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
@@ -406,15 +198,14 @@ def make_robomimic_env(
             f"Unknown task {task!r}.{did_you_mean(task, ROBOMIMIC_TASKS)} "
             f"Names: {', '.join(ROBOMIMIC_TASKS)}; or robosuite's name of an environment."
         )
-    if importlib.util.find_spec("robosuite") is None:
-        raise ImportError(f"env=robomimic/{task} needs robosuite: {INSTALL}.")
+    require_robosuite()
     known = known or RobomimicTask(task)
     env_args = known.env_args() if dataset is None else read_env_args(dataset)
     make = partial(
         RobosuiteEnv,
         env_args,
-        tuple(observation_keys or known.observation_keys),
-        horizon or known.horizon,
+        known.observation_keys if observation_keys is None else tuple(observation_keys),
+        known.horizon if horizon is None else horizon,
         chunk_size=chunk_size,
         end_at_success=end_at_success,
         gamma=gamma ** (1 / chunk_size),
@@ -422,33 +213,26 @@ def make_robomimic_env(
         simulation_timestep=simulation_timestep,
         render=render,
     )
-    base: EnvBase
+    env: Any
     if num_workers > 1 and not render:
-        # by pipes: with shared buffers this process would spin while it waits, on a core that a simulator could use
-        base = ParallelEnv(
+        # pipes, because with shared buffers this process would spin while it waits, on a core that a simulator can use
+        workers = ParallelEnv(
             num_workers, partial(_make_batch, make, num_envs // num_workers), device=device, use_buffers=False
         )
-        base.BATCHED_PIPE_TIMEOUT = worker_timeout
+        workers.BATCHED_PIPE_TIMEOUT = worker_timeout
+        env = TransformedEnv(workers)
     else:
-        base = _make_batch(make, num_envs, device)
-    sizes = base.observation_spec["observation"].shape[-1:], base.action_spec.shape[-1:]
-    zeros, ones = ([make(size, device=device) for size in sizes] for make in (torch.zeros, torch.ones))
-    norm = ObservationNorm(zeros[0], ones[0], in_keys=["observation"], standard_normal=True)
-    transforms = [norm, ActionScaling(loc=zeros[1], scale=ones[1])]
-    transforms += normalization_transforms(
-        ["observation"] if normalize_observation else [], gamma if scale_reward else None
-    )
-    # what hardly moved in few demonstrations may lie a thousand times their range away
-    transforms.append(ClipTransform(in_keys=["observation"], low=-OBSERVATION_CLIP, high=OBSERVATION_CLIP))
-    env = TransformedEnv(base, Compose(*transforms), auto_unwrap=False)
+        env = _make_batch(make, num_envs, device)
     if seed is not None:
         env.set_seed(seed)
     return env
 
 
 def _make_batch(make: Any, num_envs: int, device: torch.device | str = "cpu") -> EnvBase:
+    """Makes a batch of environments that are stepped one after the other in one process."""
+
     def clipped() -> gymnasium.Env:
-        return gymnasium.wrappers.ClipAction(make())
+        return clip_action(make())
 
     disabled = gymnasium.vector.AutoresetMode.DISABLED
     simulators = gymnasium.vector.SyncVectorEnv([clipped] * num_envs, autoreset_mode=disabled)

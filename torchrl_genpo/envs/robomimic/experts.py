@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Scripted experts, with noise, for demonstrations that are made on the spot."""
+"""Scripted experts with noise, which make demonstrations on the spot."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.envs.robomimic.env import SIMULATION_TIMESTEP, make_simulator, set_simulator_seed
 from torchrl_genpo.envs.robomimic.recorder import Recorder
+from torchrl_genpo.envs.robomimic.simulator import SIMULATION_TIMESTEP, make_simulator, set_simulator_seed
 
 __all__ = ["EXPERTS", "Arm", "Expert", "Phase", "demonstrate"]
 
 Observation = Mapping[str, np.ndarray]
 Point = Callable[[Observation], np.ndarray]
 OPEN, CLOSED = -1.0, 1.0
-WAIT = float("inf")  # tolerance of a phase that ends after min_steps, wherever the gripper is
+WAIT = float("inf")  # the tolerance of a phase that ends after min_steps, wherever the gripper is
 
 
 @dataclass
 class Phase:
-    """One movement of an arm: where the gripper goes, open or closed, and when the movement is done."""
+    """Describes one movement of an arm: where the gripper goes, open or closed, and when the movement is done."""
 
-    target: Point  # position of the gripper, m
+    target: Point  # the position of the gripper, m
     gripper: float
-    tolerance: float = 0.015  # of the position, m
+    tolerance: float = 0.015  # the distance at which the position is reached, m
     min_steps: int = 0
-    ready: Callable[[], bool] | None = None  # a condition beside, such as that the other arm holds still
+    ready: Callable[[], bool] | None = None  # a further condition, such as that the other arm holds still
 
 
 class Arm:
-    """Proportional control of one arm through its phases.
+    """Moves one arm through its phases by proportional control.
 
     Args:
-        name (str): robosuite's, such as ``robot0``.
-        phases (list of Phase): the last one is kept.
-        speed (float): part of the largest action.
-        stiffness (float): how much the gripper is kept in its first orientation; 0 for not at all.
+        name (str): robosuite's name of the arm, such as ``robot0``.
+        phases (list of Phase): the movements; the arm stays in the last one.
+        speed (float): the part of the largest action that is used.
+        stiffness (float): how strongly the gripper is kept in its first orientation; 0 for not at all.
     """
 
     GAIN = 10.0
@@ -50,7 +50,7 @@ class Arm:
         self._upright: np.ndarray | None = None
 
     def __call__(self, raw: Observation) -> np.ndarray:
-        """The action ``[7]`` of this step; goes on to the next phase when the present one is done."""
+        """Returns the action ``[7]`` of this step, and goes on to the next phase when the present one is done."""
         from robosuite.utils.transform_utils import quat2axisangle, quat_inverse, quat_multiply
 
         phase = self.phases[self.index]
@@ -69,15 +69,15 @@ class Arm:
 
 
 class Expert:
-    """Arms that go through phases, with random speed and noise.
+    """Moves all arms through their phases, with random speed and noise.
 
     Args:
         simulator: the robosuite environment, after its reset.
-        rng (numpy.random.Generator): of speed, waypoints and noise.
-        noise (float): deviation of the noise added to actions in ``[-1, 1]``; not to the grippers'.
+        rng (numpy.random.Generator): the generator of speed, waypoints and noise.
+        noise (float): the deviation of the noise that is added to the arms' actions in ``[-1, 1]``.
     """
 
-    STIFFNESS = 1.0  # of the grippers' orientation
+    STIFFNESS = 1.0  # how strongly the grippers keep their orientation
 
     def __init__(self, simulator: Any, rng: np.random.Generator, noise: float = 0.05) -> None:
         self.simulator, self.rng, self.noise = simulator, rng, noise
@@ -87,11 +87,11 @@ class Expert:
         ]
 
     def plan(self) -> list[list[Phase]]:
-        """The phases of every arm."""
+        """Returns the phases of every arm."""
         raise NotImplementedError
 
     def __call__(self, raw: Observation) -> np.ndarray:
-        """The action for an observation of robosuite."""
+        """Returns the action for an observation of robosuite."""
         action = np.stack([arm(raw) for arm in self.arms])
         action[:, :6] += self.noise * self.rng.standard_normal((len(self.arms), 6))
         return np.clip(action, -1, 1).ravel()
@@ -102,7 +102,7 @@ def _at(point: np.ndarray) -> Point:
 
 
 def _above(name: str, height: float, offset: Callable[[], np.ndarray] | None = None) -> Point:
-    """``height`` above an observed body, or above where ``offset()`` is now."""
+    """Returns a point ``height`` above an observed body, or above where ``offset()`` is now."""
     up = np.array([0, 0, height])
     return (lambda raw: raw[name] + up) if offset is None else (lambda raw: offset() + up)
 
@@ -113,7 +113,7 @@ class CanExpert(Expert):
     STIFFNESS = 0.0  # the bin is at the end of the arm's reach, which has to lean there
 
     def plan(self) -> list[list[Phase]]:
-        """Above the can, down, close, up, over the bin, down, open, up."""
+        """Moves above the can, down, closes, moves up, over the bin, down, opens and moves up."""
         env, draw = self.simulator, self.rng.uniform
         place = env.target_bin_placements[env.object_to_id["can"]][:2] + draw(-0.03, 0.03, 2)
         carry, low = env.bin2_pos[2] + draw(0.26, 0.32), env.bin2_pos[2] + 0.1
@@ -132,10 +132,10 @@ class CanExpert(Expert):
 
 
 class _TwoArmExpert(Expert):
-    """The second arm takes hold of the grip of a body and keeps still; then the first one works on it."""
+    """Has the second arm hold a body by its grip; then the first arm works on it."""
 
     def hold(self, body: str) -> list[Phase]:
-        """The second arm's phases."""
+        """Returns the second arm's phases."""
         env = self.simulator
 
         def grip() -> np.ndarray:
@@ -150,11 +150,11 @@ class _TwoArmExpert(Expert):
         ]
 
     def is_held(self) -> bool:
-        """Whether the second arm keeps still."""
+        """Says whether the second arm keeps still."""
         return self.arms[1].index == len(self.arms[1].phases) - 1
 
     def carried(self, robot: str, body: str, offset: Any, goal: Callable[[], np.ndarray]) -> Point:
-        """Where the gripper has to go for a point of the body in its grasp to be at ``goal()``."""
+        """Returns where the gripper has to go for a point of the body in its grasp to be at ``goal()``."""
         env = self.simulator
         return lambda raw: raw[f"{robot}_eef_pos"] + goal() - env.point(body, offset)
 
@@ -163,7 +163,7 @@ class ThreadingExpert(_TwoArmExpert):
     """Threads the needle (:class:`~torchrl_genpo.envs.robomimic.tasks.PrimitiveTwoArmThreading`)."""
 
     def plan(self) -> list[list[Phase]]:
-        """Take the needle by its handle, lift it, line it up with the ring, push it through."""
+        """Takes the needle by its handle, lifts it, lines it up with the ring and pushes it through."""
         env, draw = self.simulator, self.rng.uniform
         handle = np.array([-0.035, 0, 0])
 
@@ -194,7 +194,7 @@ class BoxCleanupExpert(_TwoArmExpert):
     """Puts the lid on the box (:class:`~torchrl_genpo.envs.robomimic.tasks.PrimitiveTwoArmBoxCleanup`)."""
 
     def plan(self) -> list[list[Phase]]:
-        """Take the lid by its knob, lift it, carry it over the box, lower it, let go."""
+        """Takes the lid by its knob, lifts it, carries it over the box, lowers it and lets go."""
         env, draw = self.simulator, self.rng.uniform
 
         def knob() -> np.ndarray:
@@ -225,7 +225,7 @@ EXPERTS: dict[str, type[Expert]] = {
     "PrimitiveTwoArmBoxCleanup": BoxCleanupExpert,
     "PrimitiveTwoArmThreading": ThreadingExpert,
 }
-"""Experts by robosuite's name of the environment."""
+"""The experts by robosuite's names of their environments."""
 
 
 def demonstrate(
@@ -235,17 +235,17 @@ def demonstrate(
     noise: float = 0.05,
     simulation_timestep: float = SIMULATION_TIMESTEP,
 ) -> list[dict[str, Any] | None]:
-    """One episode of the expert for each seed, as :func:`~torchrl_genpo.data.write_demonstrations` takes them.
+    """Makes one episode of the expert for each seed, for :func:`~torchrl_genpo.data.write_demonstrations`.
 
     Args:
-        env_args (mapping): the environment, see :func:`~torchrl_genpo.data.read_env_args`.
-        horizon (int): longest episode, in control steps.
-        seeds (list of int): of the episodes.
-        noise (float, optional): deviation of the noise added to actions in ``[-1, 1]``.
-        simulation_timestep (float, optional): see :func:`~torchrl_genpo.envs.robomimic.env.make_simulator`.
+        env_args (mapping): how the environment is made, see :func:`~torchrl_genpo.data.read_env_args`.
+        horizon (int): the longest episode in control steps.
+        seeds (list of int): the seeds of the episodes.
+        noise (float, optional): the deviation of the noise that is added to actions in ``[-1, 1]``.
+        simulation_timestep (float, optional): see :func:`~torchrl_genpo.envs.robomimic.simulator.make_simulator`.
 
     Returns:
-        For each seed the episode, or ``None`` where the expert failed.
+        The episode for each seed, or ``None`` where the expert failed.
 
     Raises:
         ValueError: if there is no expert for the environment.

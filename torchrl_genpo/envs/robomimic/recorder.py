@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Episodes of a simulator as robomimic's files hold them."""
+"""Records episodes of a simulator as robomimic's files hold them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.envs.robomimic.env import observation_parts
+from torchrl_genpo.envs.robomimic.simulator import observation_parts
 
 __all__ = ["Recorder"]
 
-STEPS_AFTER_SUCCESS = 5  # for which the task has to stay solved
+STEPS_AFTER_SUCCESS = 5  # control steps for which the task has to stay solved
 
 
 class Recorder:
-    """A robosuite environment that keeps the steps of its episode; otherwise it is the one that it wraps.
+    """Wraps a robosuite environment and keeps the steps of its episode.
 
     Args:
         simulator: the robosuite environment.
@@ -58,7 +58,7 @@ class Recorder:
         return result
 
     def episode(self) -> dict[str, Any] | None:
-        """The episode, as :func:`~torchrl_genpo.data.write_demonstrations` takes it; ``None`` if it ends unsolved."""
+        """Returns the episode for :func:`~torchrl_genpo.data.write_demonstrations`, or ``None`` if it ends unsolved."""
         if not self._solved:
             return None
         steps = self._steps

@@ -29,7 +29,10 @@ Part = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float
 
 
 def _body(name: str, parts: list[Part], density: float, height: float) -> CompositeObject:
-    """A body of boxes: half sizes, centres (m, from the middle of the body) and colours; ``height`` is half its own."""
+    """Makes a body of boxes, given by half sizes, centres from the middle of the body (m) and colours.
+
+    ``height`` is half the height of the body.
+    """
     extent = np.max([np.abs(center) + np.array(half) for half, center, _ in parts], axis=0)
     extent[2] = height
     return CompositeObject(
@@ -48,10 +51,10 @@ def _body(name: str, parts: list[Part], density: float, height: float) -> Compos
 
 
 class _TwoPandas(TwoArmEnv):
-    """Two arms side by side at a table, and some bodies on it; success is the reward."""
+    """Puts two arms side by side at a table, and some bodies on it; success is the reward."""
 
     PLACEMENTS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]]
-    """Body to the ranges of x and y (m, from the middle of the table) and of the rotation about z (rad)."""
+    """For each body the ranges of x and y (m, from the middle of the table) and of the rotation about z (rad)."""
 
     def __init__(self, robots: Any, env_configuration: str = "parallel", reward_shaping: bool = False, **kwargs: Any):
         if reward_shaping:
@@ -60,11 +63,11 @@ class _TwoPandas(TwoArmEnv):
         super().__init__(robots, env_configuration=env_configuration, base_types="default", **kwargs)
 
     def make_bodies(self) -> list[CompositeObject]:
-        """The bodies, in the order of the observation."""
+        """Makes the bodies, in the order of the observation."""
         raise NotImplementedError
 
     def reward(self, action: Any = None) -> float:
-        """1 while the task is solved."""
+        """Returns 1 while the task is solved."""
         return float(self._check_success())
 
     def _load_model(self) -> None:
@@ -104,19 +107,19 @@ class _TwoPandas(TwoArmEnv):
         self._body_ids = {body.name: self.sim.model.body_name2id(body.root_body) for body in self.bodies}
 
     def position(self, name: str) -> np.ndarray:
-        """Of the middle of a body, m."""
+        """Returns the position of the middle of a body, m."""
         return np.array(self.sim.data.body_xpos[self._body_ids[name]])
 
     def quaternion(self, name: str) -> np.ndarray:
-        """Orientation of a body, x y z w."""
+        """Returns the orientation of a body, x y z w."""
         return convert_quat(np.array(self.sim.data.body_xquat[self._body_ids[name]]), to="xyzw")
 
     def point(self, name: str, offset: Any) -> np.ndarray:
-        """Where a point of a body, given in its own frame, is in the world, m."""
+        """Returns where a point of a body, given in its own frame, is in the world, m."""
         return self.position(name) + quat2mat(self.quaternion(name)) @ np.asarray(offset)
 
     def local(self, name: str, point: Any) -> np.ndarray:
-        """Where a point of the world is in the frame of a body, m."""
+        """Returns where a point of the world is in the frame of a body, m."""
         return quat2mat(self.quaternion(name)).T @ (np.asarray(point) - self.position(name))
 
     def _setup_observables(self) -> Any:
@@ -142,9 +145,9 @@ class _TwoPandas(TwoArmEnv):
 
 
 class PrimitiveTwoArmThreading(_TwoPandas):
-    """One arm steadies a stand with a ring, the other threads a needle through it.
+    """Has one arm steady a stand with a ring, and the other thread a needle through it.
 
-    Solved when the needle's tip is 1 cm or more behind the ring and inside of it.
+    The task is solved when the needle's tip is 1 cm or more behind the ring and inside of it.
     """
 
     RING = np.array((0.0, 0.0, 0.09))  # its middle in the stand's frame; its axis is x
@@ -157,7 +160,7 @@ class PrimitiveTwoArmThreading(_TwoPandas):
     }
 
     def make_bodies(self) -> list[CompositeObject]:
-        """Needle (a handle and a pin) and stand (base, post, ring of four bars, grip)."""
+        """Makes the needle (a handle and a pin) and the stand (base, post, ring of four bars, grip)."""
         steel, red, grey = (0.7, 0.7, 0.75, 1.0), (0.8, 0.2, 0.2, 1.0), (0.3, 0.3, 0.35, 1.0)
         needle: list[Part] = [
             ((0.03, 0.012, 0.015), (-0.03, 0, 0), red),
@@ -183,9 +186,9 @@ class PrimitiveTwoArmThreading(_TwoPandas):
 
 
 class PrimitiveTwoArmBoxCleanup(_TwoPandas):
-    """One arm steadies a box, the other takes the lid by its knob and puts it on.
+    """Has one arm steady a box, and the other take the lid by its knob and put it on.
 
-    Solved when the lid lies on the box, level and at most 2 cm from its middle.
+    The task is solved when the lid lies on the box, level and at most 2 cm from its middle.
     """
 
     LID_HEIGHT = 0.065  # of the middle of a lid that lies on the box, above the middle of the box
@@ -197,7 +200,7 @@ class PrimitiveTwoArmBoxCleanup(_TwoPandas):
     }
 
     def make_bodies(self) -> list[CompositeObject]:
-        """Lid (a plate with a rim inside the box and a knob) and box (floor, four walls, grip)."""
+        """Makes the lid (a plate and a knob) and the box (floor, four walls, grip)."""
         blue, white, dark = (0.2, 0.35, 0.7, 1.0), (0.85, 0.85, 0.85, 1.0), (0.2, 0.2, 0.25, 1.0)
         lid: list[Part] = [
             ((0.075, 0.075, 0.005), (0, 0, -0.015), white),

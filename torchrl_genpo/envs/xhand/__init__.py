@@ -2,13 +2,16 @@
 # LICENSE file in the root directory of this source tree.
 """The XHand and the nut that it loosens."""
 
+from __future__ import annotations
+
 from torchrl_genpo.envs.xhand.env import NutBoltEnv
 from torchrl_genpo.envs.xhand.model import make_mjcf, make_model, make_spec
 from torchrl_genpo.envs.xhand.nut_bolt import ACTION_SCALE, XHAND_TASKS, NutBoltView, make_xhand_env
-from torchrl_genpo.envs.xhand.nuts import HELD_OUT_NUTS, NUTS, TRAINING_NUTS, Nut
+from torchrl_genpo.envs.xhand.nuts import HELD_OUT_NUTS, NUTS, TRAINING_NUTS, Nut, NutName
 from torchrl_genpo.envs.xhand.randomization import Randomization
 from torchrl_genpo.envs.xhand.rewards import RewardWeights
 from torchrl_genpo.envs.xhand.scene import ACTIVE_JOINTS, JOINTS, Scene, joint_limits
+from torchrl_genpo.envs.xhand.settings import Settings, read_settings
 from torchrl_genpo.envs.xhand.transforms import ActionDelay, DeltaTarget, History, Noise
 
 __all__ = [
@@ -26,12 +29,15 @@ __all__ = [
     "Nut",
     "NutBoltEnv",
     "NutBoltView",
+    "NutName",
     "Randomization",
     "RewardWeights",
     "Scene",
+    "Settings",
     "joint_limits",
     "make_mjcf",
     "make_model",
     "make_spec",
     "make_xhand_env",
+    "read_settings",
 ]

@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.envs.xhand.model import make_model
-from torchrl_genpo.envs.xhand.nuts import NUTS, TRAINING_NUTS
+from torchrl_genpo.envs.xhand.nuts import NUTS, TRAINING_NUTS, check_nut
 from torchrl_genpo.envs.xhand.randomization import Randomization
 from torchrl_genpo.envs.xhand.rewards import RewardWeights
 from torchrl_genpo.envs.xhand.scene import JOINTS, Scene, joint_limits
@@ -26,48 +25,50 @@ from torchrl_genpo.envs.xhand.scene import JOINTS, Scene, joint_limits
 __all__ = ["NutBoltEnv"]
 
 CONTROL_PERIOD = 0.05  # s, the 20 Hz of the real hand's loop
-NUT = 12  # the nut's joint, after the hand's
-TURNS = 3.0  # of a nut that has come off
+NUT = 12  # the index of the nut's joint, after those of the hand
+TURNS = 3.0  # turns after which a nut has come off
 OPENING = ("thumb_rota1", "index_1", "mid_1")  # joints that take the fingers off the nut
 ENDS = ("reach", "stalled", "no_contact", "nut_limit", "diverged", "time_out")
 METRICS = ("turns", "progress", "completion_seconds", "stalled")
 
 
 class NutBoltEnv(EnvBase):
-    """Hands that loosen nuts, one a row of the batch, the nuts by turns; the action is the joints' position targets.
+    """Simulates hands that loosen nuts, one hand in each row of the batch; the action is the joints' position targets.
 
-    A control step is 50 ms. An episode ends after ``max_steps`` (truncated), or (terminated) when thumb or index finger
+    The rows take the nuts by turns. A control step is 50 ms. An episode ends after ``max_steps`` (truncated), or (terminated) when thumb or index finger
     is farther than ``reach_distance`` from the nut, when the nut stands still or no finger has touched it for
     ``window`` steps, when the nut has turned 100 times, or when the simulation diverged. Every reset draws a new scene
     and compiles its model, which takes a millisecond. The fingers then open until they touch nothing.
 
-    Keys: ``joint_position`` ``[num_envs, 12]``; ``privileged``, for a critic (see :attr:`privileged_names`);
+    Keys: ``joint_position`` ``[num_envs, 12]``, rad; ``privileged``, for a critic (see :attr:`privileged_names`);
     ``reward`` ``[num_envs, 1]``; ``("log", "reward/<term>")``, sums over the episode, and ``("log", "end/<why>")``;
-    ``("metrics", "<what>/<nut>")``: net ``turns``, ``progress`` (of 3 turns), ``completion_seconds`` (of 3 turns; all
-    the time of an episode if there were fewer) and ``stalled`` (0 or 1), NaN in rows of other nuts. Log and metrics are
-    meant to be read at the end of an episode.
+    ``("metrics", "<what>/<nut>")``: net ``turns``, ``progress`` (the part of 3 turns), ``completion_seconds`` (the time
+    of 3 turns, or of the whole episode if there were fewer) and ``stalled`` (0 or 1), each NaN in rows of other nuts.
+    Log and metrics are meant to be read at the end of an episode.
 
     Args:
-        num_envs (int, optional): batch size. Defaults to ``1``.
+        num_envs (int, optional): the batch size. Defaults to ``1``.
 
     Keyword Args:
-        nuts (sequence of str, optional): names of the nuts. Defaults to the three that are trained on.
-        scene (Scene, optional): what the randomisation starts from.
-        randomization (Randomization, optional): ranges.
-        rewards (RewardWeights, optional): weights.
-        max_steps (int, optional): of an episode. Defaults to ``400``, 20 s.
-        reach_distance (float, optional): m. Defaults to ``0.07``.
-        window (int, optional): steps. Defaults to ``70``.
-        min_angle_variance (float, optional): of a nut that does not stand still, over the window, rad^2.
-        num_threads (int, optional): of the simulation. Defaults to one for each processor.
-        seed (int, optional): of all that is drawn.
+        nuts (sequence of str, optional): the names of the nuts. Defaults to the three that are trained on.
+        scene (Scene, optional): the scene that the randomisation starts from.
+        randomization (Randomization, optional): the ranges of what is drawn.
+        rewards (RewardWeights, optional): the weights of the reward.
+        max_steps (int, optional): the length of an episode in control steps. Defaults to ``400``, 20 s.
+        reach_distance (float, optional): the largest distance of a finger from the nut, m. Defaults to ``0.07``.
+        window (int, optional): the control steps after which a nut stands still. Defaults to ``70``.
+        min_angle_variance (float, optional): the variance of the angle over the window, rad^2, below which the nut
+            stands still. Defaults to ``0.003``.
+        num_threads (int, optional): the threads of the simulation. Defaults to one for each processor.
+        seed (int, optional): the seed of all that is drawn.
 
     Attributes:
-        generator (torch.Generator): what everything is drawn from.
+        generator (torch.Generator): the generator that everything is drawn from.
         models (list of MjModel): the present model of every row.
 
     Raises:
-        ValueError: if ``num_envs`` is not positive, no nut is named, or the scene's time step does not divide 50 ms.
+        ValueError: if ``num_envs`` is not positive, a nut is unknown or none is named, or the scene's time step does
+            not divide 50 ms.
 
     Examples:
         >>> env = NutBoltEnv(3, seed=0)
@@ -100,7 +101,7 @@ class NutBoltEnv(EnvBase):
         if not nuts:
             raise ValueError(f"nuts must name at least one of {', '.join(NUTS)}.")
         scene = Scene() if scene is None else scene
-        substeps = CONTROL_PERIOD / scene.timestep if scene.timestep > 0 else math.nan
+        substeps = CONTROL_PERIOD / scene.timestep
         if not (substeps < 1e4 and math.isclose(substeps, round(substeps))):
             raise ValueError(f"timestep must divide the control period of {CONTROL_PERIOD} s, got {scene.timestep} s.")
         super().__init__(device=torch.device("cpu"), batch_size=torch.Size([num_envs]))
@@ -112,26 +113,30 @@ class NutBoltEnv(EnvBase):
         self.window, self.min_angle_variance = window, min_angle_variance
         self.num_substeps = round(substeps)
         self.generator = torch.Generator()
-        self._scenes = [replace(self.scene, nut=self.nuts[row % len(self.nuts)]) for row in range(num_envs)]
+        kinds = [check_nut(nut) for nut in self.nuts]
+        self._scenes = [self.scene.model_copy(update={"nut": kinds[row % len(kinds)]}) for row in range(num_envs)]
         self._kinds = np.array([[scene.nut == nut for nut in NUTS] for scene in self._scenes])
         self._rims = np.array([NUTS[scene.nut].width / 2 for scene in self._scenes])
 
         self.models = [make_model(scene) for scene in self._scenes]
-        largest = max(self.models, key=lambda model: model.ngeom)  # its data has room for every nut
+        largest = max(self.models, key=lambda model: model.ngeom)  # the data of this model has room for every nut
         threads = num_threads or os.cpu_count() or 1
         self._pool = rollout.Rollout(nthread=threads)
         self._data = [mujoco.MjData(largest) for _ in range(threads)]
         self._control_bits = int(mujoco.mjtState.mjSTATE_CTRL) | int(mujoco.mjtState.mjSTATE_QFRC_APPLIED)
         self._state_bits = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
         model = self.models[0]
-        self._position, self._velocity = 1, 1 + model.nq  # where they begin in a state, after the time
+        self._position, self._velocity = (
+            1,
+            1 + model.nq,
+        )  # where positions and velocities begin in a state, after the time
         self._sensors = {
             model.sensor(i).name: slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])
             for i in range(model.nsensor)
         }
         self._torques = np.array([self._sensors[f"{name}_torque"].start for name in JOINTS])
 
-        # the state of the batch, all of it; what a checkpoint holds
+        # this is the whole state of the batch, which a checkpoint holds
         rows = (num_envs,)
         self._rows = {
             "physics": np.zeros((*rows, mujoco.mj_stateSize(model, self._state_bits))),
@@ -153,7 +158,7 @@ class NutBoltEnv(EnvBase):
 
     @property
     def privileged_names(self) -> list[str]:
-        """What ``privileged`` holds, number by number; positions from the nut's axis, in the world's directions."""
+        """The names of the numbers in ``privileged``; positions are from the nut's axis, in the world's directions."""
         fingers = ("thumb", "index", "mid")
         vectors = [f"{finger}_{quantity}" for quantity in ("position", "velocity", "force") for finger in fingers]
         return [
@@ -208,7 +213,7 @@ class NutBoltEnv(EnvBase):
         state["drawn"][rows] = drawn.numpy()
         state["start_pose"][rows] = state["physics"][rows, self._position : self._position + NUT]
         state["start_angle"][rows] = state["physics"][rows, self._position + NUT]
-        state["angles"][rows] = np.nan  # nothing stands still before the window is full
+        state["angles"][rows] = np.nan  # no nut stands still before the window is full
         state["completion"][rows] = self.max_steps * CONTROL_PERIOD
         for name in ("untouched", "steps", "push", "speed", "terms", "ends"):
             state[name][rows] = 0
@@ -216,7 +221,7 @@ class NutBoltEnv(EnvBase):
         return TensorDict(self._observe() | flags, self.batch_size)
 
     def _settle(self, model: Any, pose: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
-        """State and sensors of a hand at rest that touches nothing: it opens until it does."""
+        """Returns state and sensors of a hand at rest, which opens until it touches nothing."""
         import mujoco
 
         data = mujoco.MjData(model)
@@ -247,14 +252,14 @@ class NutBoltEnv(EnvBase):
             control,
             control_spec=self._control_bits,
             nstep=self.num_substeps,
-            initial_warmstart=np.zeros((len(before), self.models[0].nv)),  # so that nothing depends on the thread
+            initial_warmstart=np.zeros((len(before), self.models[0].nv)),  # so that no result depends on the thread
         )
         after = states[:, -1].copy()
         # MuJoCo resets a simulation that diverged, and with it its time
         diverged = ~np.isfinite(after).all(1) | (after[:, 0] < before[:, 0] + CONTROL_PERIOD / 2)
         after[diverged] = before[diverged]
         state["physics"] = after
-        # MuJoCo reads its sensors at the beginning of a step: these are one physics step old
+        # MuJoCo reads its sensors at the beginning of a step, so that these are one physics step old
         state["sensors"] = np.where(diverged[:, None], state["sensors"], sensors[:, -1])
         state["steps"] += 1
         angle = after[:, self._position + NUT]
@@ -276,7 +281,7 @@ class NutBoltEnv(EnvBase):
         )
 
     def _draw_pushes(self) -> np.ndarray:
-        """Torques on the nuts, N m."""
+        """Draws the torques of the pushes on the nuts, N m."""
         draw, rows = self.randomization, self.batch_size[0]
         happens = torch.rand(rows, generator=self.generator) < draw.push_probability
         force = draw.push_force * torch.randn(rows, generator=self.generator) * happens
@@ -288,7 +293,7 @@ class NutBoltEnv(EnvBase):
         super().close(raise_if_closed=raise_if_closed)
 
     def data(self, row: int) -> Any:
-        """The present state of one hand as ``MjData``, for drawing."""
+        """Returns the present state of one hand as ``MjData``, for drawing."""
         import mujoco
 
         data = mujoco.MjData(self.models[row])
@@ -297,7 +302,7 @@ class NutBoltEnv(EnvBase):
         return data
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Everything that the next steps depend on; a restored environment continues to the last bit."""
+        """Returns all that the next steps depend on, so that a restored environment continues to the last bit."""
         rows = {name: torch.from_numpy(value.copy()) for name, value in self._rows.items()}
         return rows | {"generator": self.generator.get_state()}
 
@@ -315,7 +320,7 @@ class NutBoltEnv(EnvBase):
         return (self._rows["physics"][:, self._position + NUT] - self._rows["start_angle"]) / (2 * math.pi)
 
     def _distances(self) -> np.ndarray:
-        """Of thumb and index finger to the nut, ``[num_envs, 2]``, m."""
+        """Computes the distances of thumb and index finger to the nut, ``[num_envs, 2]``, m."""
         nut = self._sensor("nut_position")
         return np.stack([np.linalg.norm(self._sensor(f"{f}_position") - nut, axis=1) for f in ("thumb", "index")], 1)
 
@@ -330,7 +335,7 @@ class NutBoltEnv(EnvBase):
         )
 
     def _find_ends(self, diverged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which episodes are terminated and which truncated; remembers why."""
+        """Says which episodes are terminated and which truncated, and remembers why."""
         state = self._rows
         ends = {
             "reach": (self._distances() > self.reach_distance).any(1),
@@ -386,5 +391,5 @@ class NutBoltEnv(EnvBase):
 
 
 def _column(values: np.ndarray) -> Tensor:
-    """``[n]`` numbers or flags as ``[n, 1]``, numbers in single precision."""
+    """Turns ``[n]`` numbers or flags into a tensor ``[n, 1]``, numbers in single precision."""
     return torch.from_numpy(values if values.dtype == bool else values.astype(np.float32)).unsqueeze(-1)

@@ -27,7 +27,7 @@ NUT_BIT, LINK_BIT, TIP_BIT = 1, 2, 4
 
 
 def make_spec(scene: Scene | None = None) -> mujoco.MjSpec:
-    """The model as a specification, to be edited or compiled."""
+    """Builds the model as a specification, to be edited or compiled."""
     import mujoco
 
     scene = Scene() if scene is None else scene
@@ -51,7 +51,7 @@ def make_spec(scene: Scene | None = None) -> mujoco.MjSpec:
 
 
 def make_mjcf(scene: Scene | None = None) -> str:
-    """The model as MJCF, MuJoCo's file format.
+    """Writes the model as MJCF, MuJoCo's file format.
 
     Examples:
         >>> '<body name="nut"' in make_mjcf(Scene(side="left", nut="round"))
@@ -63,7 +63,7 @@ def make_mjcf(scene: Scene | None = None) -> str:
 
 
 def make_model(scene: Scene | None = None) -> mujoco.MjModel:
-    """The compiled model: joints and actuators in the order of :data:`JOINTS`, then the nut's joint ``nut``.
+    """Compiles the model: joints and actuators in the order of :data:`JOINTS`, then the nut's joint ``nut``.
 
     Sensors, all ``[3]`` in world coordinates: ``<finger>_position`` and ``<finger>_velocity`` of the tips of thumb,
     index and middle finger, ``<finger>_force`` of the finger on the nut, ``nut_position``; and ``<joint>_torque``
@@ -181,7 +181,7 @@ def _add_hand(spec: mujoco.MjSpec, scene: Scene) -> None:
 
 
 def _capsules(name: str, mirror: int) -> Sequence[tuple[tuple, tuple, float]]:
-    """Ends and radius of the capsules of a link, in its frame."""
+    """Lists ends and radius of the capsules of a link, in its frame."""
     if name == "thumb_rota1":
         return [((0.004, 0.0, 0.0), (0.05, 0.0, 0.0), 0.011)]
     if name == "thumb_rota2":  # wide and flat
@@ -242,7 +242,7 @@ def _add_nut(spec: mujoco.MjSpec, scene: Scene, axis: np.ndarray) -> None:
             name2="nut",
             data=[0.0, scene.thread_pitch / (2 * math.pi), *[0.0] * 9],
             solref=[0.01, 1.0],
-            # stiff: MuJoCo softens it by the nut's tiny inertia, as if a radian were as much as a metre
+            # stiff, because MuJoCo softens it by the nut's tiny inertia, as if a radian were as much as a metre
             solimp=[0.99999, 0.99999, 0.001, 0.5, 2.0],
         )
     spec.add_sensor(
@@ -264,11 +264,11 @@ def _add_nut(spec: mujoco.MjSpec, scene: Scene, axis: np.ndarray) -> None:
 
 
 def _quat(rpy: Sequence[float]) -> list[float]:
-    """Quaternion of a URDF's roll, pitch and yaw."""
+    """Computes the quaternion of a URDF's roll, pitch and yaw."""
     import mujoco
 
     quat = np.empty(4)
-    mujoco.mju_euler2Quat(quat, rpy, "XYZ")  # capitals: about the fixed axes
+    mujoco.mju_euler2Quat(quat, rpy, "XYZ")  # capitals turn about the fixed axes
     return quat.tolist()
 
 
@@ -282,13 +282,13 @@ def _inertia(link: dict[str, Any]) -> dict[str, Any]:
 
 
 def clearance(model: mujoco.MjModel, pose: np.ndarray, links: Sequence[str] = JOINTS, num_angles: int = 24) -> float:
-    """Smallest distance of the hand to nut and bolt over all angles of the nut, negative if one penetrates; m.
+    """Computes the smallest distance of the hand to nut and bolt over a turn of the nut, negative if one penetrates; m.
 
     Args:
-        model (MjModel): of :func:`make_model`.
-        pose (np.ndarray): joint angles ``[12]``.
-        links (sequence of str): those that count, named after the joints that move them. Defaults to all.
-        num_angles (int, optional): of the nut, over a turn.
+        model (MjModel): a model of :func:`make_model`.
+        pose (np.ndarray): the joint angles ``[12]``.
+        links (sequence of str): the links that count, named after the joints that move them. Defaults to all.
+        num_angles (int, optional): the number of angles of the nut. Defaults to ``24``.
     """
     import mujoco
 
@@ -306,10 +306,10 @@ def clearance(model: mujoco.MjModel, pose: np.ndarray, links: Sequence[str] = JO
 
 
 def find_start_pose(nuts: Sequence[str] = tuple(NUTS), margin: float = 0.002) -> dict[str, float]:
-    """Bends thumb, index and middle finger at their bases as far as they clear every nut by ``margin``.
+    """Bends thumb, index and middle finger at their bases as far as they clear every nut by ``margin`` (m).
 
     Returns:
-        :data:`START_POSE`, which it starts from; the other joints stay.
+        The pose :data:`START_POSE`, from which the search starts; the other joints stay.
     """
     models = [make_model(Scene(nut=nut)) for nut in nuts]
     limits = joint_limits()

@@ -7,21 +7,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-__all__ = ["HELD_OUT_NUTS", "NUTS", "TRAINING_NUTS", "Nut"]
+from pydantic import AfterValidator
+
+from torchrl_genpo.config.checks import did_you_mean
+
+__all__ = ["HELD_OUT_NUTS", "NUTS", "TRAINING_NUTS", "Nut", "NutName", "check_nut"]
 
 
 @dataclass(frozen=True)
 class Nut:
-    """A nut: a prism over one of five outlines.
+    """Describes a nut, a prism over one of five outlines.
 
     Attributes:
         shape (str): ``hexagon``, ``square`` (rounded corners), ``round``, ``triangle`` (rounded corners) or ``cross``.
-        width (float): across flats; of ``round`` the diameter, of ``triangle`` twice the distance of a side from the
-            centre, of ``cross`` the span; m.
-        rgb (tuple of float): colour.
-        height (float): m.
+        width (float): the width across flats in m; for ``round`` the diameter, for ``triangle`` twice the distance of a
+            side from the centre, for ``cross`` the span.
+        rgb (tuple of float): the colour.
+        height (float): the height in m.
 
     Examples:
         >>> [part["size"] for part in NUTS["round"].parts()]
@@ -34,7 +38,7 @@ class Nut:
     height: float = 0.014
 
     def parts(self, scale: float = 1.0) -> Iterator[dict[str, Any]]:
-        """Boxes and cylinders whose union is the nut, as keywords of ``MjsBody.add_geom``; ``scale`` widens them."""
+        """Yields boxes and cylinders that make the nut, as keywords of ``MjsBody.add_geom``; ``scale`` widens them."""
         half, rise = scale * self.width / 2, self.height / 2
         if self.shape == "hexagon":
             for turn in range(3):
@@ -82,7 +86,18 @@ NUTS = {
     "triangle": Nut("triangle", 0.026, (0.9, 0.45, 0.1)),
     "cross": Nut("cross", 0.044, (0.1, 0.6, 0.25)),
 }
-"""By name: the red, the blue and the yellow nut of the paper, and two that no policy is trained on."""
+"""The nuts by name: the red, the blue and the yellow one of the paper, and two that no policy is trained on."""
 
 TRAINING_NUTS = ("hexagon", "square", "round")
 HELD_OUT_NUTS = ("triangle", "cross")
+
+
+def check_nut(name: str) -> str:
+    """Returns the name of a nut, and raises a ``ValueError`` if there is none of this name."""
+    if name not in NUTS:
+        raise ValueError(f"Unknown nut {name!r}.{did_you_mean(name, NUTS)} Nuts: {', '.join(NUTS)}.")
+    return name
+
+
+NutName = Annotated[str, AfterValidator(check_nut)]
+"""The type of a nut's name in settings."""

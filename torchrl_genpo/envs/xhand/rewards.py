@@ -4,25 +4,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import numpy as np
+
+from torchrl_genpo.envs.xhand.settings import Number, Settings
 
 __all__ = ["RewardWeights"]
 
 
-@dataclass(frozen=True)
-class RewardWeights:
-    """Weights of the reward of a step, as DexScrew's (arXiv 2512.02011); ``w`` is the nut's speed, rad/s.
+class RewardWeights(Settings):
+    """Holds the weights of a step's reward, those of DexScrew (arXiv 2512.02011); ``w`` is the nut's speed, rad/s.
 
     Attributes:
-        turning (float): of ``clip(w, -4, 4)``.
-        pose (float): of the squared distance to the start pose, thumb excepted.
-        torque (float): of the sum of squared torques.
-        work (float): of the squared sum of the joints' absolute powers.
-        overspeed (float): of ``max(w - 10, 0)``.
-        reach (float): of the closeness of thumb and index finger to the nut, ``clip(1 - distance / reach, 0, 1)``.
-        scale (float): of the sum.
+        turning (float): the weight of ``clip(w, -4, 4)``.
+        pose (float): the weight of the squared distance to the start pose, the thumb left out.
+        torque (float): the weight of the sum of squared torques.
+        work (float): the weight of the squared sum of the joints' absolute powers.
+        overspeed (float): the weight of ``max(w - 10, 0)``.
+        reach (float): the weight of the closeness of thumb and index finger to the nut,
+            ``clip(1 - distance / reach, 0, 1)``.
+        scale (float): the factor of the weighted sum.
 
     Examples:
         >>> import numpy as np
@@ -34,31 +34,31 @@ class RewardWeights:
         0.12
     """
 
-    turning: float = 6.0
-    pose: float = -0.5
-    torque: float = -0.1
-    work: float = -0.01
-    overspeed: float = -0.3
-    reach: float = 2.0
-    scale: float = 0.01
+    turning: Number = 6.0
+    pose: Number = -0.5
+    torque: Number = -0.1
+    work: Number = -0.01
+    overspeed: Number = -0.3
+    reach: Number = 2.0
+    scale: Number = 0.01
 
     @property
     def names(self) -> list[str]:
-        """Of the terms, in the order of :meth:`terms`."""
-        return [field.name for field in fields(self) if field.name != "scale"]
+        """The names of the terms, in the order of :meth:`terms`."""
+        return [name for name in type(self).model_fields if name != "scale"]
 
     def terms(
         self, *, speed: np.ndarray, pose: np.ndarray, torque: np.ndarray, velocity: np.ndarray, closeness: np.ndarray
     ) -> np.ndarray:
-        """The weighted terms of a step, ``[num_envs, len(names)]``; their sum is the reward.
+        """Computes the weighted terms of a step, ``[num_envs, len(names)]``; their sum is the reward.
 
         Keyword Args:
-            speed (np.ndarray): of the nut in the direction that loosens it, ``[num_envs]``, rad/s.
+            speed (np.ndarray): the speed of the nut in the direction that loosens it, ``[num_envs]``, rad/s.
             pose (np.ndarray): the joints' distances to the start pose, ``[num_envs, 12]``, rad.
-            torque (np.ndarray): of the joints, ``[num_envs, 12]``, N m.
-            velocity (np.ndarray): of the joints, ``[num_envs, 12]``, rad/s.
-            closeness (np.ndarray): of thumb and index finger to the nut, ``[num_envs]``, 1 where they are at its centre
-                and 0 where they are out of reach.
+            torque (np.ndarray): the torques of the joints, ``[num_envs, 12]``, N m.
+            velocity (np.ndarray): the velocities of the joints, ``[num_envs, 12]``, rad/s.
+            closeness (np.ndarray): the closeness of thumb and index finger to the nut, ``[num_envs]``, 1 where they are
+                at its centre and 0 where they are out of reach.
         """
         values = {
             "turning": np.clip(speed, -4.0, 4.0),

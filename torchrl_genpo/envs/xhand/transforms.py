@@ -1,10 +1,10 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""From a policy's action to the position targets of a hand, and from its sensors to an observation.
+"""Transforms that make position targets of a policy's actions, and observations of a hand's sensors.
 
 All that these transforms remember travels in the tensordict, so that partial resets, checkpoints and batches of any
-size need nothing special. They draw from ``env.generator`` where the environment has one, else from PyTorch's global
-state.
+size need no code of their own. They draw from ``env.generator`` where the environment has one, and otherwise from
+PyTorch's global state.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ __all__ = ["ActionDelay", "DeltaTarget", "History", "Noise"]
 
 
 class DeltaTarget(Transform):
-    """Actions move position targets: ``target += scale * clip(action, -1, 1)``, clipped to the joints' limits.
+    """Lets actions move position targets: ``target += scale * clip(action, -1, 1)``, clipped to the joints' limits.
 
     The environment takes absolute targets of all joints; the policy acts on those that are active. The target is an
     observation too, and starts where the joints start.
 
     Args:
-        low (Tensor): lowest targets ``[n]``.
-        high (Tensor): highest targets ``[n]``.
+        low (Tensor): the lowest targets ``[n]``.
+        high (Tensor): the highest targets ``[n]``.
 
     Keyword Args:
-        scale (float): largest change in one step.
+        scale (float): the largest change of a target in one step, rad.
         active (sequence of int, optional): the joints that move. Defaults to all.
-        masked (bool, optional): the action has all ``n`` numbers, of which the others are ignored, instead of the
-            active ones alone. An ignored number still adds its noise to a flow's likelihood ratio. Defaults to
+        masked (bool, optional): whether the action has all ``n`` numbers, of which the others are ignored, instead of
+            the active ones alone. An ignored number still adds its noise to a flow's likelihood ratio. Defaults to
             ``False``.
-        position_key (NestedKey, optional): of the joint positions, read at a reset.
-        target_key (NestedKey, optional): of the targets, written.
+        position_key (NestedKey, optional): the key of the joint positions, which are read at a reset.
+        target_key (NestedKey, optional): the key of the targets, which are written.
 
     Examples:
         >>> from torchrl.envs import TransformedEnv
@@ -110,18 +110,18 @@ class DeltaTarget(Transform):
 
 
 class ActionDelay(Transform):
-    """Actions arrive up to ``max_delay`` steps late, by a number of steps that is drawn at every reset.
+    """Delays actions by up to ``max_delay`` steps, a number that is drawn at every reset.
 
-    Placed before the transform that makes the actions (transforms see an action last to first). Until the first
-    action arrives, the environment gets what ``initial_key`` was at the reset.
+    It stands before the transform that makes the actions, because transforms see an action last to first. Until the
+    first action arrives, the environment gets what ``initial_key`` was at the reset.
 
     Args:
-        max_delay (int): in steps; delays from 0 to it are equally likely.
+        max_delay (int): the longest delay in steps; all delays up to it are equally likely.
 
     Keyword Args:
-        initial_key (NestedKey, optional): defaults to ``"joint_position"``.
-        delay_key (NestedKey, optional): of the delay ``[..., 1]``, written for a critic.
-        queue_key (NestedKey, optional): of the actions on their way, ``[..., max_delay, n]``.
+        initial_key (NestedKey, optional): the key of the first actions. Defaults to ``"joint_position"``.
+        delay_key (NestedKey, optional): the key of the delay ``[..., 1]``, which is written for a critic.
+        queue_key (NestedKey, optional): the key of the actions on their way, ``[..., max_delay, n]``.
     """
 
     invertible = True
@@ -175,14 +175,16 @@ class Noise(Transform):
     """Adds to an observation, or to the action, an offset drawn at every reset and white noise drawn at every step.
 
     Args:
-        bias (float): standard deviation of the offset.
-        white (float): standard deviation of the noise.
+        bias (float): the standard deviation of the offset.
+        white (float): the standard deviation of the noise.
 
     Keyword Args:
-        in_key (NestedKey): the observation, or ``"action"``.
-        out_key (NestedKey, optional): of the noisy observation. Defaults to ``in_key``.
-        bias_key (NestedKey, optional): of the offset, written for a critic. Defaults to ``<in_key>_bias``.
-        shape_key (NestedKey, optional): of an action: an observation of its shape. Defaults to ``"joint_position"``.
+        in_key (NestedKey): the key of the observation, or ``"action"``.
+        out_key (NestedKey, optional): the key of the noisy observation. Defaults to ``in_key``.
+        bias_key (NestedKey, optional): the key of the offset, which is written for a critic. Defaults to
+            ``<in_key>_bias``.
+        shape_key (NestedKey, optional): for an action, the key of an observation of its shape. Defaults to
+            ``"joint_position"``.
     """
 
     invertible = True
@@ -244,16 +246,16 @@ class Noise(Transform):
 
 
 class History(Transform):
-    """The last observations in one vector, the oldest first; at a reset the first one repeated.
+    """Keeps the last observations in one vector, the oldest first; a reset repeats its observation.
 
-    As TorchRL's ``CatFrames``, whose buffer makes a checkpoint fit one batch size only.
+    TorchRL's ``CatFrames`` does the same with a buffer, which makes a checkpoint fit one batch size only.
 
     Args:
-        length (int): number of observations.
+        length (int): the number of observations.
 
     Keyword Args:
-        in_key (NestedKey): of an observation ``[..., n]``.
-        out_key (NestedKey): of the vector ``[..., length * n]``, which later transforms must not change.
+        in_key (NestedKey): the key of an observation ``[..., n]``.
+        out_key (NestedKey): the key of the vector ``[..., length * n]``, which later transforms must not change.
     """
 
     def __init__(self, length: int, *, in_key: NestedKey, out_key: NestedKey) -> None:
@@ -282,5 +284,5 @@ class History(Transform):
 
 
 def _generator(transform: Transform) -> torch.Generator | None:
-    """The environment's generator, if it has one."""
+    """Returns the environment's generator, if it has one."""
     return getattr(transform.parent, "generator", None)

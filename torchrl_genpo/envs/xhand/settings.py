@@ -1,0 +1,72 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The base of the task's settings, whose names, types and bounds are declared once, and how mistakes in them read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from torchrl_genpo.config.checks import did_you_mean
+
+__all__ = ["NotNegative", "NotNegativeRange", "Number", "Positive", "Range", "Settings", "read_settings"]
+
+
+def _ordered(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] > value[1]:
+        raise ValueError(f"it must be a lowest and a highest value, got {list(value)}")
+    return value
+
+
+# strict, so that neither true nor "1" counts as a number
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
+Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
+Range = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
+NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_ordered)]
+
+
+class Settings(BaseModel):
+    """Settings that never change; unknown names and values out of bounds are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def changed(self) -> set[str]:
+        """Returns the names of the settings that differ from their defaults."""
+        fields = type(self).model_fields
+        return {name for name, field in fields.items() if getattr(self, name) != field.default}
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(cls: type[S], values: S | Mapping[str, Any] | None) -> S:
+    """Makes settings of a mapping, such as a configuration file has.
+
+    Args:
+        cls (type): the class of the settings.
+        values (Settings or mapping, optional): the values; those that are left out have their defaults.
+
+    Raises:
+        ValueError: if a name is unknown or a value is out of bounds; the message names it and what it may be.
+
+    Examples:
+        >>> from torchrl_genpo.envs.xhand import Scene
+        >>> read_settings(Scene, {"frictoin": 1.0})
+        Traceback (most recent call last):
+        ValueError: Scene has no 'frictoin'. Did you mean friction, nut_friction, joint_friction?
+    """
+    if isinstance(values, cls):
+        return values
+    try:
+        return cls.model_validate({} if values is None else values)
+    except ValidationError as error:
+        mistake = error.errors()[0]
+        name = ".".join(map(str, mistake["loc"]))
+        if mistake["type"] == "extra_forbidden":
+            close = did_you_mean(name, cls.model_fields) or f" It has {', '.join(cls.model_fields)}."
+            raise ValueError(f"{cls.__name__} has no {name!r}.{close}") from None
+        message = mistake["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{name} of {cls.__name__} cannot be {mistake['input']!r}: {message}.") from None
