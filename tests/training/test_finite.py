@@ -64,7 +64,13 @@ def test_the_simulators_number_is_named_by_key_environment_and_step(key, value):
 
 
 def test_the_tasks_own_terms_are_named_where_something_is_wrong():
-    data = TensorDict({"observation": torch.zeros(4, 5, 3), "next": {"observation": torch.zeros(4, 5, 3), "reward": torch.zeros(4, 5, 1)}}, [4, 5])
+    data = TensorDict(
+        {
+            "observation": torch.zeros(4, 5, 3),
+            "next": {"observation": torch.zeros(4, 5, 3), "reward": torch.zeros(4, 5, 1)},
+        },
+        [4, 5],
+    )
     data["next", "log"] = TensorDict({"torque": torch.zeros(4, 5, 1), "upright": torch.zeros(4, 5, 1)}, [4, 5])
     data["next", "reward"][1, 3] = data["next", "reward"][3, 3] = data["next", "log", "torque"][1, 3] = INF
     with pytest.raises(DivergedError) as error:
@@ -85,7 +91,11 @@ def test_the_last_good_state_comes_back():
 
     def state():
         moments = [value for group in optimizer.state.values() for value in group.values()]
-        return [*(p.detach().clone() for p in loss.parameters()), *(m.clone() for m in moments), statistics.running_mean]
+        return [
+            *(p.detach().clone() for p in loss.parameters()),
+            *(m.clone() for m in moments),
+            statistics.running_mean,
+        ]
 
     for parameter in loss.parameters():
         parameter.grad = torch.randn_like(parameter)

@@ -93,7 +93,7 @@ def test_statistics_stand_still_where_normalisation_is_off():
 
 def test_the_critic_of_a_task_with_an_observation_of_its_own_has_its_own_normaliser():
     options = ["env=xhand/nut_bolt", "env.num_envs=2", "env.options.num_threads=1", "env.options.max_steps=20"]
-    _, env, policy, critic, _ = make_parts(*options)
+    _, _, policy, critic, _ = make_parts(*options)
     assert [n.in_keys for n in normalizers(policy, critic)] == [["observation"], ["critic_observation"]]
 
 
@@ -141,8 +141,8 @@ def test_an_action_in_the_tasks_units_is_the_scaled_one():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; fpo has none"),
-        (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action is of flows with a memory"),
+        (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; policy=fpo has none"),
+        (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action needs a flow with a memory"),
         (["loss.entropy_coeff=0.01", "start=paper"], "entropy_bonus=True has no effect"),
     ],
 )

@@ -168,17 +168,6 @@ def test_a_full_disk_leaves_the_checkpoint_before_it(tmp_path):
     assert [path.name[0] for path in (tmp_path / "checkpoints").iterdir()] == ["c"], "no half of a file stays"
 
 
-def test_a_full_disk_is_one_error_however_pytorch_puts_it(tmp_path, monkeypatch):
-    folder = saved(tmp_path, [1])
-
-    def fail(*_, **__):
-        raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 128 vs 22")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match=f"Cannot write {tmp_path}"):
-        save(folder, 2)
-
-
 def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     events = []
     fsync, replace = os.fsync, os.replace
@@ -253,7 +242,12 @@ def test_a_file_made_to_harm_is_refused_and_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [{"format": 2, "frames": 1, "config": {}}, {"frames": 1, "config": {}}, {"format": 1, "frames": 1, "config": 3}, [1]],
+    [
+        {"format": 2, "frames": 1, "config": {}},
+        {"frames": 1, "config": {}},
+        {"format": 1, "frames": 1, "config": 3},
+        [1],
+    ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path, content):
     path = tmp_path / "checkpoint-000000000001.pt"
@@ -266,7 +260,7 @@ def test_a_part_that_is_missing_or_of_another_size_is_named(tmp_path):
     path = saved(tmp_path, [1]).latest()
     with pytest.raises(ValueError, match="it has no 'other'"):
         restore(read_checkpoint(path), {"other": module(1)}, path)
-    with pytest.raises(ValueError, match="'module' from .* of another configuration"):
+    with pytest.raises(ValueError, match=r"'module' from .* of another configuration"):
         restore(read_checkpoint(path), {"module": nn.Linear(2, 3)}, path)
 
 

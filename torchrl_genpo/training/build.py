@@ -45,7 +45,7 @@ from torchrl_genpo.flow import (
     VelocityMLP,
     VelocityTransformer,
 )
-from torchrl_genpo.modules import ActionScale, ReversibleFlowActor, RunningNormalizer, steps
+from torchrl_genpo.modules import ActionScale, ReversibleFlowActor, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import GenPOLoss
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "normalizers",
     "observation_keys",
     "reversible_flow",
+    "without_scale",
 ]
 
 Options = TrainOptions | PretrainOptions
@@ -93,8 +94,7 @@ def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvB
         **kwargs: further keywords of :func:`~torchrl_genpo.envs.make_env`, such as ``render``.
     """
     chosen = options.env
-    task = getattr(chosen, "options", None)
-    family = {} if task is None else task.model_dump()
+    family = {} if chosen.options is None else chosen.options.model_dump()
     if isinstance(options, TrainOptions) and chosen.name.startswith("robomimic/"):
         family["gamma"] = options.loss.gamma
     env = make_env(chosen.name, num_envs, options.device, seed, **family, **kwargs)
@@ -153,13 +153,13 @@ def _action_scale(env: EnvBase, is_pretrained: bool) -> ActionScale | None:
 
 
 def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_key: str) -> list[TensorDictModuleBase]:
-    chosen = options.policy
+    chosen: Any = options.policy
     if chosen.name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
         loc = _mlp(size, action_dim, chosen.hidden_sizes, chosen.activation, gain=0.01)
         return gaussian_steps(loc, action_dim, in_key=key, action_key=action_key)
     velocity: VelocityMLP | VelocityTransformer
-    if getattr(chosen, "transformer", None) is not None:
+    if chosen.transformer is not None:
         velocity = VelocityTransformer(
             size, action_dim, time_embedding_dim=chosen.time_embedding_dim, **chosen.transformer.model_dump()
         )
@@ -251,12 +251,7 @@ def make_critic(options: TrainOptions, env: EnvBase, policy: nn.Module) -> Tenso
 
 def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: TensorDictModuleBase) -> ClipPPOLoss:
     """The objective of a policy: GenPOLoss for reversible flows, and otherwise stock PPO or a baseline's own."""
-    chosen = options.loss
-    name, is_pair_flow = options.policy.name, options.policy.name in PAIR_FLOWS
-    if chosen.proximal_decay is not None and name in SURROGATE_FLOWS:
-        raise ValueError(f"loss.proximal_decay={chosen.proximal_decay} needs a policy with a density; {name} has none.")
-    if chosen.ratio != "pair" and not is_pair_flow:
-        raise ValueError(f"loss.ratio={chosen.ratio} is of flows with a memory; policy={name} has none.")
+    chosen, name = options.loss, options.policy.name
     kwargs: dict[str, Any] = {
         "clip_epsilon": chosen.clip_epsilon,
         "entropy_bonus": chosen.entropy_coeff > 0,
@@ -267,23 +262,27 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
         "normalize_advantage": chosen.normalize_advantage,
         "delay_actor": chosen.proximal_decay is not None,
     }
-    if getattr(options.policy, "loss", None) is not None:
+    if options.policy.loss is not None:
         kwargs |= options.policy.loss.model_dump()
-    if is_pair_flow:
+    if name in PAIR_FLOWS:
         kwargs |= {"ratio": chosen.ratio, "num_memories": chosen.num_memories}
-        solver = _actor_of(policy).solver
-        return (DummyActionLoss if isinstance(solver, CouplingSolver) else GenPOLoss)(policy, critic, **kwargs)
+        is_doubled = isinstance(flow_of(policy).solver, CouplingSolver)
+        return (DummyActionLoss if is_doubled else GenPOLoss)(policy, critic, **kwargs)
     if name in SURROGATE_FLOWS:
         return (FPOLoss if name == "fpo" else PolicyFlowLoss)(policy, critic, **kwargs)
-    # stock PPO would build a composite distribution of a sequence that ends with a scale
-    scored = policy[:-1] if isinstance(steps(policy)[-1], ActionScale) else policy
+    scored = without_scale(policy)
     loss = ClipPPOLoss(scored, critic, **kwargs)
     loss.set_keys(action=scored.dist_sample_keys[0])
     return loss
 
 
-def _actor_of(policy: nn.Module) -> Any:
-    return next(step for step in steps(policy) if isinstance(step, ReversibleFlowActor))
+def without_scale(policy: TensorDictSequential) -> TensorDictSequential:
+    """The part of a stock policy that has a density, of the unscaled action.
+
+    TensorDict would build a composite distribution for a sequence whose last module is not probabilistic.
+    """
+    kept = [step for step in steps(policy) if not isinstance(step, ActionScale)]
+    return policy if len(kept) == len(steps(policy)) else ProbabilisticTensorDictSequential(*kept)
 
 
 def build_models(options: TrainOptions, env: EnvBase) -> tuple[TensorDictSequential, TensorDictSequential, ClipPPOLoss]:

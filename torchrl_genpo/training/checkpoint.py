@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
 import pickle
 import random
@@ -51,7 +52,7 @@ SHAPING = (
 )
 """Options that a policy keeps from its pre-training."""
 
-BROKEN = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError)
+BROKEN = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
 
 
 class RandomState:
@@ -112,13 +113,15 @@ def save_checkpoint(path: Path, frames: int, config: Mapping[str, Any], parts: M
     """
     content = {"format": FORMAT, "frames": frames, "config": dict(config)}
     content |= {name: part.state_dict() for name, part in parts.items()}
+    buffer = io.BytesIO()  # PyTorch writing to the disk itself would not say that the disk is full
+    torch.save(content, buffer)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
         _publish(temporary, path)
-    except (RuntimeError, OSError) as error:  # PyTorch says in its own words that a disk is full
+    except OSError:
         temporary.unlink(missing_ok=True)
-        raise OSError(f"Cannot write {path}: {error}") from error
+        raise
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -160,7 +163,7 @@ def is_intact(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError):
         return False
 
 
@@ -264,7 +267,7 @@ def options_of(
             if not isinstance(section, dict):
                 raise ValueError(f"The checkpoint has no option {name}: {part} is no section.")
         section[key] = value
-    return validate(config, PretrainOptions if "pretrain" in config else TrainOptions)
+    return validate(config, PretrainOptions) if "pretrain" in config else validate(config, TrainOptions)
 
 
 def load_pretrained(options: TrainOptions, policy: TensorDictSequential) -> None:

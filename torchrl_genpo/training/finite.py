@@ -64,7 +64,7 @@ def check_data(data: TensorDictBase, keys: Iterable[NestedKey], ranks: Ranks | N
     found = []
     for name, flag in (dict(reversed(bad.items())) | terms).items():
         if flag.any():
-            time = flag.flatten(0, -2).any(0).nonzero()[0].item()
+            time = int(flag.flatten(0, -2).any(0).nonzero()[0])
             envs = flag.flatten(0, -2)[:, time].nonzero().squeeze(-1)
             found.append(f"{name} (first in step {time} of the batch, environment {_some(envs.tolist())})")
     raise DivergedError(f"Not finite in the collected data: {'; '.join(found) or 'on another rank'}.")

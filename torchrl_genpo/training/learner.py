@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
@@ -57,9 +59,7 @@ class Learner:
         self._finite_keys = [*(("next", key) for key in (*keys, "reward")), *keys]
         self._normalizers = normalizers(policy, critic) if options.env.normalize_observation else []
         self.reward_scale = RewardScale().to(options.device) if options.env.scale_reward else None
-        self.gae = GAE(
-            gamma=options.loss.gamma, lmbda=options.loss.gae_lambda, value_network=critic, average_gae=False
-        )
+        self.gae = GAE(gamma=options.loss.gamma, lmbda=options.loss.gae_lambda, value_network=critic, average_gae=False)
         self.symmetry = IsaacLabSymmetry(env) if options.env.symmetry else None
         images = 1 if self.symmetry is None else self.symmetry.order
         self.buffer = TensorDictReplayBuffer(
@@ -68,7 +68,7 @@ class Learner:
             batch_size=options.loss.mini_batch_size * images,
         )
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": self._actor_parameters, "lr": optim.lr},
             {"params": list(loss.critic_network_params.parameters()), "lr": optim.critic_lr or optim.lr},
         ]

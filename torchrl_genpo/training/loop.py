@@ -87,7 +87,9 @@ class Training:
         self.last_good = LastGood(self.loss, self.learner.optimizer, *([] if scale is None else [scale]))
         self.logger = None
         if ranks.is_first:
-            self.logger = make_logger(folder=folder.path, config=options.model_dump(mode="json"), **options.logger.model_dump())
+            self.logger = make_logger(
+                folder=folder.path, config=options.model_dump(mode="json"), **options.logger.model_dump()
+            )
         if ranks.is_first and not self.progress.frames:
             if options.policy.init:  # first, for it may remain the best
                 self._log({"frames": 0} | self._evaluate())
@@ -158,7 +160,9 @@ class Training:
                     row |= self._evaluate()
             finally:
                 self._log(row)
-            if self._is_due(options.eval.interval, frames_before) or self._is_due(options.checkpoint.interval, frames_before):
+            if self._is_due(options.eval.interval, frames_before) or self._is_due(
+                options.checkpoint.interval, frames_before
+            ):
                 self.save()  # whatever was evaluated may be the best
             bar.update(progress.frames - frames_before)
             shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from torchrl_genpo.config.env_options import RoboMimicTaskOptions
 from torchrl_genpo.config.schema import PretrainOptions
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 from torchrl_genpo.modules import ActionScale, EulerActor, ReversibleFlowActor, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import FlowMatchingLoss
-from torchrl_genpo.training.build import build_env, make_policy
+from torchrl_genpo.training.build import build_env, make_policy, without_scale
 from torchrl_genpo.training.checkpoint import RandomState, read_checkpoint, restore
 from torchrl_genpo.training.evaluation import evaluate
 from torchrl_genpo.training.finite import check_finite
@@ -38,14 +39,20 @@ def sampled_by_euler(policy: nn.Module) -> TensorDictSequential:
     return TensorDictSequential(*(EulerActor.of(flow) if step is flow else step for step in steps(policy)))
 
 
+def _task_options(options: PretrainOptions) -> RoboMimicTaskOptions:
+    if not isinstance(options.env.options, RoboMimicTaskOptions):
+        raise ValueError(f"Pre-training knows robomimic/<task>, not {options.env.name}.")
+    return options.env.options
+
+
 def _read_data(options: PretrainOptions) -> list[TensorDictBase]:
     dataset = options.pretrain.dataset
     if dataset is None:
         raise ValueError("pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of genpo-collect.")
-    task = ROBOMIMIC_TASKS.get(options.env.name.removeprefix("robomimic/"))
+    chosen, task = _task_options(options), ROBOMIMIC_TASKS.get(options.env.name.removeprefix("robomimic/"))
     if task is None:
-        raise ValueError(f"Pre-training knows robomimic/<task>, not {options.env.name}.")
-    if options.env.options.dataset is None:
+        raise ValueError(f"Pre-training knows {', '.join(ROBOMIMIC_TASKS)}, not {options.env.name}.")
+    if chosen.dataset is None:
         recorded, mine = (args["env_name"] for args in (read_env_args(dataset), task.env_args()))
         if recorded != mine:
             raise ValueError(
@@ -54,7 +61,7 @@ def _read_data(options: PretrainOptions) -> list[TensorDictBase]:
             )
     return read_demonstrations(
         dataset,
-        options.env.options.observation_keys or task.observation_keys,
+        chosen.observation_keys or task.observation_keys,
         filter_key=options.pretrain.filter_key,
         num_demonstrations=options.pretrain.num_demonstrations,
     )
@@ -65,7 +72,7 @@ def _set_ranges(
 ) -> None:
     """Sets normaliser and action scale so that the numbers of the demonstrations lie in ``[-1, 1]``."""
     observation, action = (data_range(demonstrations, key) for key in ("observation", "action"))
-    sizes = len(normalizer.mean), len(scale.loc) // options.env.options.chunk_size
+    sizes = len(normalizer.mean), len(scale.loc) // _task_options(options).chunk_size
     if (len(observation[0]), len(action[0])) != sizes:
         raise ValueError(
             f"{options.pretrain.dataset} has observations of size {len(observation[0])} and actions of size "
@@ -75,7 +82,7 @@ def _set_ranges(
     normalizer.deviation.copy_(observation[1])
     normalizer.count.fill_(sum(len(demonstration) for demonstration in demonstrations))
     for buffer, value in ((scale.loc, action[0]), (scale.scale, action[1])):
-        buffer.copy_(value.repeat(options.env.options.chunk_size))
+        buffer.copy_(value.repeat(_task_options(options).chunk_size))
 
 
 def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
@@ -97,7 +104,7 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
     settings = options.pretrain
     set_seeds(options.seed)
     demonstrations = _read_data(options)
-    env = build_env(options, max(options.eval.num_envs, options.env.options.num_workers), EVAL_SEED)
+    env = build_env(options, max(options.eval.num_envs, _task_options(options).num_workers), EVAL_SEED)
     policy = make_policy(options, env)
     normalizer, scale = steps(policy)[0], steps(policy)[-1]
     _set_ranges(normalizer, scale, demonstrations, options)  # type: ignore[arg-type]
@@ -107,7 +114,7 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
     trained = flow_of(policy).velocity if is_flow else policy
     average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     optimizer = torch.optim.AdamW(trained.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
-    buffer = make_chunk_buffer(demonstrations, options.env.options.chunk_size, settings.batch_size)
+    buffer = make_chunk_buffer(demonstrations, _task_options(options).chunk_size, settings.batch_size)
     progress = Progress()
     parts = {
         "policy": average.module,  # what is evaluated, and fine-tuned
@@ -128,7 +135,7 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
         batch["raw_action"] = scale.normalize(batch["action"])  # type: ignore[operator]
         if settings.action_noise:
             batch["raw_action"] += settings.action_noise * torch.randn_like(batch["raw_action"])
-        return -policy[:-1].log_prob(batch).mean() if loss is None else loss(batch)["loss_flow_matching"]
+        return -without_scale(policy).log_prob(batch).mean() if loss is None else loss(batch)["loss_flow_matching"]
 
     path, losses = save(), []  # from here on the run can be resumed
     bar = tqdm(total=settings.iterations, initial=progress.frames, unit="it")

@@ -199,5 +199,5 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """``old`` with the values of ``new``, section by section."""
-    both = {key: _merged(old[key], new[key]) for key in old if isinstance(old[key], dict) and isinstance(new.get(key), dict)}
-    return old | new | both
+    sections = [key for key, value in old.items() if isinstance(value, dict) and isinstance(new.get(key), dict)]
+    return old | new | {key: _merged(old[key], new[key]) for key in sections}

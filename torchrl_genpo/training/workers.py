@@ -141,7 +141,8 @@ class WorkerCollection:
         self._run, self._seed, self._progress = options, seed, progress
         self._options: Any = options.collector
         workers = self._options.num_workers
-        for name, number in (("env.num_envs", options.env.num_envs), ("frames_per_batch", self._options.frames_per_batch)):
+        sizes = {"env.num_envs": options.env.num_envs, "frames_per_batch": self._options.frames_per_batch}
+        for name, number in sizes.items():
             if number % workers or number < workers:
                 raise ValueError(f"{name}={number} must be a multiple of collector.num_workers={workers}.")
         if self._options.kind == "ray" and importlib.util.find_spec("ray") is None:
