@@ -24,7 +24,7 @@ from torch import Tensor
 from torchrl.data import LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer
 from torchrl.envs.transforms import ActionChunkTransform
 
-from torchrl_genpo.limits import BYTES, check_memory
+from torchrl_genpo.config.checks import check_memory
 from torchrl_genpo.untrusted import parse_json
 
 __all__ = [
@@ -34,6 +34,8 @@ __all__ = [
     "read_env_args",
     "write_demonstrations",
 ]
+
+BYTES = 4  # of a number
 
 ROBOSUITE = 1  # robomimic's number for this family of environments
 MAX_COMPRESSION = 2000  # bytes of a dataset for each that is stored; the best of HDF5's compressors is half of it

@@ -12,10 +12,10 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, DoubleToFloat, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
+from torchrl_genpo.config.checks import check_memory, did_you_mean
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.multi_goal import MULTI_GOAL
 from torchrl_genpo.envs.transforms import normalization_transforms
-from torchrl_genpo.limits import check_memory, did_you_mean
 
 __all__ = ["GYM_TASKS", "GymState", "GymView", "make_gym_env"]
 

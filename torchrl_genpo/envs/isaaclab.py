@@ -31,9 +31,9 @@ from torchrl.envs import (
 from torchrl.envs import RewardScaling as AffineReward
 from torchrl.envs.gym_like import BaseInfoDictReader
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.transforms import normalization_transforms
-from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["ISAACLAB_TASKS", "IsaacLabSymmetry", "IsaacLabView", "make_isaaclab_env", "stagger_episodes"]
 

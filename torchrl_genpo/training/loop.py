@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tqdm import tqdm
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.configuration import as_dict, build_env, build_models
 from torchrl_genpo.distributed import Ranks, SharedNormalization
 from torchrl_genpo.envs import (
@@ -27,7 +28,6 @@ from torchrl_genpo.envs import (
     name_worker_failure,
     one_simulation,
 )
-from torchrl_genpo.limits import did_you_mean
 from torchrl_genpo.loading import load_pretrained
 from torchrl_genpo.recording import draw_learning_curve, make_logger
 from torchrl_genpo.runs import RunFolder, StopRequest

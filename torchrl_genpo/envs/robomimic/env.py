@@ -28,10 +28,10 @@ from torchrl.envs import (
     TransformedEnv,
 )
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.data.robomimic import INSTALL, read_env_args
 from torchrl_genpo.envs.gym import BatchedGymWrapper
 from torchrl_genpo.envs.transforms import OBSERVATION_CLIP, normalization_transforms
-from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["ROBOMIMIC_TASKS", "RobomimicTask", "RobosuiteEnv", "make_robomimic_env"]
 

@@ -12,6 +12,7 @@ import torch
 from tensordict import TensorDictBase
 from torchrl.envs import CatTensors, Compose, DeviceCastTransform, EnvBase, RewardSum, StepCounter, TransformedEnv
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.transforms import normalization_transforms
 from torchrl_genpo.envs.xhand.env import CONTROL_PERIOD, NutBoltEnv
@@ -20,7 +21,6 @@ from torchrl_genpo.envs.xhand.randomization import Randomization
 from torchrl_genpo.envs.xhand.rewards import RewardWeights
 from torchrl_genpo.envs.xhand.scene import ACTIVE_JOINTS, JOINTS, Scene, joint_limits
 from torchrl_genpo.envs.xhand.transforms import ActionDelay, DeltaTarget, History, Noise
-from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["ACTION_SCALE", "XHAND_TASKS", "NutBoltView", "make_xhand_env"]
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.xhand.nuts import NUTS
-from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["ACTIVE_JOINTS", "FINGERS", "JOINTS", "START_POSE", "Scene", "facts", "joint_limits"]
 
