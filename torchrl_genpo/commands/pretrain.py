@@ -18,61 +18,57 @@ from pathlib import Path
 import torch
 from hydra.core.hydra_config import HydraConfig
 
-from torchrl_genpo.commands.common import (
-    check_device,
-    hydra_command,
-    refuse_others,
-    refuse_unused,
-    resumed_options,
-    value_of,
-)
+from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.schema import PretrainOptions
-from torchrl_genpo.training import evaluate
-from torchrl_genpo.training.build import PAIR_FLOWS
-from torchrl_genpo.training.checkpoint import SHAPING, find_checkpoint, load_policy
+from torchrl_genpo.training import DivergedError, evaluate
+from torchrl_genpo.training.checkpoint import (
+    SHAPING,
+    build_policy,
+    find_checkpoint,
+    read_checkpoint,
+    select_option,
+)
 from torchrl_genpo.training.loop import EVAL_SEED
 from torchrl_genpo.training.pretraining import COLUMNS, pretrain, sampled_by_euler
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
 
 RESUMABLE = {"pretrain.iterations", "pretrain.dataset", "eval"}  # may change on resume
-SAMPLING = ("solver", "start")  # options by which a trained policy may be sampled
-EVALUABLE = {*SAMPLING, "euler", "eval", "device", "num_threads"}  # may change in an evaluation
+EVALUABLE = {"solver", "start", "euler", "eval", "device", "num_threads"}  # may change in an evaluation
 
 
 def finetuning_options(options: PretrainOptions, path: Path) -> list[str]:
     """What ``genpo-train`` must be told to take the checkpoint; what its defaults say already is left out."""
-    has_transformer = getattr(options.policy, "transformer", None) is not None
-    policy = "transformer_flow" if has_transformer else options.policy.name
+    policy = options.policy.name if options.policy.transformer is None else "transformer_flow"
     has_file = (resources.files("torchrl_genpo.config") / "env" / f"{options.env.name}.yaml").is_file()
     env = [f"env={options.env.name}"] if has_file else ["env=robomimic/base", f"env.name={options.env.name}"]
     told = [*env, *([] if policy == "reversible_flow" else [f"policy={policy}"])]
-    default = compose(told)
+    mine, default = (chosen.model_dump(mode="json") for chosen in (options, compose(told)))
     for key in (*SHAPING, "env.options.dataset"):
-        value = value_of(options, key)
-        if value != value_of(default, key):
+        value = select_option(mine, key)
+        if value != select_option(default, key):
             told.append(f"{key}={value}".replace(" ", ""))
     return [*told, f"policy.init={path}"]
 
 
 def run_evaluation(options: PretrainOptions, overrides: Sequence[str]) -> None:
     """Evaluates a checkpoint in its own environment, by another solver or start or by Euler's rule if asked for."""
-    names = refuse_others(overrides, EVALUABLE, "A policy is evaluated as it was trained")
     path = find_checkpoint(Path(str(options.evaluate)))
-    chosen = options.model_dump(mode="json")
-    changed = {section: chosen[section] for section in SAMPLING if any(n.partition(".")[0] == section for n in names)}
-    changed |= {name: value_of(options, name) for name in names if name.startswith("eval.")}
-    policy, env, own = load_policy(path, None, EVAL_SEED, options.device, changed)
-    if not own.eval.rounds:
-        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
-    if options.euler and own.policy.name not in PAIR_FLOWS:
+    checkpoint = read_checkpoint(path, options.device)
+    if "pretrain" not in checkpoint["config"]:
+        raise ValueError(f"{path} is of genpo-train: evaluate it by genpo-eval.")
+    saved, why = checkpoint["config"] | {"device": options.device}, "A policy is evaluated as it was trained"
+    own = resumed_config(saved, overrides, EVALUABLE, PretrainOptions, why)
+    check_rounds(own.eval.rounds)
+    if options.euler and not own.policy.has_pair:
         raise ValueError(f"euler=true is of reversible flows; {path} is a policy={own.policy.name}.")
+    policy, env = build_policy(checkpoint, own, path, seed=EVAL_SEED)
     sampled = sampled_by_euler(policy) if options.euler else policy
     for key, value in evaluate(env, sampled, EVAL_SEED, own.eval.rounds).items():
         print(f"{key}: {value:.3f}")
 
 
-@hydra_command("pretrain", PretrainOptions)
+@hydra_command("pretrain", DivergedError)
 def main(options: PretrainOptions, overrides: Sequence[str]) -> int:
     torch.set_num_threads(options.num_threads)
     check_device(options.device)
@@ -82,9 +78,7 @@ def main(options: PretrainOptions, overrides: Sequence[str]) -> int:
     path, resume = Path(HydraConfig.get().runtime.output_dir), options.resume is not None
     if resume:
         path = Path(str(options.resume))
-        options = resumed_options(read_run_config(path), options, overrides, RESUMABLE)
-    else:
-        refuse_unused(options.policy.name, overrides)
+        options = resumed_config(read_run_config(path), overrides, RESUMABLE, PretrainOptions)
     folder = RunFolder(path, resume=resume, columns=COLUMNS)
     folder.write_config(options.model_dump(mode="json"))
     try:

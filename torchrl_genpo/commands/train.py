@@ -19,20 +19,13 @@ from hydra.types import RunMode
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.commands.common import (
-    check_device,
-    hydra_command,
-    refuse_others,
-    refuse_unused,
-    resumed_options,
-    value_of,
-)
+from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.envs import WorkerError, one_simulation
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.build import build_env
-from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy
+from torchrl_genpo.training.checkpoint import build_policy, find_checkpoint, kind_of, read_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, Training
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.recording import check_rendering, record_video
@@ -53,14 +46,14 @@ EVALUABLE = {"env.options.asset_root", "video", "device", "num_threads", "eval"}
 
 def run_evaluation(options: TrainOptions, overrides: Sequence[str]) -> None:
     """Evaluates a checkpoint as its run was evaluated, what is given on the command line aside; prints the returns."""
-    names = refuse_others(overrides, EVALUABLE, "A policy is evaluated as it was trained")
     path = find_checkpoint(Path(str(options.evaluate)))
-    changed = {name: value_of(options, name) for name in names if name.partition(".")[0] in ("env", "eval")}
-    policy, env, own = load_policy(path, None, EVAL_SEED, options.device, changed)
-    if not own.eval.rounds:
-        raise ValueError("eval.rounds=0 evaluates nothing; it must be at least 1 here.")
+    checkpoint = read_checkpoint(path, options.device)
+    saved, why = checkpoint["config"] | {"device": options.device}, "A policy is evaluated as it was trained"
+    own = resumed_config(saved, overrides, EVALUABLE, kind_of(checkpoint), why)
+    check_rounds(own.eval.rounds)
     if options.video:
         check_rendering(own.env.name)
+    policy, env = build_policy(checkpoint, own, path, seed=EVAL_SEED)
     print(f"{own.eval.num_envs * own.eval.rounds} episodes with each noise")
     for name, value in evaluate(env, policy, EVAL_SEED, own.eval.rounds).items():
         print(f"{name}: {value:.{1 if name.endswith('return') else 3}f}")
@@ -106,7 +99,7 @@ def train(options: TrainOptions, folder: RunFolder, ranks: Ranks) -> int:
     return code
 
 
-@hydra_command("genpo", TrainOptions)
+@hydra_command("genpo", DivergedError, WorkerError)
 def main(options: TrainOptions, overrides: Sequence[str]) -> int:
     torch.set_num_threads(options.num_threads)
     check_device(options.device)
@@ -116,9 +109,7 @@ def main(options: TrainOptions, overrides: Sequence[str]) -> int:
     path, resume = Path(HydraConfig.get().runtime.output_dir), options.resume is not None
     if resume:
         path = Path(str(options.resume))
-        options = resumed_options(read_run_config(path), options, overrides, RESUMABLE)
-    else:
-        refuse_unused(options.policy.name, overrides)
+        options = resumed_config(read_run_config(path), overrides, RESUMABLE)
     if options.video:
         check_rendering(options.env.name)
     ranks = Ranks(options.device)

@@ -7,10 +7,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar, overload
 
 import hydra
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
@@ -21,11 +22,14 @@ from torchrl_genpo.config.env_options import FAMILIES
 from torchrl_genpo.config.parts import TransformerOptions
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
-__all__ = ["GROUPS", "compose", "compose_config", "known_to_hydra", "validate"]
+__all__ = ["GROUPS", "SCHEMAS", "ConfigName", "compose", "compose_config", "known_to_hydra", "validate"]
 
 T = TypeVar("T", TrainOptions, PretrainOptions)
 
-ConfigName = Literal["genpo", "pretrain"]
+ConfigName: TypeAlias = Literal["genpo", "pretrain"]
+
+SCHEMAS: dict[str, Any] = {"genpo": TrainOptions, "pretrain": PretrainOptions}
+"""What the options of a file of groups are checked by."""
 
 GROUPS = ("collector", "solver", "start", "policy", "logger", "env")
 """The sections of which one of several alternatives is chosen by its name."""
@@ -34,7 +38,15 @@ WITH_FILES = ("genpo", "genpo_jacobian", "self_adjoint_flow")
 """Policies whose files choose a solver, too; so their defaults have other names than their files."""
 
 
-def compose(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") -> Any:
+@overload
+def compose(overrides: Sequence[str] = (), config_name: Literal["genpo"] = "genpo") -> TrainOptions: ...
+
+
+@overload
+def compose(overrides: Sequence[str] = (), *, config_name: Literal["pretrain"]) -> PretrainOptions: ...
+
+
+def compose(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") -> TrainOptions | PretrainOptions:
     """Composes and checks options, as a command does with its command line.
 
     Args:
@@ -50,13 +62,18 @@ def compose(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") ->
         >>> options.env.name, options.collector.steps_per_env
         ('hopper', 512)
     """
-    return validate(compose_config(overrides, config_name), TrainOptions if config_name == "genpo" else PretrainOptions)
+    return validate(compose_config(overrides, config_name), SCHEMAS[config_name])
 
 
 def compose_config(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") -> DictConfig:
     """Composes options without checking them."""
-    with known_to_hydra(), hydra.initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        return hydra.compose(config_name, list(overrides))
+    state = GlobalHydra.instance()
+    running, state.hydra = state.hydra, None  # a command that composes again is in the midst of Hydra's own run
+    try:
+        with known_to_hydra(), hydra.initialize_config_module("torchrl_genpo.config", version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+    finally:
+        state.hydra = running
 
 
 @contextlib.contextmanager

@@ -13,6 +13,9 @@ __all__ = ["with_chunk_size", "with_sizes_of_batches"]
 
 BATCHES_OF_A_CHECKPOINT = 50
 
+MOST = {"collector.steps_per_env": 10**6, "collector.iterations": 10**9, "loss.mini_batches": 10**6}
+"""The bounds of options that are filled in even where they are given, because a number of frames wins over them."""
+
 
 class _Values:
     """Nested options, as they were given, of which some are filled in."""
@@ -30,8 +33,10 @@ class _Values:
         given = self._given(name)
         section, _, key = name.partition(".")
         part = self.values.get(section, {})
-        if isinstance(part, Mapping) and (given is None or _is_count(given)):
-            self.values[section] = {**part, key: value}
+        most = MOST.get(name, 10**12)
+        # what the schema will refuse stays, for it to name it
+        if isinstance(part, Mapping) and (given is None or (_is_count(given) and given <= most)):
+            self.values[section] = {**part, key: min(value, most)}
 
     def _given(self, name: str) -> Any:
         section, _, key = name.partition(".")
@@ -72,16 +77,16 @@ def with_sizes_of_batches(values: Mapping[str, Any], defaults: Mapping[str, int 
     if (steps := given.follow("collector.frames_per_batch", "collector.steps_per_env")) is not None:
         given.fill_in("collector.frames_per_batch", num_envs * steps)
     frames = given["collector.frames_per_batch"] or 1
-    given.fill_in("collector.steps_per_env", min(max(1, frames // num_envs), 10**6))
+    given.fill_in("collector.steps_per_env", max(1, frames // num_envs))
     if (iterations := given.follow("collector.total_frames", "collector.iterations")) is not None:
         given.fill_in("collector.total_frames", frames * iterations)
     total = given["collector.total_frames"] or 1
-    given.fill_in("collector.iterations", min(-(-total // frames), 10**9))
+    given.fill_in("collector.iterations", -(-total // frames))
     if (parts := given.follow("loss.mini_batch_size", "loss.mini_batches")) is not None:
         if parts > frames:
             raise ValueError(f"loss.mini_batches={parts}: a batch of {frames} frames cannot be split into so many.")
         given.fill_in("loss.mini_batch_size", frames // parts)
-    given.fill_in("loss.mini_batches", min(-(-frames // (given["loss.mini_batch_size"] or 1)), 10**6))
+    given.fill_in("loss.mini_batches", -(-frames // (given["loss.mini_batch_size"] or 1)))
     if given["eval.interval"] is None:
         given.fill_in("eval.interval", total)
     if given["checkpoint.interval"] is None:

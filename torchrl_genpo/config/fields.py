@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = [
+    "FOLLOWS",
     "Activation",
     "Fraction",
     "Large",
@@ -54,6 +55,10 @@ Sizes: TypeAlias = Annotated[
 """The widths of the layers of a network."""
 
 Activation: TypeAlias = Literal["elu", "mish", "relu", "tanh"]
+
+
+FOLLOWS: Any = None
+"""The default of a number that follows from other options, which ``derive`` fills in before the schema checks it."""
 
 
 def chosen_by(key: str, default: str) -> Callable[[Any], Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from torchrl_genpo.config.fields import (
+    FOLLOWS,
     Activation,
     NonNegative,
     Options,
@@ -19,7 +20,6 @@ from torchrl_genpo.config.fields import (
 )
 
 __all__ = [
-    "PAIR_FLOWS",
     "AlternatingCouplingOptions",
     "CollectorOptions",
     "ConsistentStartOptions",
@@ -149,7 +149,7 @@ class TransformerOptions(Options):
     """A transformer as the velocity of a flow, with one token an action of a chunk."""
 
     chunk_size: int = Field(
-        default=None,
+        default=FOLLOWS,
         ge=1,
         le=10**4,
         description="The number of actions in a chunk; null takes env.options.chunk_size, or 1.",
@@ -230,20 +230,23 @@ class CompressionOptions(Options):
     )
 
 
-class GenPOOptions(_NoTransformer, _NoActorOptions, _Flow):
-    """GenPO (arXiv 2505.18763): the exact density of an action and its dummy."""
-
+class _DummyFlow(_NoTransformer, _NoActorOptions, _Flow):
     has_pair: ClassVar[bool] = True
     has_density: ClassVar[bool] = True
     solver: ClassVar[str | None] = "alternating_coupling"
 
-    name: Literal["genpo"] = Field(default="genpo", description="GenPO's flow of an action and its dummy.")
     loss: CompressionOptions = Field(
         default_factory=CompressionOptions, description="The options of GenPO's objective."
     )
 
 
-class GenPOJacobianOptions(GenPOOptions):
+class GenPOOptions(_DummyFlow):
+    """GenPO (arXiv 2505.18763): the exact density of an action and its dummy."""
+
+    name: Literal["genpo"] = Field(default="genpo", description="GenPO's flow of an action and its dummy.")
+
+
+class GenPOJacobianOptions(_DummyFlow):
     """GenPO with its determinant by automatic differentiation, as its published code computes it."""
 
     name: Literal["genpo_jacobian"] = Field(
@@ -344,9 +347,6 @@ PolicyOptions: TypeAlias = Annotated[
     Discriminator(chosen_by("name", "reversible_flow")),
 ]
 
-PAIR_FLOWS = (ReversibleFlowOptions, GenPOOptions, SelfAdjointFlowOptions)
-"""The policies with an exact density of a pair, which alone have a solver and a start."""
-
 
 class _Waits:
     """Of collectors whose workers wait for the update, so that data is never older than the policy."""
@@ -364,7 +364,7 @@ class _Collector(Options):
         description="The frames of the whole run, rounded up to whole batches; null for frames_per_batch * iterations.",
     )
     iterations: int = Field(
-        default=None, ge=1, le=10**9, description="The number of batches of the run, where total_frames is null."
+        default=FOLLOWS, ge=1, le=10**9, description="The number of batches of the run, where total_frames is null."
     )
     frames_per_batch: int = Field(
         default=2048,
@@ -373,7 +373,7 @@ class _Collector(Options):
         description="The frames of an update, a multiple of env.num_envs; null for env.num_envs * steps_per_env.",
     )
     steps_per_env: int = Field(
-        default=None,
+        default=FOLLOWS,
         ge=1,
         le=10**6,
         description="The steps of each environment between two updates, where frames_per_batch is null.",

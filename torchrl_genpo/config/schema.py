@@ -15,6 +15,7 @@ from torchrl_genpo.config.checks import check_memory
 from torchrl_genpo.config.derive import with_chunk_size, with_sizes_of_batches
 from torchrl_genpo.config.env_options import EnvOptions, GymnasiumOptions, RoboMimicOptions
 from torchrl_genpo.config.fields import (
+    FOLLOWS,
     Activation,
     Fraction,
     Large,
@@ -105,7 +106,7 @@ class LossOptions(Options):
         default=512, ge=1, le=10**9, description="The frames of an update; null for frames_per_batch // mini_batches."
     )
     mini_batches: int = Field(
-        default=None, ge=1, le=10**6, description="The parts of a batch, where mini_batch_size is null."
+        default=FOLLOWS, ge=1, le=10**6, description="The parts of a batch, where mini_batch_size is null."
     )
 
 
@@ -259,7 +260,12 @@ class TrainOptions(_Root):
         """Fills in what follows from other options; a number that is given wins over what it would follow from."""
         if not isinstance(values, Mapping):
             return values
-        sections = {"collector": SyncOptions, "loss": LossOptions, "eval": EvalOptions, "checkpoint": CheckpointOptions}
+        sections: dict[str, type[Options]] = {
+            "collector": SyncOptions,
+            "loss": LossOptions,
+            "eval": EvalOptions,
+            "checkpoint": CheckpointOptions,
+        }
         defaults = {
             f"{section}.{name}": field.default
             for section, options in sections.items()
@@ -328,7 +334,7 @@ class PretrainOptions(_Root):
     def _derive(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        others = TrainOptions.model_fields.keys() - cls.model_fields.keys() - {"video"}
+        others = TrainOptions.model_fields.keys() - PretrainOptions.model_fields.keys() - {"video"}
         values = {key: value for key, value in values.items() if key not in others}
         if isinstance(values.get("eval"), Mapping):
             values["eval"] = {key: value for key, value in values["eval"].items() if key != "interval"}

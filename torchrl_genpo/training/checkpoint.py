@@ -32,16 +32,19 @@ __all__ = [
     "SHAPING",
     "RandomState",
     "best_checkpoint",
+    "build_policy",
     "checkpoints_of",
     "find_checkpoint",
     "frames_of",
     "is_intact",
+    "kind_of",
     "load_policy",
     "load_pretrained",
     "options_of",
     "read_checkpoint",
     "restore",
     "save_checkpoint",
+    "select_option",
     "write_atomically",
 ]
 
@@ -239,10 +242,21 @@ def load_policy(
     """
     checkpoint = read_checkpoint(path, device)
     options = options_of(checkpoint, {"device": device, **(overrides or {})})
+    return *build_policy(checkpoint, options, path, num_envs, seed), options
+
+
+def build_policy(
+    checkpoint: Mapping[str, Any],
+    options: TrainOptions | PretrainOptions,
+    path: Path,
+    num_envs: int | None = None,
+    seed: int = 0,
+) -> tuple[TensorDictSequential, EnvBase]:
+    """The policy of a checkpoint that was read, with its options, and its environment; see :func:`load_policy`."""
     env = build_env(options, options.eval.num_envs if num_envs is None else num_envs, seed)
     policy = make_policy(options, env)
     _load_weights(policy, checkpoint, path, with_start="pretrain" not in checkpoint["config"])
-    return policy, env, options
+    return policy, env
 
 
 def _load_weights(policy: nn.Module, checkpoint: Mapping[str, Any], path: Path, with_start: bool) -> None:
@@ -267,7 +281,12 @@ def options_of(
             if not isinstance(section, dict):
                 raise ValueError(f"The checkpoint has no option {name}: {part} is no section.")
         section[key] = value
-    return validate(config, PretrainOptions) if "pretrain" in config else validate(config, TrainOptions)
+    return validate(config, kind_of(checkpoint))
+
+
+def kind_of(checkpoint: Mapping[str, Any]) -> Any:
+    """The schema of a checkpoint's options."""
+    return PretrainOptions if "pretrain" in checkpoint["config"] else TrainOptions
 
 
 def load_pretrained(options: TrainOptions, policy: TensorDictSequential) -> None:
@@ -280,13 +299,14 @@ def load_pretrained(options: TrainOptions, policy: TensorDictSequential) -> None
     checkpoint = read_checkpoint(path, options.device)
     mine, theirs = options.model_dump(mode="json"), checkpoint["config"]
     for name in ("env.name", *SHAPING):
-        here, there = (_select(config, name) for config in (mine, theirs))
+        here, there = (select_option(config, name) for config in (mine, theirs))
         if here != there:
             raise ValueError(f"policy.init={path} was trained with {name}={there}; this run has {name}={here}.")
     _load_weights(policy, checkpoint, path, with_start=False)
 
 
-def _select(config: Any, name: str) -> Any:
+def select_option(config: Any, name: str) -> Any:
+    """An option of a saved configuration by its dotted name; ``None`` where there is none."""
     for key in name.split("."):
         config = config.get(key) if isinstance(config, Mapping) else None
     return config
