@@ -87,9 +87,7 @@ class Training:
         self.last_good = LastGood(self.loss, self.learner.optimizer, *([] if scale is None else [scale]))
         self.logger = None
         if ranks.is_first:
-            self.logger = make_logger(
-                folder=folder.path, config=options.model_dump(mode="json"), **options.logger.model_dump()
-            )
+            self.logger = make_logger(options.logger, folder.path, options.model_dump(mode="json"))
         if ranks.is_first and not self.progress.frames:
             if options.policy.init:  # first, for it may remain the best
                 self._log({"frames": 0} | self._evaluate())

@@ -16,36 +16,26 @@ from tensordict.nn import TensorDictModule
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.record.loggers import get_logger
 
+from torchrl_genpo.config.parts import LoggerOptions
 from torchrl_genpo.envs import make_env, make_view, one_simulation
 
 __all__ = ["check_rendering", "make_logger", "record_video"]
 
 
-def make_logger(backend: str, folder: Path, config: dict[str, Any], project: str | None, mode: str | None) -> Any:
+def make_logger(options: LoggerOptions, folder: Path, config: dict[str, Any]) -> Any:
     """The logger beside ``metrics.csv``, or ``None`` for ``csv``; a resumed run continues its own.
 
     Args:
-        backend (str): ``csv``, ``tensorboard`` or ``wandb``.
+        options (LoggerOptions): of the run.
         folder (Path): of the run.
-        config (dict): of the run.
-        project (str, optional): wandb's.
-        mode (str, optional): wandb's, ``offline`` or ``online``.
+        config (dict): all options of the run, for wandb.
     """
-    if backend == "csv":
+    if options.backend == "csv":
         return None
-    run_id = hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]
-    return get_logger(
-        backend,
-        logger_name=str(folder),
-        experiment_name=folder.name,
-        wandb_kwargs={
-            "project": project,
-            "mode": mode,
-            "config": config,
-            "id": run_id,
-            "resume": "allow",
-        },
-    )
+    wandb = {"config": config, "resume": "allow", "id": hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]}
+    if options.backend == "wandb":
+        wandb |= {"project": options.project, "mode": options.mode}
+    return get_logger(options.backend, logger_name=str(folder), experiment_name=folder.name, wandb_kwargs=wandb)
 
 
 def _draw_once(name: str) -> None:
