@@ -99,11 +99,12 @@ def run_policy(
         ValueError: if the start pose is out of the limits.
 
     Examples:
-        >>> from torchrl_genpo.deploy import FakeSDK, HandConfig, WaveMotion, XHandBackend, run_policy
-        >>> sdk = FakeSDK()
-        >>> run_policy(WaveMotion(), XHandBackend(HandConfig(), sdk), seconds=0.2).outcome
+        >>> from torchrl_genpo.deploy import FastClock, SimulatedHand, WaveMotion, run_policy
+        >>> clock = FastClock()  # a simulation need not wait
+        >>> hand = SimulatedHand(clock=clock)
+        >>> run_policy(WaveMotion(), hand, seconds=0.2, clock=clock).outcome
         'completed'
-        >>> sdk.hand.is_passive
+        >>> hand.is_passive
         True
     """
     safety = SafetyConfig() if safety is None else safety
