@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What decides where the joints of a hand should go next."""
+"""Controllers, which decide where the joints of a hand go next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["HandController", "HandPolicy", "WaveMotion"]
 
 @runtime_checkable
 class HandController(Protocol):
-    """What :func:`~torchrl_genpo.deploy.run_policy` asks for the next targets.
+    """The protocol of what :func:`~torchrl_genpo.deploy.run_policy` asks for the next targets.
 
     Attributes:
         dt (float): the time from one target to the next, s.

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase, ExplorationType, TransformedEnv, set_exploration_type
+from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 import torchrl_genpo
 from torchrl_genpo.deploy.policy import FORMAT, INSTALL, NAMES, ExportedPolicy
@@ -192,24 +192,19 @@ def _control_period(env: EnvBase) -> float | None:
 
 
 def _action_bounds(env: EnvBase) -> dict[str, list[float | None]]:
-    """What the environment clips an action to; ``None``, which JSON can say and infinity it cannot, where nothing."""
+    """The bounds to which the environment clips an action; an infinite one, which JSON has no word for, is ``None``."""
     space, size = env.action_spec.space, env.action_spec.shape[-1]
-    bounds = {name: getattr(space, name, None) for name in ("low", "high")}
-    rows = {
-        name: [None] * size if bound is None else bound.reshape(-1, size)[0].tolist() for name, bound in bounds.items()
-    }
-    return {name: [value if abs(value or 0) < 1e30 else None for value in row] for name, row in rows.items()}
+    rows = {name: getattr(space, name).reshape(-1, size)[0].tolist() for name in ("low", "high")}
+    return {name: [value if abs(value) < 1e30 else None for value in row] for name, row in rows.items()}
 
 
 def _describe_hand(env: EnvBase, obs_dim: int | None) -> dict[str, Any]:
     """How a hand makes observations and executes actions, for a task of the XHand; else nothing."""
-    raw, transforms = simulator(env), []
-    while isinstance(env, TransformedEnv):
-        transforms += [part for part in env.transform if isinstance(part, DeltaTarget)]
-        env = env.base_env
-    if not isinstance(raw, NutBoltEnv) or not transforms:
+    kinds: tuple[Any, Any] = (NutBoltEnv, DeltaTarget)
+    found: dict[Any, Any] = {kind: part for part in env.modules() for kind in kinds if isinstance(part, kind)}
+    if len(found) < len(kinds):
         return {}
-    (delta,) = transforms
+    raw, delta = (found[kind] for kind in kinds)
     hand = {
         "side": raw.scene.side,
         "index_bend_sign": raw.scene.index_bend_sign,
@@ -226,7 +221,7 @@ def _describe_hand(env: EnvBase, obs_dim: int | None) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of this library where it runs from a clone, not of a repository around the environment it is in."""
+    """The commit of this library if it runs from its own repository, else ``None``."""
     command, root = ["git", "describe", "--always", "--dirty", "--abbrev=12"], Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

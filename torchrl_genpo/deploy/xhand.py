@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The real hand, over the maker's SDK."""
+"""The real hand, driven over the maker's SDK."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ OPENING_READINGS = 50
 
 
 class XHandBackend:
-    """An XHand on RS485 or EtherCAT, a :class:`~torchrl_genpo.deploy.HandBackend`.
+    """An XHand on RS485 or EtherCAT as a :class:`~torchrl_genpo.deploy.HandBackend`.
 
-    The SDK (``xhand_controller``, by RobotEra, Linux x86-64, closed source) is not shipped and not needed to import
-    this: it is imported when the hand is opened, unless given.
+    The SDK (``xhand_controller``, by RobotEra, Linux x86-64, closed source) is not shipped. It is imported when the
+    hand is opened, unless it is given.
 
     Args:
-        config (HandConfig): the hand.
+        config (HandConfig): the settings of the hand.
         sdk (module, optional): what ``from xhand_controller import xhand_control`` gives, or another object with these
             names, such as a test's.
 
@@ -106,7 +106,7 @@ class XHandBackend:
         raise HandError(f"no usable reading in {OPENING_READINGS}: {last}")
 
     def read(self) -> HandState:
-        """The present state.
+        """Reads the present state.
 
         Raises:
             HandError: for an error code, or positions that are all exactly zero, which no real hand's are.
@@ -125,7 +125,7 @@ class XHandBackend:
         )
 
     def command(self, position: np.ndarray) -> None:
-        """Position control towards joint angles ``[12]``, rad.
+        """Moves the joints to the angles ``[12]``, rad, by position control.
 
         Raises:
             HandError: for an error code.
@@ -134,7 +134,7 @@ class XHandBackend:
         self._send(self._signs * position, POSITION_MODE, config.kp, config.ki, config.kd, config.tor_max)
 
     def passive(self) -> None:
-        """Mode 0 with no torque; connects anew where the hand does not answer, as after a loose plug.
+        """Sets mode 0 without torque; connects anew if the hand does not answer, as after a loose plug.
 
         Raises:
             HandError: for an error code.
@@ -150,7 +150,7 @@ class XHandBackend:
             self._send(*relaxed)
 
     def close(self) -> None:
-        """Disconnects."""
+        """Disconnects from the hand."""
         if self._device is not None:
             self._device.close_device()
             self._device = self._command = None
