@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -48,8 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy
 
     with explain_errors(RuntimeError, TypeError):
-        entries = (entry.partition("=") for entry in options.set)
-        overrides = {name: yaml.safe_load(value) for name, _, value in entries}
+        overrides = dict(map(_override, options.set))
         checkpoint = find_checkpoint(options.checkpoint)
         policy, env, config = load_policy(checkpoint, num_envs=1, seed=0, device="cpu", overrides=overrides)
         source = {
@@ -60,6 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = PolicyExporter(policy, env, noise_input=options.noise_input).save(options.folder, source)
     difference = json.loads((folder / "policy.json").read_text())["largest_difference"]
     sys.stdout.write(f"{folder}: policy.onnx, policy.json. Largest difference from the policy: {difference:.1e}.\n")
+
+
+def _override(entry: str) -> tuple[str, Any]:
+    """The name and the value of an option that is given as ``name=value``."""
+    name, _, text = entry.partition("=")
+    try:
+        return name, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {entry}: {text!r} is no YAML value.") from error
 
 
 if __name__ == "__main__":
