@@ -75,15 +75,20 @@ POLICIES = {
     "two encoded inputs": lambda: TensorDictSequential(
         normalizer(), Sequence(encoder(), flow(obs_dim=12, in_keys=["features", "normalized_observation"]))
     ),
+    "nested key": lambda: flow(in_keys=[("agent", "observation")]),
     "gaussian": gaussian,
     "normalised gaussian": lambda: TensorDictSequential(normalizer(), gaussian("normalized_observation")),
     "gaussian with a scale of its own": lambda: gaussian(extractor=NormalParamExtractor()),
 }
 
 
+def observed(policy, observation):
+    return TensorDict({policy.in_keys[0]: observation}, [len(observation)])
+
+
 def deterministic(policy, observation):
     with exploration(ExplorationType.DETERMINISTIC), torch.no_grad():
-        return policy(TensorDict(observation=observation, batch_size=[len(observation)]))["action"]
+        return policy(observed(policy, observation))["action"]
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -98,7 +103,7 @@ def test_the_zero_noise_action_is_the_policys(name):
 def test_given_noise_makes_the_action_that_the_policy_draws_from_it(name):
     policy, observation = POLICIES[name](), 3 * torch.randn(7, OBS)
     exported = ExportablePolicy(policy, obs_dim=OBS, noise_input=True)
-    td = TensorDict(observation=observation, batch_size=[7])
+    td = observed(policy, observation)
     with exploration(ExplorationType.RANDOM), torch.no_grad():
         drawn = policy(td.clone())
         if "action_memory" in drawn:

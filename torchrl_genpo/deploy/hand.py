@@ -127,7 +127,7 @@ Positive = Annotated[float, Field(gt=0)]  # which NaN, by which no limit would e
 
 
 class SafetyConfig(Settings):
-    """The limits of what may be done to a hand; others drive the XHand with this speed, temperature and these gains.
+    """The limits of what may be done to a hand; the default speed and temperature are those that others use.
 
     Attributes:
         low (dict of str to float): the lowest target of each joint, rad. Defaults to the maker's limits, which are

@@ -114,13 +114,21 @@ class ExportablePolicy(nn.Module):
             raise ValueError(f"The policy must write 'action' to be exported; it writes {policy.out_keys}.")
         (self.observation_key,) = policy.in_keys
         self.noise_input = noise_input
-        sizes = [len(step.mean) for step in self.steps if isinstance(step, RunningNormalizer)]
-        obs_dim = obs_dim or (sizes[0] if sizes else getattr(getattr(policy, "velocity", None), "obs_dim", None))
+        if obs_dim is None and self._normalizer is not None:
+            obs_dim = len(self._normalizer.mean)
+        elif obs_dim is None:
+            obs_dim = getattr(getattr(policy, "velocity", None), "obs_dim", None)
         if obs_dim is None:
             raise ValueError("The policy has no normaliser that tells the size of its observation: give obs_dim.")
         self.obs_dim = obs_dim
         drawn = self._run(torch.zeros(1, obs_dim), None).get(self.head.action_key).shape[-1]
         self.noise_dim = 2 * drawn if isinstance(self.head, FlowHead) else drawn
+
+    @property
+    def _normalizer(self) -> RunningNormalizer | None:
+        """The normaliser of the raw observation."""
+        found = (step for step in self.steps if isinstance(step, RunningNormalizer))
+        return next((step for step in found if step.in_keys == [self.observation_key]), None)
 
     @property
     def head(self) -> FlowHead | GaussianHead:
@@ -146,9 +154,8 @@ class ExportablePolicy(nn.Module):
     def dummy_inputs(self, batch_size: int = 2) -> dict[str, Tensor]:
         """Random inputs by name: observations that the normaliser expects, and standard normal noise."""
         inputs = {name: torch.randn(batch_size, *shape) for name, shape in self.input_shapes.items()}
-        first = self.steps[0]
-        if isinstance(first, RunningNormalizer):
-            inputs["observation"] = (first.mean + first.deviation * inputs["observation"]).float()
+        if (norm := self._normalizer) is not None:
+            inputs["observation"] = (norm.mean + norm.deviation * inputs["observation"]).float()
         return inputs
 
     def forward(self, observation: Tensor, noise: Tensor | None = None) -> tuple[Tensor]:
