@@ -9,7 +9,6 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tensordict import TensorDict
-from tensordict.nn import TensorDictSequential
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 
@@ -24,13 +23,15 @@ from torchrl_genpo.baselines import (
     asymmetric_gain,
 )
 from torchrl_genpo.models import gaussian_actor, make_loss
-from torchrl_genpo.modules import ActionScale, EulerActor, ExportablePolicy, RunningNormalizer
+from torchrl_genpo.modules import EulerActor, ExportablePolicy, ObservationPipeline
+from torchrl_genpo.modules.export import Normalizer
 
 from .strategies import (
     OBS_DIM,
     actors,
     batches,
     coupling_solvers,
+    dims,
     keys,
     observations,
     randomized,
@@ -176,23 +177,27 @@ def test_the_gain_of_fpo_never_exceeds_that_of_the_plain_ratio(log_ratio, advant
     assert gain.isfinite() and gain <= plain + 1e-5 * plain.abs()
 
 
-@given(st.data(), seeds, st.booleans(), st.booleans(), st.booleans())
-def test_an_exportable_policy_acts_as_the_policy_does(data, seed, is_flow, noise_input, is_scaled):
+@given(st.data(), seeds, dims, st.integers(1, 3), st.booleans(), st.booleans())
+def test_an_exportable_policy_acts_as_its_actor_does(data, seed, frame, num_frames, noise_input, normalizes):
     torch.manual_seed(seed)
-    actor = data.draw(actors(nested=False)) if is_flow else gaussian_actor(randomized(torch.nn.Linear(OBS_DIM, 2)), 2)
-    assume(not is_flow or actor.solver.num_memories == 1)
-    normalizer = RunningNormalizer(OBS_DIM, in_key="raw", out_key=actor.in_keys[0], clip=2.0)
-    normalizer.update(3 * torch.randn(10, OBS_DIM) + 1)
-    size = actor.velocity.action_dim if is_flow else 2
-    scale = [ActionScale(torch.randn(size), torch.rand(size) + 0.5, in_key="action")] if is_scaled else []
-    policy = TensorDictSequential(normalizer, actor, *scale)
-    exported = ExportablePolicy(policy, noise_input=noise_input)
-    inputs = exported.dummy_inputs(data.draw(st.integers(1, 4)))
+    size = frame * num_frames
+    actor = data.draw(actors(nested=False)) if size == OBS_DIM else None
+    if actor is None:
+        net = randomized(torch.nn.Linear(size, 2))
+        actor = gaussian_actor(net, 2)
+    each = Normalizer(torch.randn(frame), torch.rand(frame) + 0.5) if normalizes else None
+    stacked = Normalizer(torch.randn(size), torch.rand(size) + 0.5, low=-2.0, high=2.0)
+    pipeline = ObservationPipeline(frame, num_frames=num_frames, each_frame=each, stacked=stacked)
+    policy = ExportablePolicy(actor, pipeline, noise_input=noise_input)
+    inputs = policy.dummy_inputs(data.draw(st.integers(1, 4)))
     if noise_input:
         inputs["noise"].zero_()
+    action, *rest = policy(**inputs)
+    read = pipeline(inputs["observation"], inputs.get("history"))[0]
     with set_exploration_type(ExplorationType.DETERMINISTIC):
-        expected = policy(TensorDict(raw=inputs["observation"], batch_size=inputs["observation"].shape[:1]))["action"]
-    torch.testing.assert_close(exported(**inputs)[0], expected.float(), rtol=1e-4, atol=1e-5)
+        expected = actor(TensorDict(observation=read, batch_size=read.shape[:1]))["action"]
+    torch.testing.assert_close(action, expected.float(), rtol=1e-4, atol=1e-5)
+    assert len(rest) == (num_frames > 1) and all(part.shape == inputs["history"].shape for part in rest)
 
 
 @given(actors(), st.integers(1, 4), batches)
