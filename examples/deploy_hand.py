@@ -4,34 +4,33 @@
 
     python examples/deploy_hand.py
 
-Exports a policy, lets it drive a fake XHand for three seconds, and then breaks the hand and the policy in one way after
-another. The fake stands in for the maker's SDK, so that the same lines drive the real hand. Half a minute on a CPU;
-writes the policy and a picture of its run to ``deploy_hand``.
+Exports a policy, lets it drive the simulated XHand for three seconds, and then breaks the hand and the policy in one
+way after another. It takes half a minute on a CPU, and writes the policy and a picture of its run to ``deploy_hand``.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from tensordict.nn import ProbabilisticTensorDictSequential
 
+from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.deploy import (
     ExportedPolicy,
-    FakeSDK,
     FastClock,
-    Fault,
-    FaultyController,
-    HandConfig,
     HandPolicy,
+    HandState,
     PolicyExporter,
-    XHandBackend,
+    SimulatedHand,
     draw_session,
     run_policy,
 )
-from torchrl_genpo.deploy.faults import HAND_FAULTS
-from torchrl_genpo.envs import freeze_normalization, make_env
-from torchrl_genpo.models import make_actor
+from torchrl_genpo.envs import make_env
+from torchrl_genpo.modules import RunningNormalizer
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--folder", type=Path, default=Path("deploy_hand"))
@@ -39,33 +38,66 @@ options = parser.parse_args()
 torch.manual_seed(0)
 torch.set_num_threads(1)
 
-# A policy as training leaves it: the actor, and the environment with the statistics of its observations. This one has
-# learned nothing; genpo-export does the same with the checkpoint of a run.
+# A policy as training leaves it, with the statistics of its observations. This one has learned nothing; genpo-export
+# does the same with the checkpoint of a run.
 env = make_env("xhand/nut_bolt", num_envs=8, seed=0)
-env.rollout(50, break_when_any_done=False)
-actor = make_actor(freeze_normalization(env), hidden_sizes=(256, 128, 64))
+normalizer = RunningNormalizer(72)
+normalizer.update(env.rollout(50, break_when_any_done=False)["observation"])
+actor = ReversibleFlowActor(VelocityMLP(72, 8, hidden_sizes=(256, 128, 64)), in_keys=["normalized_observation"])
 torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.05)  # so that it moves
 
-# One folder with everything inside: normaliser, history, start and the M steps of the solver.
-folder = PolicyExporter(actor, env).save(options.folder)
+# One folder with everything inside: the normaliser, the start and the M steps of the solver.
+folder = PolicyExporter(ProbabilisticTensorDictSequential(normalizer, actor), env).save(options.folder)
 policy = HandPolicy(ExportedPolicy(folder))
-differences = policy.policy.metadata["largest_difference"]
-print(f"exported to {folder}: differs from the actor by {max(differences.values()):.0e}")
+print(f"exported to {folder}: differs from the policy by {policy.policy.metadata['largest_difference']:.0e}")
 
-# Three seconds at 20 Hz. XHandBackend(HandConfig()) without the second argument is the real hand.
-sdk = FakeSDK()
-report = run_policy(policy, XHandBackend(HandConfig(), sdk), seconds=3.0, log=folder / "log.csv")
+# Three seconds at 20 Hz, in a time that does not wait. XHandBackend(HandConfig()) and no clock is the real hand.
+clock = FastClock()
+report = run_policy(policy, SimulatedHand(clock=clock), seconds=3.0, log=folder / "log.csv", clock=clock)
 draw_session(folder / "log.csv", folder / "log.png")
 print(report)
 
-# Whatever fails, the hand ends without torque. (In a time that does not wait, so that this is quick.)
-for kind in ("stuck", "overheat", "error_code", "board_error", "nan_state", "nan_action", "crash"):
-    fault = Fault(kind, start=0.2, joint="thumb_bend")
+
+class BrokenHand(SimulatedHand):
+    """A hand whose readings go wrong from the thirtieth on."""
+
+    def __init__(self, clock: FastClock, **wrong: np.ndarray) -> None:
+        super().__init__(clock=clock)
+        self.wrong, self.readings = wrong, 0
+
+    def read(self) -> HandState:
+        self.readings += 1
+        return replace(super().read(), **(self.wrong if self.readings > 30 else {}))
+
+
+class BrokenPolicy(HandPolicy):
+    """A policy that decides nothing that could be done, or nothing at all."""
+
+    def __init__(self, exported: ExportedPolicy, raises: bool) -> None:
+        super().__init__(exported)
+        self.raises = raises
+
+    def act(self, position: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self.raises:
+            raise RuntimeError("the policy crashed")
+        action, target = super().act(position, target)
+        return action, np.full_like(target, np.nan)
+
+
+# Whatever fails, the hand ends without torque.
+hands = {
+    "a motor that is too hot": {"temperature": np.full(12, 85.0)},
+    "a reading that is not finite": {"position": np.full(12, np.nan)},
+    "joints that do not follow": {"position": np.zeros(12)},
+    "error flags": {"errors": np.ones(12, int)},
+}
+policies = {"a policy that gives NaN": False, "a policy that crashes": True}
+for name in (*hands, *policies):
     clock = FastClock()
-    sdk = FakeSDK([fault] if kind in HAND_FAULTS else [], clock=clock)
-    controller = policy if kind in HAND_FAULTS else FaultyController(policy, fault)
+    hand = BrokenHand(clock, **hands.get(name, {}))
+    controller = BrokenPolicy(policy.policy, policies[name]) if name in policies else policy
     try:
-        reason = run_policy(controller, XHandBackend(HandConfig(), sdk), seconds=10.0, clock=clock).reason
+        reason = run_policy(controller, hand, seconds=10.0, clock=clock).reason
     except RuntimeError as error:
         reason = f"{error}, raised again"
-    print(f"{kind}: {reason}. {'The hand is passive.' if sdk.hand.is_passive else 'THE HAND IS NOT PASSIVE.'}")
+    print(f"{name}: {reason}. {'The hand is passive.' if hand.is_passive else 'THE HAND IS NOT PASSIVE.'}")

@@ -72,9 +72,9 @@ def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
 
 def test_deploying_to_a_hand_ends_passive_whatever_fails(tmp_path):
     output = run(tmp_path, "deploy_hand.py")
-    (difference,) = re.findall(r"differs from the actor by (\S+)", output)
+    (difference,) = re.findall(r"differs from the policy by (\S+)", output)
     assert float(difference) < 1e-5 and "completed after 3.0 s" in output
-    assert output.count("The hand is passive.") == 8 and "NOT" not in output, output
+    assert output.count("The hand is passive.") == 7 and "NOT" not in output, output
     assert (tmp_path / "deploy_hand" / "log.png").stat().st_size > 10_000
 
 

@@ -1,4 +1,4 @@
-"""The command: a newcomer's first run, its log, its faults and its errors."""
+"""The command: a newcomer's first run, its log and its errors."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 
 import numpy as np
 import pytest
+from fake_sdk import FakeSDK
 
 from torchrl_genpo.commands.deploy import DryRun, main
 from torchrl_genpo.deploy import (
-    FakeSDK,
     FastClock,
     HandConfig,
     SafetyConfig,
@@ -40,9 +40,8 @@ def test_without_options_it_waves_in_simulation(tmp_path, capsys):
     assert (tmp_path / "log.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("runtime", ["onnx", "torch"])
-def test_a_policy_drives_the_fake_hand(policy_folder, tmp_path, runtime):
-    assert run(tmp_path, "--policy", str(policy_folder), "--backend", "fake", "--runtime", runtime) == 0
+def test_a_policy_drives_the_simulated_hand(policy_folder, tmp_path):
+    assert run(tmp_path, "--policy", str(policy_folder), "--nut", "square") == 0
     session = read_session(tmp_path / "log.csv")
     is_run = (session["phase"] == "run") & (session["event"] == "")
     assert is_run.sum() == 6 and session["event"][-1].startswith("completed")
@@ -53,16 +52,18 @@ def test_a_policy_drives_the_fake_hand(policy_folder, tmp_path, runtime):
 
 
 def test_limits_that_cut_the_policys_targets_are_said(policy_folder, tmp_path, capsys):
-    options = ["--policy", str(policy_folder), "--backend", "fake", "--seconds", "0.1"]
+    options = ["--policy", str(policy_folder), "--seconds", "0.1"]
     for settings, part in (([], None), (["safety.low.thumb_rota2=0.0"], "cut targets of thumb_rota2.")):
         assert main([*options, "--log", str(tmp_path / str(len(settings))), *QUICK, *settings]) == 0
         output = capsys.readouterr().out
         assert part in output if part else "narrower" not in output
 
 
-def test_a_fault_ends_with_another_exit_code(tmp_path, capsys):
-    assert run(tmp_path, "--backend", "fake", "--fault", "nan_action:mid_1@0.1") == 1
-    assert "not finite for mid_1" in capsys.readouterr().out
+def test_a_stop_for_safety_ends_with_another_exit_code(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    options = ["--seconds", "0.3", "--log", str(tmp_path / "stopped"), *QUICK, "safety.max_tracking_error=0.01"]
+    assert main(options) == 1
+    assert "rad from the target" in capsys.readouterr().out
 
 
 def test_a_dry_run_reads_but_never_moves_the_hand():
@@ -76,7 +77,7 @@ def test_a_dry_run_reads_but_never_moves_the_hand():
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_the_command_is_ended_by_a_signal_with_the_hand_passive(tmp_path, name):
-    command = [sys.executable, "-m", "torchrl_genpo.commands.deploy", "--backend", "fake", "--log", tmp_path]
+    command = [sys.executable, "-m", "torchrl_genpo.commands.deploy", "--log", tmp_path]
     with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
         while not (tmp_path / "log.csv").exists() or (tmp_path / "log.csv").read_text().count("\n") < 5:
             assert process.poll() is None, "it ended by itself"
@@ -92,8 +93,7 @@ def test_errors_are_sentences(tmp_path, policy_folder, monkeypatch):
     for options, message in {
         ("--policy", str(tmp_path)): "holds no policy",
         ("--policy", str(policy_folder), "--set", "hand.side=left"): "is for a right hand",
-        ("--fault", "stuk"): "Did you mean stuck",
-        ("--fault", "stuck"): "needs --backend fake",
+        ("--set", "safety.max_temprature=60"): "Did you mean max_temperature",
         ("--hand", str(tmp_path / "none.yaml")): "No such file",
         ("--backend", "xhand", "--yes"): "RobotEra",
     }.items():
@@ -101,7 +101,7 @@ def test_errors_are_sentences(tmp_path, policy_folder, monkeypatch):
             main([*options, "--log", str(tmp_path)])
     (tmp_path / "log.csv").touch()
     with pytest.raises(SystemExit, match="is the record of another run"):
-        main(["--backend", "fake", "--log", str(tmp_path)])
+        main(["--log", str(tmp_path)])
 
 
 def test_a_session_is_drawn_even_if_it_is_short(tmp_path):
@@ -109,10 +109,3 @@ def test_a_session_is_drawn_even_if_it_is_short(tmp_path):
     run_policy(WaveMotion(), SimulatedHand(clock=clock), seconds=0.0, log=tmp_path / "log.csv", clock=clock)
     draw_session(tmp_path / "log.csv", tmp_path / "log.png")
     assert (tmp_path / "log.png").exists()
-
-
-def test_help_shows_a_newcomer_what_to_type(capsys):
-    with pytest.raises(SystemExit):
-        main(["--help"])
-    output = capsys.readouterr().out
-    assert "genpo-export" in output and "--dry-run" in output

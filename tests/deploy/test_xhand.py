@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from fake_sdk import FakeSDK
+from faults import Fault
 
-from torchrl_genpo.deploy import FakeSDK, Fault, HandBackend, HandConfig, HandError, XHandBackend, load_config
+from torchrl_genpo.deploy import HandBackend, HandConfig, HandError, XHandBackend, load_config
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
 
 
@@ -110,11 +112,25 @@ def test_settings_come_from_a_file_and_wrong_ones_are_named(tmp_path):
     for wrong, message in {
         "hand.sied=left": "sied",
         "hand.side=middle": "left",
-        "hand.signs.index_bend=2": "index_bend: 2",
+        "hand.signs.index_bend=2": r"hand\.signs\.index_bend: .* \(got 2\)",
+        "hand.signs.index=-1": "'index', which is no joint",
         "safety.low.thumb=0": "each joint",
         "safety.low.index_1=3": "below",
         "hand.kp=strong": "strong",
         "hand.tor_max": "hand.tor_max=<value>",
+        "hand.kp=-1": "greater than or equal to 0",
+        "safety.max_speed=.nan": r"safety\.max_speed: .*greater than 0 \(got nan\)",
+        "safety.low.index_1=.nan": "below",
+        "hand=3": "hand: ",
+        "speed=3": "speed: there is no such key",
+        "hand.port={": "is no YAML",
     }.items():
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=message) as raised:
             load_config(overrides=[wrong])
+        assert "\n" not in str(raised.value)
+    for content in ("- a\n", "hand: 3\n", "hand: {kp: strong}\n", "hand: {\n"):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=r"hand\.yaml"):
+            load_config(path)
+    path.write_text("hand:\n")
+    assert load_config(path) == load_config()

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Lets a policy drive a hand, simulated, fake or real.
+"""Lets a policy drive a hand, simulated or real.
 
 genpo-deploy --policy my_policy                            # in simulation
 genpo-deploy --policy my_policy --backend xhand --dry-run  # the real hand, read but not moved
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -20,11 +19,9 @@ import numpy as np
 from torchrl_genpo.commands.common import explain_errors
 from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
-from torchrl_genpo.deploy.fake_sdk import FakeSDK
-from torchrl_genpo.deploy.faults import HAND_FAULTS, POLICY_FAULTS, Fault, FaultyController
 from torchrl_genpo.deploy.hand import DeployConfig, HandBackend, HandError, HandState, load_config
 from torchrl_genpo.deploy.loop import run_policy
-from torchrl_genpo.deploy.policy import FILES, ExportedPolicy
+from torchrl_genpo.deploy.policy import ExportedPolicy
 from torchrl_genpo.deploy.session import draw_session
 from torchrl_genpo.deploy.simulated import SimulatedHand
 from torchrl_genpo.deploy.xhand import XHandBackend
@@ -33,21 +30,20 @@ from torchrl_genpo.envs.xhand import JOINTS, NUTS, Randomization, Scene
 __all__ = ["DryRun", "main"]
 
 DESCRIPTION = """\
-Lets a policy drive an XHand at 20 Hz: the simulated one, a fake one that shows what happens when something fails, or
-the real one. The hand first moves slowly to the policy's start pose. However the run ends, it ends passive, without
-torque; Ctrl-C stops it at any time.
+Lets a policy drive an XHand at 20 Hz, the simulated or the real one. The hand first moves slowly to the policy's start
+pose. However the run ends, it ends passive, without torque; Ctrl-C stops it at any time.
 
 Without --policy the fingers make a slow wave. A policy is a folder that this command writes from a checkpoint of
 env=xhand/nut_bolt:
 
-  genpo-export outputs/.../checkpoints/checkpoint-....torchrl my_policy
+  genpo-export outputs/.../checkpoints/checkpoint-....pt my_policy
 """
 
 EXAMPLES = """\
 examples:
   genpo-deploy                                            a wave in simulation
   genpo-deploy --policy my_policy --nut square            loosen a square nut, in real time
-  genpo-deploy --backend fake --fault stuck:thumb_bend@1  see the run stopped for safety
+  genpo-deploy --set safety.max_tracking_error=0.01       see the run stopped for safety
   genpo-deploy --policy my_policy --backend xhand --dry-run
                                                           the real hand: read it, log what would be commanded
   genpo-deploy --policy my_policy --backend xhand --hand my_hand.yaml --set hand.tor_max=150
@@ -66,29 +62,29 @@ class DryRun:
     """A hand that is read but never commanded, a :class:`~torchrl_genpo.deploy.HandBackend`.
 
     Args:
-        backend (HandBackend): the hand.
+        backend (HandBackend): the hand that is read.
     """
 
     def __init__(self, backend: HandBackend) -> None:
         self._backend = backend
 
     def open(self) -> None:
-        """Connects."""
+        """Connects to the hand."""
         self._backend.open()
 
     def read(self) -> HandState:
-        """The present state."""
+        """Reads the present state."""
         return self._backend.read()
 
     def command(self, position: np.ndarray) -> None:
-        """Does nothing."""
+        """Sends nothing: a dry run never moves the hand."""
 
     def passive(self) -> None:
         """Takes all torque from the joints, should there be any."""
         self._backend.passive()
 
     def close(self) -> None:
-        """Disconnects."""
+        """Disconnects from the hand."""
         self._backend.close()
 
 
@@ -100,17 +96,16 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--policy", type=Path, metavar="FOLDER", help="an exported policy; without one, a slow wave")
-    parser.add_argument("--backend", choices=("sim", "fake", "xhand"), default="sim", help="default: sim")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of the policy, after the ramp; default: 20")
-    parser.add_argument("--runtime", choices=list(FILES), default="onnx", help="of the policy; default: onnx")
+    parser.add_argument("--backend", choices=("sim", "xhand"), default="sim", help="the hand; default: sim")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time of the policy, after the ramp; default: 20")
     parser.add_argument("--hand", type=Path, metavar="FILE", help="YAML with the settings of the hand, see below")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="single settings of the hand")
     parser.add_argument(
-        "--log", type=Path, metavar="FOLDER", help="for log.csv and log.png; default: outputs/deploy/<date>"
+        "--log", type=Path, metavar="FOLDER", help="where log.csv and log.png go; default: outputs/deploy/<date>"
     )
-    parser.add_argument("--nut", choices=list(NUTS), default="hexagon", help="of the simulation; default: hexagon")
-    faults = ", ".join(HAND_FAULTS | POLICY_FAULTS)
-    parser.add_argument("--fault", metavar="KIND[:JOINT][@SECONDS]", help=f"something that goes wrong: {faults}")
+    parser.add_argument(
+        "--nut", choices=list(NUTS), default="hexagon", help="the nut of the simulation; default: hexagon"
+    )
     parser.add_argument("--dry-run", action="store_true", help="read the hand, decide and log, but never command it")
     parser.add_argument("--yes", action="store_true", help="do not ask before the real hand moves")
     add_completion(parser)
@@ -120,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 def _controller(options: argparse.Namespace, config: DeployConfig) -> HandController:
     if options.policy is None:
         return WaveMotion()
-    policy = HandPolicy(ExportedPolicy(options.policy, options.runtime))
+    policy = HandPolicy(ExportedPolicy(options.policy))
     if policy.side != config.hand.side:
         raise ValueError(f"{options.policy} is for a {policy.side} hand, hand.side is {config.hand.side}.")
     low, high = config.safety.bounds() - policy.limits
@@ -130,11 +125,9 @@ def _controller(options: argparse.Namespace, config: DeployConfig) -> HandContro
     return policy
 
 
-def _backend(options: argparse.Namespace, config: DeployConfig, faults: list[Fault]) -> HandBackend:
+def _backend(options: argparse.Namespace, config: DeployConfig) -> HandBackend:
     if options.backend == "xhand":
         return XHandBackend(config.hand)
-    if options.backend == "fake":
-        return XHandBackend(config.hand, FakeSDK(faults, side=config.hand.side))
     return SimulatedHand(Scene(side=config.hand.side, nut=options.nut), noise=Randomization().joint_noise)
 
 
@@ -147,15 +140,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with explain_errors(HandError):
         config = load_config(options.hand, options.set)
         controller = _controller(options, config)
-        faults = [] if options.fault is None else [Fault.parse(options.fault)]
-        if faults and faults[0].kind in POLICY_FAULTS:
-            controller = FaultyController(controller, faults.pop())
-        if faults and options.backend != "fake":
-            raise ValueError(f"--fault {options.fault} is of the hand: it needs --backend fake.")
-        backend = _backend(options, config, faults)
+        backend = _backend(options, config)
         safety = config.safety
         if options.dry_run:
-            backend, safety = DryRun(backend), replace(safety, max_tracking_error=float("inf"))
+            backend, safety = DryRun(backend), safety.model_copy(update={"max_tracking_error": float("inf")})
         elif options.backend == "xhand" and not options.yes:
             input("The hand will move. Nothing and nobody in it? The power switch within reach? Enter starts: ")
         folder = options.log or Path("outputs", "deploy", f"{datetime.now():%Y-%m-%d_%H-%M-%S}")

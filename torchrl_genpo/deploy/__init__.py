@@ -1,12 +1,12 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Trained policies away from training: export, and a hand that they drive."""
+"""Trained policies away from training: their export, and a hand that they drive."""
+
+from __future__ import annotations
 
 from torchrl_genpo.deploy.clock import Clock, FastClock
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.exporter import PolicyExporter
-from torchrl_genpo.deploy.fake_sdk import FakeSDK
-from torchrl_genpo.deploy.faults import Fault, FaultyController
 from torchrl_genpo.deploy.hand import HandBackend, HandConfig, HandError, HandState, SafetyConfig, load_config
 from torchrl_genpo.deploy.loop import RunReport, run_policy
 from torchrl_genpo.deploy.policy import ExportedPolicy
@@ -17,10 +17,7 @@ from torchrl_genpo.deploy.xhand import XHandBackend
 __all__ = [
     "Clock",
     "ExportedPolicy",
-    "FakeSDK",
     "FastClock",
-    "Fault",
-    "FaultyController",
     "HandBackend",
     "HandConfig",
     "HandController",

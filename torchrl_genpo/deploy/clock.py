@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The time that a hand and its loop live by."""
+"""The clocks of a hand and of the loop that drives it."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["Clock", "FastClock"]
 
 
 class Clock:
-    """The real time."""
+    """The clock of the real time."""
 
     def __call__(self) -> float:
-        """Seconds."""
+        """The present time, s."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Waits."""
+        """Waits for some seconds."""
         time.sleep(seconds)
 
 
 class FastClock(Clock):
-    """A time in which waiting takes none: simulations as fast as the processor can.
+    """A clock on which waiting takes no real time, so that a simulation is as fast as the processor.
 
     Examples:
         >>> clock = FastClock()
@@ -35,9 +35,9 @@ class FastClock(Clock):
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Seconds slept so far."""
+        """The time slept so far, s."""
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        """Lets time pass."""
+        """Lets some seconds pass at once."""
         self.now += seconds

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What decides where the joints of a hand should go next."""
+"""Controllers, which decide where the joints of a hand go next."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["HandController", "HandPolicy", "WaveMotion"]
 
 @runtime_checkable
 class HandController(Protocol):
-    """What :func:`~torchrl_genpo.deploy.run_policy` asks for the next targets.
+    """The protocol of what :func:`~torchrl_genpo.deploy.run_policy` asks for the next targets.
 
     Attributes:
-        dt (float): s from one target to the next.
-        start_pose (np.ndarray): joint angles ``[12]`` where it wants to begin, rad.
+        dt (float): the time from one target to the next, s.
+        start_pose (np.ndarray): the joint angles ``[12]`` where it wants to begin, rad.
     """
 
     dt: float
@@ -31,14 +31,28 @@ class HandController(Protocol):
         """Begins an episode."""
 
     def act(self, position: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """An action, for the record, and the next target ``[12]`` from the measured angles and the present target."""
+        """Decides on the next target.
+
+        Args:
+            position (np.ndarray): the measured angles ``[12]``, rad.
+            target (np.ndarray): the present target ``[12]``, rad.
+
+        Returns:
+            An action, for the record, and the next target ``[12]``.
+        """
 
 
 class HandPolicy:
-    """An exported policy of the XHand: its actions move the targets, as in training.
+    """An exported policy of the XHand, whose actions move the targets as in training.
+
+    The policy's observation is a history of measured angles and targets; this keeps it.
 
     Args:
-        policy (ExportedPolicy): of a ``xhand/...`` task.
+        policy (ExportedPolicy): a policy of a ``xhand/...`` task.
+
+    Attributes:
+        side (str): the hand that it was trained for, ``right`` or ``left``.
+        limits (np.ndarray): the lowest and highest targets ``[2, 12]`` of the training, rad.
 
     Raises:
         ValueError: if the policy is not of a hand.
@@ -46,30 +60,47 @@ class HandPolicy:
 
     def __init__(self, policy: ExportedPolicy) -> None:
         hand: dict[str, Any] | None = policy.metadata.get("hand")
-        parts = list(policy.metadata["observation"]["parts"])
-        if hand is None or parts != ["joint_position", "joint_target"] or hand["joints"] != list(JOINTS):
-            raise ValueError(
-                f"The policy reads {', '.join(parts)} and cannot drive a hand; one of env=xhand/nut_bolt is needed."
-            )
+        if hand is None or hand["joints"] != list(JOINTS):
+            raise ValueError("The policy was not trained on a hand and cannot drive one; env=xhand/nut_bolt is needed.")
         if policy.dt is None:
             raise ValueError("The policy does not say its control period (dt in policy.json).")
+        self._active = [JOINTS.index(name) for name in hand["active"]]
+        self._scale, self._masked, self._num_frames = float(hand["scale"]), bool(hand["masked"]), int(hand["frames"])
+        sizes = policy.metadata["inputs"]["observation"][0], policy.metadata["action"]["size"]
+        expected = 2 * len(JOINTS) * self._num_frames, len(JOINTS if self._masked else self._active)
+        if sizes != expected:
+            raise ValueError(
+                f"A hand with {self._num_frames} frames and these active joints has an observation and an action of "
+                f"the sizes {expected}; the policy's are {sizes}."
+            )
         self.policy, self.dt, self.side = policy, policy.dt, str(hand["side"])
         self.limits = np.array([hand["low"], hand["high"]])
-        """Of its targets, ``[2, 12]``, rad."""
-        self._active = [JOINTS.index(name) for name in hand["active"]]
-        self._scale, self._masked = float(hand["scale"]), bool(hand["masked"])
         self._signs = np.ones(len(JOINTS))  # from the maker's URDF to the model that it was trained in
         self._signs[JOINTS.index("index_bend")] = hand["index_bend_sign"]
         self.start_pose = self._signs * np.array(hand["start_pose"])
+        self._frames: np.ndarray | None = None
 
     def reset(self) -> None:
         """Begins an episode: the first observation fills the history."""
-        self.policy.reset()
+        self._frames = None
+
+    def observe(self, position: np.ndarray, target: np.ndarray) -> np.ndarray:
+        """Adds the measured angles and the present targets, ``[12]`` each in the signs of the training, to the history.
+
+        Returns:
+            The observation ``[24 * frames]`` of the environment, the oldest frame first.
+        """
+        frame = np.concatenate([position, target]).astype(np.float32)
+        if self._frames is None:
+            self._frames = np.tile(frame, (self._num_frames, 1))
+        else:
+            self._frames = np.concatenate([self._frames[1:], frame[None]])
+        return self._frames.ravel()
 
     def act(self, position: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The action, and the target that it makes of the present one."""
         position, target = self._signs * position, self._signs * target
-        action = self.policy(np.concatenate([position, target]))
+        action = self.policy(self.observe(position, target))
         change = action[self._active] if self._masked else action
         target[self._active] += self._scale * change
         return action, self._signs * np.clip(target, *self.limits)
@@ -79,9 +110,9 @@ class WaveMotion:
     """A slow wave through the fingers, for a first look at a hand without a policy: no contact, half a radian at most.
 
     Args:
-        dt (float, optional): s. Defaults to ``0.05``.
-        period (float, optional): of the wave, s. Defaults to ``4``.
-        amplitude (float, optional): rad. Defaults to ``0.25``.
+        dt (float, optional): the control period, s. Defaults to ``0.05``.
+        period (float, optional): the period of the wave, s. Defaults to ``4``.
+        amplitude (float, optional): the largest way of a joint from its start, rad. Defaults to ``0.25``.
     """
 
     def __init__(self, dt: float = 0.05, period: float = 4.0, amplitude: float = 0.25) -> None:

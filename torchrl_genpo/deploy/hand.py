@@ -5,35 +5,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
-from torchrl_genpo.untrusted import read_yaml
 
-__all__ = ["DeployConfig", "HandBackend", "HandConfig", "HandError", "HandState", "SafetyConfig", "load_config"]
+__all__ = [
+    "DeployConfig",
+    "HandBackend",
+    "HandConfig",
+    "HandError",
+    "HandState",
+    "SafetyConfig",
+    "describe_mistake",
+    "load_config",
+]
 
 
 class HandError(RuntimeError):
-    """The hand did not answer, or not with something that can be used; it may the next time."""
+    """The hand did not answer, or answered with something that cannot be used; the next call may succeed."""
 
 
 @dataclass(frozen=True)
 class HandState:
-    """One reading. Joints are in the order of :data:`~torchrl_genpo.envs.xhand.JOINTS`, signs as in the maker's URDF.
+    """One reading of a hand.
+
+    Joints are in the order of :data:`~torchrl_genpo.envs.xhand.JOINTS`; their signs are those of the maker's URDF.
 
     Attributes:
-        position (np.ndarray): joint angles ``[12]``, rad.
-        torque (np.ndarray): what the backend has for torques ``[12]``; the real hand's are a kind of current.
-        temperature (np.ndarray): of the motors ``[12]``, degrees Celsius.
-        errors (np.ndarray): error flags of the boards ``[12]``, 0 for none.
+        position (np.ndarray): the joint angles ``[12]``, rad.
+        torque (np.ndarray): what the backend has for torques ``[12]``; the real hand reports a kind of current.
+        temperature (np.ndarray): the temperatures of the motors ``[12]``, degrees Celsius.
+        errors (np.ndarray): the error flags of the boards ``[12]``, 0 for none.
     """
 
     position: np.ndarray
@@ -47,62 +57,65 @@ class HandBackend(Protocol):
     """A hand that can be driven. Every method but ``close`` may raise :class:`HandError`."""
 
     def open(self) -> None:
-        """Connects; does not move anything."""
+        """Connects to the hand and does not move it."""
 
     def read(self) -> HandState:
-        """The present state."""
+        """Reads the present state."""
 
     def command(self, position: np.ndarray) -> None:
-        """Position control towards joint angles ``[12]``, rad."""
+        """Moves the joints to the angles ``[12]``, rad, by position control."""
 
     def passive(self) -> None:
         """Takes all torque from the joints, until the next command."""
 
     def close(self) -> None:
-        """Disconnects. Does not make the hand passive: whoever drives it has done so."""
+        """Disconnects. It does not make the hand passive, which whoever drives the hand has done."""
 
 
-@dataclass
-class HandConfig:
+class Settings(BaseModel):
+    """Settings that are checked when they are made, refuse names that they do not have, and do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HandConfig(Settings):
     """The settings of one hand.
 
     Attributes:
         side (str): ``right`` or ``left``.
-        protocol (str): ``RS485`` or ``EtherCAT``.
-        port (str, optional): serial device or network interface. Defaults to the first that the SDK finds.
-        baud (int): of RS485.
-        hand_id (int, optional): defaults to the only hand on the bus.
+        protocol (str): the bus, ``RS485`` or ``EtherCAT``.
+        port (str, optional): the serial device or network interface. Defaults to the first that the SDK finds.
+        baud (int): the rate of an RS485 bus.
+        hand_id (int, optional): the hand on the bus. Defaults to the only one.
         order (list of str): the joint on each of the SDK's channels 0 to 11.
-        signs (dict of str to int): ``-1`` for joints that turn the other way than in the maker's URDF; on some hands
-            ``index_bend`` does.
-        kp (int): gain of the position control, in the SDK's units.
-        ki (int): integral gain.
-        kd (int): damping.
-        tor_max (int): largest torque, in the SDK's units.
+        signs (dict of str to int): ``-1`` for each joint that turns the other way than in the maker's URDF; on some
+            hands ``index_bend`` does.
+        kp (int): the gain of the position control, in the SDK's units.
+        ki (int): the integral gain.
+        kd (int): the damping.
+        tor_max (int): the largest torque, in the SDK's units.
     """
 
-    side: str = "right"
-    protocol: str = "RS485"
+    side: Literal["right", "left"] = "right"
+    protocol: Literal["RS485", "EtherCAT"] = "RS485"
     port: str | None = None
-    baud: int = 3_000_000
-    hand_id: int | None = None
-    order: list[str] = field(default_factory=lambda: list(JOINTS))
-    signs: dict[str, int] = field(default_factory=dict)
-    kp: int = 100
-    ki: int = 0
-    kd: int = 1
-    tor_max: int = 250
+    baud: PositiveInt = 3_000_000
+    hand_id: NonNegativeInt | None = None
+    order: tuple[str, ...] = JOINTS
+    signs: dict[str, Literal[-1, 1]] = {}
+    kp: NonNegativeInt = 100
+    ki: NonNegativeInt = 0
+    kd: NonNegativeInt = 1
+    tor_max: NonNegativeInt = 250
 
-    def __post_init__(self) -> None:
-        if self.side not in ("left", "right"):
-            raise ValueError(f"hand.side must be left or right, got {self.side!r}.")
-        if self.protocol not in ("EtherCAT", "RS485"):
-            raise ValueError(f"hand.protocol must be RS485 or EtherCAT, got {self.protocol!r}.")
+    @model_validator(mode="after")
+    def _check_joints(self) -> HandConfig:
         if sorted(self.order) != sorted(JOINTS):
-            raise ValueError(f"hand.order must name each joint once: {', '.join(JOINTS)}.")
-        for name, sign in self.signs.items():
-            if name not in JOINTS or sign not in (-1, 1):
-                raise ValueError(f"hand.signs: {name}: {sign} is not a joint and 1 or -1. Joints: {', '.join(JOINTS)}.")
+            raise ValueError(f"order must name each joint once: {', '.join(JOINTS)}; got {', '.join(self.order)}.")
+        unknown = sorted(set(self.signs) - set(JOINTS))
+        if unknown:
+            raise ValueError(f"signs names {unknown[0]!r}, which is no joint.{did_you_mean(unknown[0], JOINTS)}")
+        return self
 
 
 def _limits(row: int, side: str = "right") -> dict[str, float]:
@@ -110,56 +123,101 @@ def _limits(row: int, side: str = "right") -> dict[str, float]:
     return dict(zip(JOINTS, joint_limits(side)[row].tolist(), strict=True))
 
 
-@dataclass
-class SafetyConfig:
-    """Limits of what may be done to a hand; speed, temperature and gains are those that others drive the XHand with.
+Positive = Annotated[float, Field(gt=0)]  # which NaN, by which no limit would ever be met, is not
+
+
+class SafetyConfig(Settings):
+    """The limits of what may be done to a hand; the default speed and temperature are those that others use.
 
     Attributes:
-        low (dict of str to float): lowest target of each joint, rad. Defaults to the maker's limits, which are those of
-            the training; others stay above -40 degrees for ``thumb_rota1``, 0 for ``thumb_rota2`` and 5 for ``*_2``.
-        high (dict of str to float): highest target of each joint, rad. Defaults to the maker's; others stay below 90
-            degrees for ``thumb_rota2``.
-        max_speed (float): of a target, rad/s.
-        ramp_speed (float): of the fastest joint on the way to the start pose, rad/s.
-        max_temperature (float): degrees Celsius.
-        max_tracking_error (float): of a joint from its target, rad.
-        max_errors (int): failed readings or commands in a row.
-        watchdog (float): s without a command, after which the hand is made passive.
-        passive_timeout (float): s for which making it passive is tried.
+        low (dict of str to float): the lowest target of each joint, rad. Defaults to the maker's limits, which are
+            those of the training; others stay above -40 degrees for ``thumb_rota1``, 0 for ``thumb_rota2`` and 5 for
+            ``*_2``.
+        high (dict of str to float): the highest target of each joint, rad. Defaults to the maker's; others stay below
+            90 degrees for ``thumb_rota2``.
+        max_speed (float): the largest speed of a target, rad/s.
+        ramp_speed (float): the speed of the fastest joint on the way to the start pose, rad/s.
+        max_temperature (float): the highest temperature of a motor, degrees Celsius.
+        max_tracking_error (float): the largest distance of a joint from its target, rad.
+        max_errors (int): the failed readings or commands in a row after which the run stops.
+        watchdog (float): the time without a command after which the hand is made passive, s.
+        passive_timeout (float): the time for which making it passive is tried, s.
     """
 
-    low: dict[str, float] = field(default_factory=lambda: _limits(0))
-    high: dict[str, float] = field(default_factory=lambda: _limits(1))
-    max_speed: float = math.pi
-    ramp_speed: float = 0.5
-    max_temperature: float = 70.0
-    max_tracking_error: float = 0.6
-    max_errors: int = 3
-    watchdog: float = 0.2
-    passive_timeout: float = 2.0
+    low: dict[str, float] = Field(default_factory=lambda: _limits(0))
+    high: dict[str, float] = Field(default_factory=lambda: _limits(1))
+    max_speed: Positive = math.pi
+    ramp_speed: Positive = 0.5
+    max_temperature: Positive = 70.0
+    max_tracking_error: Positive = 0.6
+    max_errors: PositiveInt = 3
+    watchdog: Positive = 0.2
+    passive_timeout: Positive = 2.0
 
-    def __post_init__(self) -> None:
-        for name in ("low", "high"):
-            if set(getattr(self, name)) != set(JOINTS):
-                raise ValueError(f"safety.{name} must have a limit for each joint, and no other: {', '.join(JOINTS)}.")
-        wrong = [joint for joint in JOINTS if not self.low[joint] < self.high[joint]]
-        if wrong:
-            raise ValueError(f"safety.low must be below safety.high, which is not so for {', '.join(wrong)}.")
-        for name, value in vars(self).items():
-            if isinstance(value, (int, float)) and not value > 0:  # nor NaN, by which no limit would ever be met
-                raise ValueError(f"safety.{name} must be greater than 0, got {value}.")
+    @model_validator(mode="after")
+    def _check_limits(self) -> SafetyConfig:
+        for name, limits in (("low", self.low), ("high", self.high)):
+            if set(limits) != set(JOINTS):
+                raise ValueError(f"{name} must have a limit for each joint, and no other: {', '.join(JOINTS)}.")
+        for joint in JOINTS:
+            if not self.low[joint] < self.high[joint]:
+                raise ValueError(f"low.{joint}={self.low[joint]:g} must be below high.{joint}={self.high[joint]:g}.")
+        return self
 
     def bounds(self) -> np.ndarray:
-        """Lowest and highest targets ``[2, 12]``, rad."""
+        """The lowest and highest targets ``[2, 12]``, rad."""
         return np.array([[limits[joint] for joint in JOINTS] for limits in (self.low, self.high)])
 
 
-@dataclass
-class DeployConfig:
-    """What a file for ``genpo-deploy --hand`` may set."""
+class DeployConfig(Settings):
+    """What a file for ``genpo-deploy --hand`` may set.
 
-    hand: HandConfig = field(default_factory=HandConfig)
-    safety: SafetyConfig = field(default_factory=SafetyConfig)
+    Attributes:
+        hand (HandConfig): the hand.
+        safety (SafetyConfig): the limits.
+    """
+
+    hand: HandConfig = HandConfig()
+    safety: SafetyConfig = SafetyConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_limits(cls, values: Any) -> Any:
+        """Completes the limits of single joints with those of the hand's side, which differ a little."""
+        if not isinstance(values, Mapping):
+            return values
+        hand, safety = values.get("hand") or {}, values.get("safety") or {}
+        if not (isinstance(hand, Mapping) and isinstance(safety, Mapping)):
+            return values
+        side, filled = hand.get("side", "right"), {}
+        for row, name in enumerate(("low", "high")):
+            given = safety.get(name) or {}
+            if side in ("right", "left") and isinstance(given, Mapping):
+                filled[name] = _limits(row, side) | dict(given)
+        return {**values, "hand": hand, "safety": {**safety, **filled}}
+
+
+def describe_mistake(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first mistake that Pydantic found, on one line: the key, what is wrong with it, and the value.
+
+    Examples:
+        >>> try:
+        ...     DeployConfig(hand={"sied": "left"})
+        ... except ValidationError as error:
+        ...     describe_mistake(error, DeployConfig)
+        "hand.sied: there is no such key. Did you mean side? (got 'left')"
+    """
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        known: Any = model
+        for part in first["loc"][:-1]:
+            known = known.model_fields[part].annotation
+        message = f"there is no such key.{did_you_mean(str(first['loc'][-1]), known.model_fields)}"
+    # of a check of several values together, the whole section would be shown
+    value = "" if first["type"] == "value_error" else f" (got {repr(first['input'])[:100]})"
+    return f"{where}: {message[0].lower()}{message[1:]}{value}"
 
 
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> DeployConfig:
@@ -167,7 +225,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
 
     Args:
         path (Path or str, optional): the file.
-        overrides (sequence of str): such as ``safety.max_temperature=60``.
+        overrides (sequence of str): single settings, such as ``safety.max_temperature=60``.
 
     Raises:
         ValueError: for a name or a value that does not fit.
@@ -177,17 +235,28 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         >>> load_config(overrides=["hand.side=left", "hand.signs.index_bend=-1"]).hand.signs
         {'index_bend': -1}
     """
+    sources = ", ".join([*([] if path is None else [str(path)]), *overrides])
     try:
+        values = {} if path is None else yaml.safe_load(Path(path).read_bytes()) or {}
+        config = DeployConfig.model_validate(values)
         for override in overrides:
-            if "=" not in override:
+            name, is_given, text = override.partition("=")
+            if not is_given:
                 raise ValueError(f"{override} has no value: give it as {override}=<value>.")
-        config = OmegaConf.structured(DeployConfig)
-        given = [*([] if path is None else [read_yaml(Path(path))]), OmegaConf.from_dotlist(list(overrides))]
-        merged = OmegaConf.merge(config, *given)
-        if merged.hand.side == "left":  # whose limits are not quite the right hand's
-            config.safety.low, config.safety.high = _limits(0, "left"), _limits(1, "left")
-            merged = OmegaConf.merge(config, *given)
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError) as error:
-        where = ", ".join(filter(None, [str(path or ""), *overrides]))
-        raise ValueError(f"{where}: {str(error).splitlines()[0]}") from error
+            setting: Any = yaml.safe_load(text)
+            for part in reversed(name.split(".")):
+                setting = {part: setting}
+            values = _merged(values, setting)
+            config = DeployConfig.model_validate(values)
+        return config
+    except yaml.YAMLError as error:
+        raise ValueError(f"{sources} is no YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise ValueError(f"{sources}: {describe_mistake(error, DeployConfig)}") from error
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Nested mappings with the values of ``new`` where it has any."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}

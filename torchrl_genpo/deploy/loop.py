@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The loop that drives a hand."""
+"""The loop that drives a hand within its limits."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class RunReport:
     """How a run ended.
 
     Attributes:
-        outcome (str): ``completed``, ``interrupted`` by a signal, ``stopped`` for safety, or ``crashed``.
-        reason (str): why.
-        is_passive (bool): whether the hand confirmed that it is passive. If not, only its power switch helps.
-        seconds (float): of the controller, without the ramp.
-        lateness_ms (list of float): how late each of its steps began.
-        policy_ms (list of float): how long the controller took in each.
+        outcome (str): one of ``completed``, ``interrupted`` by a signal, ``stopped`` for safety, or ``crashed``.
+        reason (str): the reason of that outcome.
+        is_passive (bool): whether the hand confirmed that it is passive; if not, only its power switch helps.
+        seconds (float): the time that the controller drove, without the ramp, s.
+        lateness_ms (list of float): how late each of its steps began, ms.
+        policy_ms (list of float): how long the controller took in each step, ms.
     """
 
     outcome: str = "stopped"
@@ -81,29 +81,30 @@ def run_policy(
     left in position control holds its last target. Keep its power switch within reach.
 
     Args:
-        controller (HandController): decides on the targets, such as :class:`~torchrl_genpo.deploy.HandPolicy`.
+        controller (HandController): what decides on the targets, such as :class:`~torchrl_genpo.deploy.HandPolicy`.
         backend (HandBackend): the hand.
 
     Keyword Args:
-        seconds (float, optional): of the controller. Defaults to ``20``.
-        safety (SafetyConfig, optional): the limits.
-        log (Path or str, optional): a CSV file to write, see :class:`~torchrl_genpo.deploy.SessionLog`.
-        clock (Clock, optional): another time than the real one, for a backend that lives by the same. The watchdog
-            always keeps to the real one.
+        seconds (float, optional): how long the controller drives, s. Defaults to ``20``.
+        safety (SafetyConfig, optional): the limits. Defaults to ``SafetyConfig()``.
+        log (Path or str, optional): a CSV file that is written, see :class:`~torchrl_genpo.deploy.SessionLog`.
+        clock (Clock, optional): the clock of the loop, which must be that of the backend. Defaults to the real time,
+            which the watchdog always keeps to.
 
     Returns:
-        How it ended.
+        A report on how the run ended.
 
     Raises:
         HandError: if the hand cannot be opened.
         ValueError: if the start pose is out of the limits.
 
     Examples:
-        >>> from torchrl_genpo.deploy import FakeSDK, HandConfig, WaveMotion, XHandBackend, run_policy
-        >>> sdk = FakeSDK()
-        >>> run_policy(WaveMotion(), XHandBackend(HandConfig(), sdk), seconds=0.2).outcome
+        >>> from torchrl_genpo.deploy import FastClock, SimulatedHand, WaveMotion, run_policy
+        >>> clock = FastClock()  # a simulation need not wait
+        >>> hand = SimulatedHand(clock=clock)
+        >>> run_policy(WaveMotion(), hand, seconds=0.2, clock=clock).outcome
         'completed'
-        >>> sdk.hand.is_passive
+        >>> hand.is_passive
         True
     """
     safety = SafetyConfig() if safety is None else safety

@@ -5,49 +5,90 @@
 from __future__ import annotations
 
 import importlib.util
-import math
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from torchrl_genpo.untrusted import parse_json, read_program
+from torchrl_genpo.deploy.hand import describe_mistake
 
 __all__ = ["ExportedPolicy"]
 
-Runtime: TypeAlias = Literal["onnx", "torch"]
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
 FORMAT = 1  # of policy.json
-MAX_SIZE = 10**6  # of an input
-FILES: dict[Runtime, str] = {"onnx": "policy.onnx", "torch": "policy.pt2"}
-"""The same policy for each runtime."""
 INSTALL = "pip install 'torchrl-genpo[deploy]'"
+NAMES = ("policy.onnx", "policy.json")
+Size = Annotated[int, Field(ge=1, le=10**6)]
+Bounds = list[FiniteFloat | None]
+
+
+class _Action(BaseModel):
+    size: Size
+    low: Bounds
+    high: Bounds
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> _Action:
+        if not len(self.low) == len(self.high) == self.size:
+            raise ValueError(f"low and high have {len(self.low)} and {len(self.high)} numbers, size is {self.size}")
+        return self
+
+
+class _Hand(BaseModel):
+    side: Literal["right", "left"]
+    index_bend_sign: Literal[-1, 1]
+    joints: list[str]
+    active: list[str]
+    masked: bool
+    scale: FiniteFloat
+    low: list[FiniteFloat]
+    high: list[FiniteFloat]
+    start_pose: list[FiniteFloat]
+    frames: Size
+
+    @model_validator(mode="after")
+    def _check_joints(self) -> _Hand:
+        sizes = [len(self.low), len(self.high), len(self.start_pose)]
+        if any(size != len(self.joints) for size in sizes) or not set(self.active) <= set(self.joints):
+            raise ValueError("low, high and start_pose need a number for each of joints, and active names some of them")
+        return self
+
+
+class _Description(BaseModel):
+    """What running a policy reads of ``policy.json``; what else is there is for people."""
+
+    format: int
+    dt: Annotated[FiniteFloat, Field(gt=0)] | None
+    action: _Action
+    inputs: dict[Literal["observation", "noise"], Annotated[list[Size], Field(min_length=1, max_length=1)]]
+    outputs: Annotated[list[Literal["action"]], Field(min_length=1)]
+    hand: _Hand | None = None
 
 
 class ExportedPolicy:
-    """A policy that :class:`~torchrl_genpo.deploy.PolicyExporter` wrote; remembers its history, if it has one.
+    """A policy that :class:`~torchrl_genpo.deploy.PolicyExporter` wrote, run by ONNX Runtime. It remembers nothing.
 
     Args:
-        folder (Path or str): with ``policy.json`` and the file of the runtime.
-        runtime (str, optional): ``"onnx"`` for ONNX Runtime, the faster, or ``"torch"``. Defaults to ``"onnx"``.
+        folder (Path or str): the folder with ``policy.json`` and ``policy.onnx``.
 
     Attributes:
-        metadata (dict): of ``policy.json``.
-        dt (float or None): control period, s.
+        metadata (dict): the content of ``policy.json``.
+        dt (float or None): the control period, s.
+        low (np.ndarray): the lowest actions ``[d]``, NaN where there is no bound.
+        high (np.ndarray): the highest actions ``[d]``, NaN where there is no bound.
 
     Raises:
         FileNotFoundError: if there is no policy.
-        ValueError: for an unknown runtime, a newer format, or a file that is damaged or holds what no export does.
-        ImportError: without ONNX Runtime, if it is asked for.
+        ValueError: for a newer format, or a file that is damaged or does not fit the other.
+        ImportError: without ONNX Runtime.
     """
 
-    def __init__(self, folder: Path | str, runtime: Runtime = "onnx") -> None:
-        folder = Path(folder)
-        if runtime not in FILES:
-            raise ValueError(f"Unknown runtime {runtime!r}; choose from {', '.join(FILES)}.")
-        path = folder / "policy.json"
+    def __init__(self, folder: Path | str) -> None:
+        model_path, path = (Path(folder) / name for name in NAMES)
         if not path.exists():
             raise FileNotFoundError(
                 f"{folder} holds no policy ({path.name} is missing). Write one with: genpo-export <checkpoint> <folder>"
@@ -58,86 +99,65 @@ class ExportedPolicy:
             np.array([np.nan if bound is None else bound for bound in self.metadata["action"][name]], np.float32)
             for name in ("low", "high")
         )
-        self.run: Callable[[Arrays], Arrays] = (_run_onnx if runtime == "onnx" else _run_torch)(
-            folder / FILES[runtime], self.metadata["outputs"]
-        )
-        """From batched inputs to batched outputs by name, as ``metadata`` describes them; remembers nothing."""
-        self._check_run(folder / FILES[runtime])
-        self._history: np.ndarray | None = None
+        self.run = _load_onnx(model_path)
+        """Computes batched outputs by name from batched inputs by name, as :attr:`metadata` describes them."""
+        self._check_run(model_path, path)
 
-    def _check_run(self, path: Path) -> None:
+    def _check_run(self, model_path: Path, path: Path) -> None:
         """Runs the policy once, which also pays for what the first run costs."""
+        shapes = self.metadata["inputs"]
         try:
-            outputs = self.run(
-                {name: np.zeros((1, *shape), np.float32) for name, shape in self.metadata["inputs"].items()}
-            )
-            sizes = {name: value.shape[1:] for name, value in outputs.items()}
-        except Exception as error:  # each runtime has exceptions of its own
-            raise ValueError(f"{path} cannot be run as {path.parent / 'policy.json'} says: {error}") from error
-        if sizes["action"] != (self.metadata["action"]["size"],):
-            raise ValueError(f"{path} has actions of {sizes['action']}, not of {self.metadata['action']['size']}.")
-
-    def reset(self) -> None:
-        """Forgets the history: the next observation begins an episode."""
-        self._history = None
+            action = self.run({name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()})["action"]
+        except Exception as error:  # ONNX Runtime has a dozen exceptions, none public
+            raise ValueError(f"{model_path} cannot be run as {path} says: {error}") from error
+        size = self.metadata["action"]["size"]
+        if action.shape != (1, size):
+            raise ValueError(f"{model_path} gives actions of the shape {action.shape[1:]}, {path} says [{size}].")
 
     def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
         """The action ``[d]`` for a raw observation ``[n]``, within the bounds that held in training.
 
         Args:
-            observation (np.ndarray): ``[n]``.
-            noise (np.ndarray, optional): standard normal, of a policy with ``noise_input``. Defaults to zero noise.
+            observation (np.ndarray): the observation ``[n]`` of the task.
+            noise (np.ndarray, optional): standard normal noise, of a policy with ``noise_input``. Defaults to zeros.
 
         Raises:
-            ValueError: for an observation of another size, or noise where the policy takes none.
+            ValueError: for an observation or noise of another size, or noise where the policy takes none.
         """
         shapes = self.metadata["inputs"]
-        observation = np.asarray(observation, np.float32)
-        if list(observation.shape) != shapes["observation"]:
-            raise ValueError(f"The policy reads an observation of {shapes['observation']}, got {observation.shape}.")
-        if noise is not None and "noise" not in shapes:
-            raise ValueError("This policy takes no noise: export it with --noise-input.")
-        inputs = {"observation": observation[None]}
-        if "history" in shapes:
-            if self._history is None:
-                self._history = np.broadcast_to(observation, (1, *shapes["history"])).copy()
-            inputs["history"] = self._history
-        if "noise" in shapes:
-            inputs["noise"] = np.zeros((1, *shapes["noise"]), np.float32) if noise is None else noise[None]
-        outputs = self.run(inputs)
-        self._history = outputs.get("next_history")
-        return np.fmin(np.fmax(outputs["action"][0], self.low), self.high)  # an infinite bound is written as none
+        given = {"observation": observation} | ({} if noise is None else {"noise": noise})
+        inputs = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+        for name, value in given.items():
+            if name not in shapes:
+                raise ValueError("This policy takes no noise: export it with --noise-input.")
+            if list(np.shape(value)) != list(shapes[name]):
+                raise ValueError(f"The policy reads {name} of the shape {shapes[name]}, got {np.shape(value)}.")
+            inputs[name] = np.asarray(value, np.float32)[None]
+        action = self.run(inputs)["action"][0]
+        return np.fmin(np.fmax(action, self.low), self.high)  # where a bound is NaN the action stays
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
-    """``policy.json``, with all that running the policy reads."""
-    metadata = parse_json(path.read_bytes(), str(path))
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("format"), int):
-        raise ValueError(f"{path} is not the description of a policy: it has no format.")
-    if metadata["format"] > FORMAT:
-        raise ValueError(f"{path} has format {metadata['format']}; this library reads up to {FORMAT}: update it.")
-
-    def is_number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-
+    """The content of ``policy.json``, if it has all that running the policy reads."""
     try:
-        action, inputs, outputs = metadata["action"], metadata["inputs"], metadata["outputs"]
-        bounds = [bound for name in ("low", "high") for bound in action[name] if bound is not None]
-        sizes = [size for name in ("observation", *inputs) for size in inputs[name]]
-        is_whole = all(map(is_number, [*bounds, action["size"], *([] if metadata["dt"] is None else [metadata["dt"]])]))
-        is_whole &= len(action["low"]) == len(action["high"]) == action["size"] and "action" in outputs
-        is_whole &= all(isinstance(size, int) and 0 <= size <= MAX_SIZE for size in sizes)
-        is_whole &= set(inputs) <= {"observation", "history", "noise"} and set(outputs) <= {"action", "next_history"}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error!r} is missing or of another kind.") from error
-    if not is_whole:
-        raise ValueError(f"{path} is damaged: sizes, bounds or names of inputs and outputs are not those of a policy.")
+        metadata = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    version = metadata.get("format") if isinstance(metadata, dict) else None
+    if isinstance(version, int) and version > FORMAT:
+        raise ValueError(f"{path} has format {version}; this library reads up to {FORMAT}: update it.")
+    try:
+        description = _Description.model_validate(metadata, strict=True)
+    except ValidationError as error:
+        raise ValueError(f"{path} is damaged: {describe_mistake(error, _Description)}") from error
+    if "observation" not in description.inputs:
+        raise ValueError(f"{path} is damaged: inputs has no observation.")
     return metadata
 
 
-def _run_onnx(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]:
+def _load_onnx(path: Path) -> Callable[[Arrays], dict[str, np.ndarray]]:
     if importlib.util.find_spec("onnxruntime") is None:
-        raise ImportError(f"runtime='onnx' needs ONNX Runtime: {INSTALL}; or use runtime='torch'.")
+        raise ImportError(f"Running an exported policy needs ONNX Runtime: {INSTALL}.")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -148,28 +168,10 @@ def _run_onnx(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a dozen exceptions, none public
         raise ValueError(f"{path} is not a readable ONNX model (cut short, damaged or foreign): {error}") from error
-    missing = set(output_names) - {output.name for output in session.get_outputs()}
-    if missing:
-        raise ValueError(f"{path} has no output {', '.join(sorted(missing))}.")
+    if "action" not in {output.name for output in session.get_outputs()}:
+        raise ValueError(f"{path} has no output action.")
 
-    def run(inputs: Arrays) -> Arrays:
-        return dict(zip(output_names, session.run(output_names, dict(inputs)), strict=True))
-
-    return run
-
-
-def _run_torch(path: Path, output_names: list[str]) -> Callable[[Arrays], Arrays]:
-    import torch
-
-    program = read_program(path)
-    try:
-        module = torch.export.load(program).module()
-    except Exception as error:  # PyTorch's own checks are assertions and whatever a damaged graph meets
-        raise ValueError(f"{path} is not a readable program (cut short, damaged or foreign): {error}") from error
-
-    @torch.no_grad()
-    def run(inputs: Arrays) -> Arrays:
-        outputs = module(**{name: torch.tensor(value) for name, value in inputs.items()})
-        return {name: value.numpy() for name, value in zip(output_names, outputs, strict=True)}
+    def run(inputs: Arrays) -> dict[str, np.ndarray]:
+        return {"action": session.run(["action"], dict(inputs))[0]}
 
     return run

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What stands between a policy and a hand: limits on every command, checks of every state, and the way to passive."""
+"""The protection of a hand: limits on every command, checks of every state, and the way to a passive hand."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class SafetyStop(RuntimeError):
 
 
 class SafetyMonitor:
-    """Limits targets and checks states.
+    """Limits targets, checks states and counts errors.
 
     Args:
         config (SafetyConfig): the limits.
-        dt (float): control period, s.
+        dt (float): the control period, s.
 
     Examples:
         >>> monitor = SafetyMonitor(SafetyConfig(), dt=0.05)
@@ -39,7 +39,7 @@ class SafetyMonitor:
         self._errors = 0
 
     def limit(self, target: np.ndarray, previous: np.ndarray) -> np.ndarray:
-        """The target that may be commanded after ``previous``; where that is out of bounds, no farther than it.
+        """The target that may be commanded after ``previous``; where that is out of bounds, it is not farther out.
 
         Raises:
             SafetyStop: if the target is not finite.
@@ -76,7 +76,7 @@ class SafetyMonitor:
         """Counts an error of the hand.
 
         Raises:
-            SafetyStop: if it is one too many in a row.
+            SafetyStop: if there are too many in a row.
         """
         self._errors += 1
         if self._errors >= self._config.max_errors:
@@ -84,10 +84,10 @@ class SafetyMonitor:
 
 
 class GuardedHand:
-    """The only way from the loop to the hand: knows when it was last commanded, and lets nothing pass after a stop.
+    """The only way from the loop to the hand, which no command passes after a stop.
 
-    From the first command on a thread of its own watches: when the loop sends none for ``watchdog`` seconds, the hand
-    is made passive whatever the loop is doing.
+    From the first command on a thread watches it: when the loop sends none for ``watchdog`` seconds, the hand is made
+    passive, whatever the loop is doing.
 
     Args:
         backend (HandBackend): the hand.
@@ -104,7 +104,7 @@ class GuardedHand:
         self.is_passive = True  # until the first command
 
     def read(self) -> HandState:
-        """The present state."""
+        """Reads the present state."""
         with self._lock:
             return self._backend.read()
 
@@ -128,7 +128,7 @@ class GuardedHand:
         """Makes the hand passive, trying for ``passive_timeout`` seconds, and keeps it so.
 
         Returns:
-            Whether the hand confirmed. If not, only its power switch helps.
+            Whether the hand confirmed that it is passive. If not, only its power switch helps.
         """
         if self.stop_reason is None:
             self.stop_reason = reason  # before waiting for the lock: no command may follow

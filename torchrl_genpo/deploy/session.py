@@ -23,18 +23,18 @@ COLUMNS = [
     *(f"{quantity}/{joint}" for quantity in QUANTITIES for joint in JOINTS),
     *(f"action/{index}" for index in range(len(JOINTS))),
 ]
-"""Of the CSV: seconds since the first row; ``ramp`` or ``run``; what happened, if anything; how late the step began and
-how long the policy took; what was read, then commanded; and the policy's action."""
+"""The columns of the CSV: the time in seconds; the phase, ``ramp`` or ``run``; what happened, if anything; how late the
+step began and how long the policy took; what was read and commanded; and the policy's action."""
 
 
 class SessionLog:
     """Writes a run to a CSV file with the columns :data:`COLUMNS`; nothing is lost if the program dies.
 
     Args:
-        path (Path or str): the file; its folder is created if needed.
+        path (Path or str): the file, whose folder is created if needed.
 
     Raises:
-        FileExistsError: if there is one already, of another run.
+        FileExistsError: if the file exists, which is then the record of another run.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -57,7 +57,7 @@ class SessionLog:
         target: np.ndarray | None = None,
         action: np.ndarray | None = None,
     ) -> None:
-        """Writes a row; what is not given stays empty."""
+        """Writes a row, in which whatever is not given stays empty."""
         row: dict[str, Any] = {"time": f"{seconds:.4f}", "phase": phase, "event": event}
         row |= {name: f"{value:.3f}" for name, value in (times or {}).items()}
         values = {"position": getattr(state, "position", None), "target": target}
@@ -71,12 +71,12 @@ class SessionLog:
         self._file.flush()
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         self._file.close()
 
 
 def read_session(path: Path | str) -> dict[str, np.ndarray]:
-    """The columns of a session's CSV: text for ``phase`` and ``event``, else numbers, NaN where empty."""
+    """Reads the columns of a session's CSV: text for ``phase`` and ``event``, else numbers, NaN where it is empty."""
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -89,7 +89,7 @@ def draw_session(path: Path | str, picture_path: Path | str) -> None:
     """Draws the joints' angles and targets, and how late every step was.
 
     Args:
-        path (Path or str): the CSV.
+        path (Path or str): the CSV of the session.
         picture_path (Path or str): the picture to write.
     """
     from matplotlib.figure import Figure  # without pyplot, which keeps figures and a backend for the whole process

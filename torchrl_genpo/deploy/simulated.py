@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A hand and a nut in MuJoCo, in real time."""
+"""A simulated hand and nut, in real time."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from torchrl_genpo.envs.xhand import JOINTS, Scene, make_model
 __all__ = ["SimulatedHand"]
 
 ROOM_TEMPERATURE = 25.0
-SLOWEST = 1.0  # s of simulation at a time, however long nobody asked
+SLOWEST = 1.0  # s, the most that is simulated at a time, however long it was not used
 
 
 class SimulatedHand:
-    """The XHand's model as a :class:`~torchrl_genpo.deploy.HandBackend`: whenever it is used, it has gone on until now.
+    """The XHand's MuJoCo model as a :class:`~torchrl_genpo.deploy.HandBackend`.
 
-    It lives by the same clock as the loop that drives it, so that a late command is a late command.
+    Whenever it is used, it is first simulated up to the present time of its clock, which must be that of the loop, so
+    that a late command has the effect of a late command.
 
     Args:
-        scene (Scene, optional): hand, nut and physics. Defaults to ``Scene()``.
+        scene (Scene, optional): the hand, the nut and the physics. Defaults to ``Scene()``.
 
     Keyword Args:
-        pose (np.ndarray, optional): joint angles ``[12]`` at first, rad. Defaults to a hand a little more open than
+        pose (np.ndarray, optional): the first joint angles ``[12]``, rad. Defaults to a hand a little more open than
             the scene's start pose.
-        noise (float, optional): standard deviation of a measured angle, rad. Defaults to ``0``.
-        seed (int, optional): of the noise.
-        clock (Clock, optional): another time than the real one.
+        noise (float, optional): the standard deviation of a measured angle, rad. Defaults to ``0``.
+        seed (int, optional): the seed of the noise. Defaults to ``0``.
+        clock (Clock, optional): the clock that it follows. Defaults to the real time.
 
     Examples:
         >>> hand = SimulatedHand(Scene(nut="round"))
@@ -69,7 +70,7 @@ class SimulatedHand:
         return pose
 
     def open(self) -> None:
-        """Puts hand and nut where they begin."""
+        """Puts the hand and the nut where they begin."""
         self._started = self._clock()
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[: len(JOINTS)] = self._pose
@@ -77,7 +78,7 @@ class SimulatedHand:
         self._mujoco.mj_forward(self.model, self.data)
 
     def read(self) -> HandState:
-        """The present state; torques in N m."""
+        """Reads the present state; its torques are in N m."""
         self._advance()
         position = self.data.qpos[: len(JOINTS)] + self._noise * self._random.standard_normal(len(JOINTS))
         return HandState(
@@ -88,7 +89,7 @@ class SimulatedHand:
         )
 
     def command(self, position: np.ndarray) -> None:
-        """Position control towards joint angles ``[12]``, rad."""
+        """Moves the joints to the angles ``[12]``, rad, by position control."""
         self._advance()
         self.model.actuator_gainprm[:], self.model.actuator_biasprm[:] = self._gains
         self.data.ctrl[:] = position
@@ -99,7 +100,7 @@ class SimulatedHand:
         self.model.actuator_gainprm[:], self.model.actuator_biasprm[:] = 0.0, 0.0
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Does nothing: a simulation has no connection."""
 
     @property
     def is_passive(self) -> bool:
@@ -108,7 +109,7 @@ class SimulatedHand:
 
     @property
     def turns(self) -> float:
-        """Net turns of the nut since it was opened, in the direction that loosens it."""
+        """The net turns of the nut since the hand was opened, in the direction that loosens it."""
         return float(self.data.joint("nut").qpos[0]) / (2 * math.pi)
 
     def _advance(self) -> None:

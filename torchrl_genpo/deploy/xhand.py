@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The real hand, over the maker's SDK."""
+"""The real hand, driven over the maker's SDK."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ OPENING_READINGS = 50
 
 
 class XHandBackend:
-    """An XHand on RS485 or EtherCAT, a :class:`~torchrl_genpo.deploy.HandBackend`.
+    """An XHand on RS485 or EtherCAT as a :class:`~torchrl_genpo.deploy.HandBackend`.
 
-    The SDK (``xhand_controller``, by RobotEra, Linux x86-64, closed source) is not shipped and not needed to import
-    this: it is imported when the hand is opened, unless given.
+    The SDK (``xhand_controller``, by RobotEra, Linux x86-64, closed source) is not shipped. It is imported when the
+    hand is opened, unless it is given.
 
     Args:
-        config (HandConfig): the hand.
-        sdk (module, optional): what ``from xhand_controller import xhand_control`` gives, or a
-            :class:`~torchrl_genpo.deploy.FakeSDK`.
+        config (HandConfig): the settings of the hand.
+        sdk (module, optional): what ``from xhand_controller import xhand_control`` gives, or another object with these
+            names, such as a test's.
 
     Examples:
-        >>> from torchrl_genpo.deploy import FakeSDK, HandConfig, XHandBackend
-        >>> hand = XHandBackend(HandConfig(), FakeSDK())
-        >>> hand.open()
-        >>> hand.read().position.round(1)[:3]
-        array([0.1, 0.1, 0.1])
-        >>> hand.close()
+        >>> from torchrl_genpo.deploy import HandBackend, HandConfig, XHandBackend
+        >>> hand = XHandBackend(HandConfig(port="/dev/ttyUSB0"))  # hand.open() would connect to it
+        >>> isinstance(hand, HandBackend)
+        True
     """
 
     def __init__(self, config: HandConfig, sdk: Any = None) -> None:
@@ -108,7 +106,7 @@ class XHandBackend:
         raise HandError(f"no usable reading in {OPENING_READINGS}: {last}")
 
     def read(self) -> HandState:
-        """The present state.
+        """Reads the present state.
 
         Raises:
             HandError: for an error code, or positions that are all exactly zero, which no real hand's are.
@@ -127,7 +125,7 @@ class XHandBackend:
         )
 
     def command(self, position: np.ndarray) -> None:
-        """Position control towards joint angles ``[12]``, rad.
+        """Moves the joints to the angles ``[12]``, rad, by position control.
 
         Raises:
             HandError: for an error code.
@@ -136,7 +134,7 @@ class XHandBackend:
         self._send(self._signs * position, POSITION_MODE, config.kp, config.ki, config.kd, config.tor_max)
 
     def passive(self) -> None:
-        """Mode 0 with no torque; connects anew where the hand does not answer, as after a loose plug.
+        """Sets mode 0 without torque; connects anew if the hand does not answer, as after a loose plug.
 
         Raises:
             HandError: for an error code.
@@ -152,7 +150,7 @@ class XHandBackend:
             self._send(*relaxed)
 
     def close(self) -> None:
-        """Disconnects."""
+        """Disconnects from the hand."""
         if self._device is not None:
             self._device.close_device()
             self._device = self._command = None

@@ -5,7 +5,7 @@
 from torchrl_genpo.modules.action_scale import ActionScale
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.euler import EulerActor
-from torchrl_genpo.modules.export import ExportablePolicy, ObservationPipeline
+from torchrl_genpo.modules.export import ExportablePolicy
 from torchrl_genpo.modules.normalizer import RunningNormalizer
 from torchrl_genpo.modules.sequence import encode, flow_of, steps
 
@@ -13,7 +13,6 @@ __all__ = [
     "ActionScale",
     "EulerActor",
     "ExportablePolicy",
-    "ObservationPipeline",
     "ReversibleFlowActor",
     "RunningNormalizer",
     "encode",

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from faults import HAND_FAULTS, Fault
 
 from torchrl_genpo.deploy.clock import Clock
-from torchrl_genpo.deploy.faults import HAND_FAULTS, Fault
 from torchrl_genpo.envs.xhand import JOINTS
 
 __all__ = ["ErrorStruct", "FakeHand", "FakeSDK", "HandCommand_t"]
@@ -24,7 +24,7 @@ POSITION_MODE = 3
 
 @dataclass
 class ErrorStruct:
-    """What calls return; 0 is success."""
+    """The result of a call; 0 is success."""
 
     error_code: int = 0
     error_message: str = ""
@@ -32,7 +32,7 @@ class ErrorStruct:
 
 @dataclass
 class FingerCommand:
-    """Of one channel."""
+    """The command of one channel."""
 
     id: int = 0
     kp: int = 0
@@ -45,14 +45,14 @@ class FingerCommand:
 
 @dataclass
 class HandCommand_t:  # the maker's name
-    """Of all channels."""
+    """The commands of all channels."""
 
     finger_command: list[FingerCommand] = field(default_factory=lambda: [FingerCommand() for _ in range(CHANNELS)])
 
 
 @dataclass
 class FingerState:
-    """Of one channel. (``jonitboard_err`` is how the maker spells it.)"""
+    """The state of one channel. (``jonitboard_err`` is how the maker spells it.)"""
 
     id: int = 0
     position: float = 0.0
@@ -65,7 +65,7 @@ class FingerState:
 
 @dataclass
 class HandState_t:
-    """Of all channels."""
+    """The states of all channels."""
 
     finger_state: list[FingerState] = field(default_factory=lambda: [FingerState(i) for i in range(CHANNELS)])
 
@@ -74,7 +74,7 @@ class FakeHand:
     """Joints that follow their commands with a first-order lag and noise, and stay where they are without torque.
 
     Args:
-        faults (sequence of Fault): of :data:`~torchrl_genpo.deploy.faults.HAND_FAULTS`.
+        faults (sequence of Fault): of :data:`~faults.HAND_FAULTS`.
 
     Keyword Args:
         lag (float): time constant, s.
@@ -125,7 +125,7 @@ class FakeHand:
         return next((fault for fault in self.faults if fault.kind == kind and fault.is_on(seconds)), None)
 
     def receive(self, command: HandCommand_t) -> None:
-        """Takes a command over."""
+        """Takes a command from now on."""
         self._advance()
         was_passive, self._commands = self.is_passive, copy.deepcopy(command)
         if self.is_passive and not was_passive:
@@ -134,7 +134,7 @@ class FakeHand:
             self.first_command = self._clock()
 
     def measure(self) -> HandState_t:
-        """A reading."""
+        """Makes a reading of every channel."""
         self._advance()
         readings = self._position + self._noise * self._random.standard_normal(CHANNELS)
         if (fault := self.fault("nan_state")) is not None:
