@@ -28,9 +28,9 @@ def make_actors(dtype, num_steps=5, start=None, sigma=0.75):
     nn.init.normal_(velocity.trunk[-1].weight, std=0.5)
     start = IndependentStart("state_dependent", 3, 32) if start is None else start
     return [
-        ReversibleFlowActor(
-            velocity, solver=ReversibleSolver(num_steps, sigma, gradient=gradient), start=start
-        ).to(dtype)
+        ReversibleFlowActor(velocity, solver=ReversibleSolver(num_steps, sigma, gradient=gradient), start=start).to(
+            dtype
+        )
         for gradient in ("stored", "reversible")
     ]
 

@@ -1,6 +1,6 @@
 """Hypothesis strategies over everything that a reversible flow is made of.
 
-What is drawn is small, so that thousands of examples take minutes; shapes, dtypes, coefficients and keys are drawn over
+What is drawn is small, so that thousands of examples take minutes; shapes, dtypes, sigmas and keys are drawn over
 all of the range that the classes promise.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 import torch
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -56,31 +55,10 @@ def sigmas(draw: st.DrawFn, smallest: float = 0.05) -> float:
 
 
 @st.composite
-def two_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
-    """The paper's rule, with one sigma or one for each step."""
-    if draw(st.booleans()):
-        sigma = draw(sigmas())
-        make = partial(ReversibleSolver, sigma=sigma)
-        return make(draw(st.integers(1, largest_steps(make))))
-    return ReversibleSolver(len(values := draw(st.lists(sigmas(0.3), min_size=1, max_size=MAX_STEPS))), values)
-
-
-@st.composite
-def multi_step_solvers(draw: st.DrawFn) -> ReversibleSolver:
-    """Rules of two to four steps from their characteristic roots: 1, and distinct ones in the unit circle."""
-    if draw(st.booleans()):
-        one = ReversibleSolver.three_step(draw(st.floats(0.2, 2.8)), 1)
-    else:
-        sizes = st.floats(0.3, 0.95)
-        roots = draw(st.lists(st.tuples(sizes, st.booleans()), min_size=1, max_size=3))
-        coefficients = -np.poly([1.0, *(-size if is_negative else size for size, is_negative in roots)])[1:]
-        coefficients[0] += 1 - coefficients.sum()  # of which rounding took a little
-        one = ReversibleSolver(1, coefficients=coefficients.tolist())
-    make = partial(ReversibleSolver, coefficients=one.coefficients[0])
+def reversible_solvers(draw: st.DrawFn) -> ReversibleSolver:
+    """The paper's rule, with every sigma."""
+    make = partial(ReversibleSolver, sigma=draw(sigmas()))
     return make(draw(st.integers(1, largest_steps(make))))
-
-
-reversible_solvers = st.one_of(two_step_solvers(), multi_step_solvers())
 
 
 @st.composite
@@ -93,7 +71,7 @@ def coupling_solvers(draw: st.DrawFn) -> AlternatingCoupling | SelfAdjointCoupli
     return make(draw(st.integers(1, largest_steps(make))))
 
 
-pair_solvers = st.one_of(reversible_solvers, coupling_solvers())
+pair_solvers = st.one_of(reversible_solvers(), coupling_solvers())
 
 
 def randomized(module: nn.Module, std: float = 0.3) -> nn.Module:
@@ -117,14 +95,14 @@ def velocities(draw: st.DrawFn, d: int | None = None) -> VelocityMLP | VelocityT
 
 
 @st.composite
-def starts(draw: st.DrawFn, velocity: nn.Module, num_memories: int) -> IndependentStart | ConsistentStart:
-    """Every start that fits a velocity and a solver."""
+def starts(draw: st.DrawFn, velocity: nn.Module) -> IndependentStart | ConsistentStart:
+    """Every start that fits a velocity."""
     d, scale = velocity.action_dim, draw(st.sampled_from(["unit", "learned", "state_dependent"]))
     sizes = {} if scale == "unit" else {"action_dim": d, "initial_scale": draw(st.floats(0.3, 3.0))}
     if scale == "state_dependent":
         sizes["context_dim"] = velocity.context_dim
     if draw(st.booleans()):
-        return randomized(IndependentStart(scale, num_memories=num_memories, **sizes))
+        return randomized(IndependentStart(scale, **sizes))
     learn_tau = draw(st.sampled_from([None, "shared", "per_dimension"]))
     sizes |= {"action_dim": d} if learn_tau == "per_dimension" else {}
     return randomized(ConsistentStart(draw(st.floats(0.05, 3.0)), learn_tau, scale, **sizes))
@@ -135,7 +113,7 @@ def actors(draw: st.DrawFn, solvers: st.SearchStrategy = pair_solvers, nested: b
     """Policies of any solver, start, network and keys."""
     torch.manual_seed(draw(seeds))
     solver, velocity = draw(solvers), draw(velocities())
-    start = draw(starts(velocity, solver.num_memories))
+    start = draw(starts(velocity))
     if not nested:
         return ReversibleFlowActor(velocity, solver=solver, start=start)
     prefixes = [draw(st.sampled_from([(), ("agent",), ("agents", "first")])) for _ in range(4)]

@@ -1,4 +1,4 @@
-"""Actors, losses, exports and baselines, for whatever keys, solvers, starts and batches they may be given."""
+"""Actors, losses and baselines, for whatever keys, solvers, starts and batches they may be given."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictSequential
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 
@@ -22,20 +23,15 @@ from torchrl_genpo.baselines import (
     PolicyFlowLoss,
     asymmetric_gain,
 )
-from torchrl_genpo.models import gaussian_actor, make_loss
-from torchrl_genpo.modules import EulerActor, ExportablePolicy, ObservationPipeline
-from torchrl_genpo.modules.export import Normalizer
+from torchrl_genpo.modules import ActionScale, EulerActor, RunningNormalizer, encode
 
 from .strategies import (
     OBS_DIM,
     actors,
     batches,
-    coupling_solvers,
-    dims,
     keys,
     observations,
     randomized,
-    reversible_solvers,
     seeds,
     velocities,
 )
@@ -66,8 +62,8 @@ def finite_gradients(loss, data) -> None:
 @given(actors(), batches)
 def test_an_actor_writes_its_keys_and_scores_what_it_wrote(actor, batch):
     data = actor(observations(actor, batch))
-    d, k = actor.velocity.action_dim, actor.solver.num_memories
-    assert data[actor.action_key].shape == (*batch, d) and data[actor.memory_key].shape == (*batch, k * d)
+    shape = (*batch, actor.velocity.action_dim)
+    assert data[actor.action_key].shape == data[actor.memory_key].shape == shape
     stored = data[actor.log_prob_keys[0]]
     assert stored.shape == batch and stored.dtype == torch.float32
     size = max(1.0, stored.detach().abs().max().item())
@@ -117,15 +113,35 @@ def test_the_ppo_loss_has_ratio_one_and_finite_gradients_before_the_first_update
     assume(actor.solver.error_amplification < 1e4 or ratio == "pair")
     loss_class = DummyActionLoss if hasattr(actor.solver, "step_log_det") else GenPOLoss
     loss = loss_class(actor, make_critic(actor), ratio=ratio, num_memories=2)
-    data = loss.prepare(collect(actor, batch))
+    data = loss.before_updates(collect(actor, batch))
     out = loss(data)
     assert out["inversion_error"] < 1e-2 and (out["max_ratio"] - 1).abs() < 1e-2
     finite_gradients(loss, data)
 
 
-@given(actors(st.one_of(reversible_solvers, coupling_solvers()), nested=False))
-def test_the_jacobian_of_a_coupling_is_the_constant_of_its_solver(actor):
-    assume(actor.solver.num_memories == 1)
+@given(actors(), st.sampled_from(["pair", "action"]), flat_batches, seeds)
+def test_a_policy_with_normaliser_and_units_has_ratio_one_under_every_key(actor, ratio, batch, seed):
+    assume(actor.solver.error_amplification < 1e4 or ratio == "pair")
+    torch.manual_seed(seed)
+    (observation,) = actor.in_keys
+    normalizer = RunningNormalizer(OBS_DIM, in_key=("raw", "observation"), out_key=observation)
+    normalizer.update(3 + 2 * torch.randn(50, OBS_DIM))
+    d = actor.velocity.action_dim
+    units = ActionScale(torch.randn(d), torch.rand(d) + 0.5, in_key=actor.action_key, out_key="units")
+    policy = ProbabilisticTensorDictSequential(normalizer, actor, units)
+    critic = TensorDictSequential(normalizer, make_critic(actor))
+    loss_class = DummyActionLoss if hasattr(actor.solver, "step_log_det") else GenPOLoss
+    loss = loss_class(policy, critic, ratio=ratio, num_memories=2)
+    data = loss.before_updates(collect(policy, batch))
+    out = loss(data)
+    assert out["inversion_error"] < 1e-2 and (out["max_ratio"] - 1).abs() < 1e-2
+    finite_gradients(loss, data)
+    _, seen = encode(policy, data)
+    torch.testing.assert_close(actor.log_prob(seen), actor.log_prob(data))
+
+
+@given(actors(nested=False))
+def test_the_jacobian_of_a_solver_is_its_constant(actor):
     actor = actor.double()
     data = actor(observations(actor, (3,), torch.float64)).detach()
     other = JacobianFlowActor(actor.velocity, solver=actor.solver, start=actor.start).double()
@@ -165,7 +181,7 @@ def test_the_surrogate_baselines_have_ratio_one_and_finite_gradients_before_the_
     for actor_class, loss_class in ((FPOActor, FPOLoss), (PolicyFlowActor, PolicyFlowLoss)):
         actor = actor_class(copy.deepcopy(velocity), data.draw(st.integers(1, 4)), in_keys=[key])
         loss = loss_class(actor, make_critic(actor))
-        batch_data = loss.prepare(collect(actor, batch))
+        batch_data = loss.before_updates(collect(actor, batch))
         assert (loss(batch_data)["max_ratio"] - 1).abs() < 1e-4
         finite_gradients(loss, batch_data)
 
@@ -175,29 +191,6 @@ def test_the_gain_of_fpo_never_exceeds_that_of_the_plain_ratio(log_ratio, advant
     gain = asymmetric_gain(torch.tensor(log_ratio), torch.tensor(advantage), epsilon)
     plain = torch.tensor(log_ratio).exp() * advantage
     assert gain.isfinite() and gain <= plain + 1e-5 * plain.abs()
-
-
-@given(st.data(), seeds, dims, st.integers(1, 3), st.booleans(), st.booleans())
-def test_an_exportable_policy_acts_as_its_actor_does(data, seed, frame, num_frames, noise_input, normalizes):
-    torch.manual_seed(seed)
-    size = frame * num_frames
-    actor = data.draw(actors(nested=False)) if size == OBS_DIM else None
-    if actor is None:
-        net = randomized(torch.nn.Linear(size, 2))
-        actor = gaussian_actor(net, 2)
-    each = Normalizer(torch.randn(frame), torch.rand(frame) + 0.5) if normalizes else None
-    stacked = Normalizer(torch.randn(size), torch.rand(size) + 0.5, low=-2.0, high=2.0)
-    pipeline = ObservationPipeline(frame, num_frames=num_frames, each_frame=each, stacked=stacked)
-    policy = ExportablePolicy(actor, pipeline, noise_input=noise_input)
-    inputs = policy.dummy_inputs(data.draw(st.integers(1, 4)))
-    if noise_input:
-        inputs["noise"].zero_()
-    action, *rest = policy(**inputs)
-    read = pipeline(inputs["observation"], inputs.get("history"))[0]
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
-        expected = actor(TensorDict(observation=read, batch_size=read.shape[:1]))["action"]
-    torch.testing.assert_close(action, expected.float(), rtol=1e-4, atol=1e-5)
-    assert len(rest) == (num_frames > 1) and all(part.shape == inputs["history"].shape for part in rest)
 
 
 @given(actors(), st.integers(1, 4), batches)
@@ -225,10 +218,3 @@ def test_options_of_the_baselines_are_accepted_or_refused_by_a_value_error_that_
             assert str(value) in str(error)
         else:
             assert good and value != float("inf")
-
-
-@given(actors(nested=False))
-def test_make_loss_finds_the_loss_of_every_pair_flow(actor):
-    loss = make_loss(actor, make_critic(actor))
-    assert isinstance(loss, GenPOLoss)
-    loss(loss.prepare(collect(actor, (2,))))

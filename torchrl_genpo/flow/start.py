@@ -174,7 +174,7 @@ class Start(nn.Module, ABC):
 
 
 class IndependentStart(Start):
-    r"""Independent normal :math:`x_0` and :math:`x_{-1}`, the start of the paper.
+    r"""The start of the paper, in which :math:`x_0` and :math:`x_{-1}` are independent and normal.
 
     Args:
         scale (str, optional): ``"unit"``, the paper's standard normal pair; ``"learned"``, one positive
@@ -238,7 +238,7 @@ class ConsistentStart(Start):
     A flow that was trained to carry :math:`N(0, I)` to the data is integrated as it was trained,
     where the paper's independent memory moves its start. The map of the noise is a shear and a
     scale, so its log determinant is :math:`d \log \tau`, and :math:`v(x_0, 0)` is the solver's own
-    first evaluation, so it costs none (one more with ``gradient="reversible"``).
+    first evaluation, so the start costs none of its own (one more with ``gradient="reversible"``).
 
     Args:
         tau (float, optional): size of the memory's noise, positive. Defaults to ``0.3``.
@@ -253,7 +253,7 @@ class ConsistentStart(Start):
         ValueError: if tau is not positive, or an option is unknown or lacks a size.
 
     References:
-        Ours; for pre-trained flows (``benchmarks/results/fidelity.md``).
+        This start is ours, for pre-trained flows (``benchmarks/results/fidelity.md``).
 
     Examples:
         >>> import torch

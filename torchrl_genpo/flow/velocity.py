@@ -58,10 +58,11 @@ class ConditionedVelocity:
     """A velocity with its context bound: the callable ``(x, t) -> [..., d]`` that solvers integrate.
 
     It repeats no evaluation that directly follows itself: a start that needs ``v(x_0, 0)`` shares
-    that of the solver's first step. Meant to live for one pass, while the parameters stay as they are.
+    that of the solver's first step. It is meant to live for one pass, while the parameters stay as they are.
 
     Args:
-        velocity (Callable): ``(x, t, context) -> [..., d]``; a module for ``gradient="reversible"``.
+        velocity (Callable): the velocity ``(x, t, context) -> [..., d]``; it must be a module for
+            ``gradient="reversible"``.
         context (Any, optional): what ``velocity.condition`` returned.
         dtype (torch.dtype, optional): dtype of the network. The states may have another one
             (:meth:`ReversibleSolver.state_dtype`). Defaults to that of ``x``.

@@ -10,6 +10,8 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_genpo.modules.inputs import read
+
 __all__ = ["ActionScale"]
 
 
@@ -66,7 +68,7 @@ class ActionScale(TensorDictModuleBase):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action in the task's units."""
-        return tensordict.set(self.out_keys[0], self.denormalize(tensordict.get(self.in_keys[0])))
+        return tensordict.set(self.out_keys[0], self.denormalize(*read(tensordict, *self.in_keys)))
 
     def extra_repr(self) -> str:
         return f"{self.loc.numel()}, in_key={self.in_keys[0]!r}, out_key={self.out_keys[0]!r}"

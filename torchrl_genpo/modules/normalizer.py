@@ -13,6 +13,8 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import unravel_key
 from torch import Tensor
 
+from torchrl_genpo.modules.inputs import read
+
 __all__ = ["RunningNormalizer", "merge_moments"]
 
 MIN_DEVIATION = 1e-4  # numbers that hardly vary are not blown up to the size of the others
@@ -148,7 +150,7 @@ class RunningNormalizer(TensorDictModuleBase):
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the normalised observation."""
-        return tensordict.set(self.out_keys[0], self.normalize(tensordict.get(self.in_keys[0])))
+        return tensordict.set(self.out_keys[0], self.normalize(*read(tensordict, *self.in_keys)))
 
     def _check(self, observation: Tensor) -> None:
         if observation.shape[-1] != len(self.mean):

@@ -27,7 +27,7 @@ WRITTEN_KEYS = (*DRAWN_KEYS, "marginal_log_prob", "effective_sample_size")  # al
 class GenPOLoss(ClipPPOLoss):
     r"""Clipped PPO on the exact likelihood ratio of a reversible flow policy.
 
-    A :class:`~torchrl.objectives.ClipPPOLoss` with the same keywords and outputs. The ratio is that
+    It is a :class:`~torchrl.objectives.ClipPPOLoss` with the same keywords and outputs. The ratio is that
     of the densities of the pair (action, memory); for two policies with the same solver and a unit
     start it is :math:`\exp\tfrac12(|z_\text{old}|^2 - |z_\text{new}|^2)` with :math:`z` the recovered
     noise (arXiv 2606.06967). Its conditional mean given the action is the ratio of the action
@@ -49,7 +49,8 @@ class GenPOLoss(ClipPPOLoss):
     the gap that :meth:`draw_memories` found, before the first update.)
 
     With ``delay_actor=True`` the proximal policy has its own delayed parameters but the present buffers, such as the
-    statistics of a normaliser: they are not trained, and no policy ever acted with delayed ones.
+    statistics of a normaliser: they are not trained, and no policy ever acted with delayed ones. Move a policy that has
+    such buffers to its device and dtype before the loss is made, for a loss that is moved later has buffers of its own.
 
     Args:
         actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor`, or a sequence with
