@@ -28,7 +28,6 @@ from torchrl.trainers.algorithms.configs import (
     SamplerWithoutReplacementConfig,
     ValueModelConfig,
 )
-
 from torchrl_genpo.trainers.configs import (
     GenPOLossConfig,
     GenPOTrainerConfig,

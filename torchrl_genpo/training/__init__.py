@@ -5,10 +5,12 @@
 from torchrl_genpo.training.checkpoint import Progress, load_checkpoint, make_checkpoint
 from torchrl_genpo.training.evaluation import compare_ratios, episode_log, evaluate, statistics_columns
 from torchrl_genpo.training.numbers import DivergedError, LastGood, check_data, check_finite
+from torchrl_genpo.training.trainer import GenPOTrainer
 from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
 
 __all__ = [
     "DivergedError",
+    "GenPOTrainer",
     "LastGood",
     "Progress",
     "augment",
