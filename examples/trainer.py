@@ -4,7 +4,7 @@
 
     python examples/trainer.py
 
-The policy learns to balance an inverted pendulum, where 1000 is the best return. Half a minute on a CPU.
+The policy learns to balance an inverted pendulum, where 1000 is the best return. About a minute on a CPU.
 """
 
 from __future__ import annotations
