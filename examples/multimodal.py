@@ -21,6 +21,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
+from torchrl.envs import ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 
@@ -49,6 +50,7 @@ def gaussian() -> ProbabilisticActor:
         in_keys=["loc", "scale"],
         distribution_class=IndependentNormal,
         return_log_prob=True,
+        default_interaction_type=ExplorationType.RANDOM,
     )
 
 
