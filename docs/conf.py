@@ -179,8 +179,8 @@ def _write_options_page() -> None:
         for command, options in (("genpo-train", TrainOptions), ("genpo-pretrain", PretrainOptions))
     ]
     head = (
-        "# Options\n\nEvery option of the two training commands: what it may be, its default and what it is for. The files "
-        "of tasks and policies in `torchrl_genpo/config` choose other values for some.\n"
+        "# Options\n\nEvery option of the two training commands: what it may be, its default and what it is for. "
+        "The files of tasks and policies in `torchrl_genpo/config` choose other values for some.\n"
     )
     (Path(__file__).parent / "reference" / "options.md").write_text("\n".join([head, *tables]))
 
