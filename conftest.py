@@ -1,4 +1,4 @@
-"""One thread for processes of the tests."""
+"""Processes that the tests start use one thread each."""
 
 import os
 

@@ -85,7 +85,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_genpo\.).*"),  # other projects' names resolve only with a network
     (
         r"py:.*",
-        r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.|trainers\.configs\.).*",
+        r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.).*",
     ),  # not in the reference
 ]
 
@@ -103,7 +103,7 @@ logging.getLogger("sphinx.sphinx.ext.intersphinx").addFilter(
 
 
 def _modules(parent: ModuleType) -> list[ModuleType]:
-    """A package, its public modules and the packages in them, as far as they export names."""
+    """Lists a package, its public modules and the packages in them, as far as they export names."""
     found = [parent]
     for info in pkgutil.iter_modules(parent.__path__, f"{parent.__name__}."):
         is_public = not info.name.rpartition(".")[2].startswith("_")
@@ -114,7 +114,7 @@ def _modules(parent: ModuleType) -> list[ModuleType]:
 
 
 def _documented_constant(package: str, name: str) -> str | None:
-    """Where a constant is defined and described, if it is."""
+    """Returns the full name of a constant where it is defined and described, if it is."""
     for module in sorted(sys.modules):
         if module == package or module.startswith(f"{package}."):
             analyzer = ModuleAnalyzer.for_module(module)
@@ -124,7 +124,7 @@ def _documented_constant(package: str, name: str) -> str | None:
 
 
 def _inventory() -> tuple[dict[str, dict[str, list[str]]], dict[str, str]]:
-    """What is on the page of each module, and the documented name of every other way to say a name."""
+    """Lists what is on the page of each module, and maps every way to say a name to the documented one."""
     pages: dict[str, dict[str, list[str]]] = {}
     owners: dict[int, str] = {}
     aliases: dict[str, str] = {}
@@ -151,7 +151,7 @@ def _inventory() -> tuple[dict[str, dict[str, list[str]]], dict[str, str]]:
 
 
 def _write_result_pages() -> None:
-    """A page for every report of ``benchmarks/results``, with the picture of the same name."""
+    """Writes a page for every report of ``benchmarks/results``, with the picture of the same name."""
     folder = Path(__file__).parent / "results"
     folder.mkdir(exist_ok=True)
     reports = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
@@ -169,13 +169,30 @@ def _write_result_pages() -> None:
         (folder / report.name).write_text(text)
 
 
+def _write_options_page() -> None:
+    """Writes a page of every option of training and pre-training, from the schema that checks them."""
+    from torchrl_genpo.config.describe import options_table
+    from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
+
+    tables = [
+        f"## `{command}`\n\n{options_table(options)}"
+        for command, options in (("genpo-train", TrainOptions), ("genpo-pretrain", PretrainOptions))
+    ]
+    head = (
+        "# Options\n\nEvery option of the two training commands: what it may be, its default and what it is for. "
+        "The files of tasks and policies in `torchrl_genpo/config` choose other values for some.\n"
+    )
+    (Path(__file__).parent / "reference" / "options.md").write_text("\n".join([head, *tables]))
+
+
 _write_result_pages()
+_write_options_page()
 PAGES, ALIASES = _inventory()
 autosummary_context = {"pages": PAGES}
 
 
 def _resolve(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
-    """Links a name that is said in another way than on its page: by its file, its package or alone."""
+    """Links a name that is said in another way than on its page, by its file, its package or alone."""
     if node.get("refdomain") != "py":
         return None
     owner, _, member = node["reftarget"], "", ""
@@ -190,7 +207,7 @@ def _resolve(app: Sphinx, env: Any, node: Any, contnode: Any) -> Any:
 
 
 def _signature(app: Sphinx, what: str, name: str, value: Any, options: Any, signature: str, returns: str) -> Any:
-    """The signature of a class whose metaclass hides it, as TensorDict's modules and TorchRL's losses do."""
+    """Returns the signature of a class whose metaclass hides it, as TensorDict's modules and TorchRL's losses do."""
     if what != "class" or signature != "(*args, **kwargs)":
         return None
     found = sphinx.util.inspect.signature(value.__init__, bound_method=True)

@@ -19,11 +19,13 @@ import argparse
 
 import torch
 from tensordict import TensorDict
+from tensordict.nn import NormalParamExtractor, TensorDictModule
+from torch import nn
+from torchrl.envs import ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
-from torchrl_genpo.models import gaussian_actor
 
 TARGETS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 TEMPERATURE = 0.1  # weight of the entropy bonus: the best policy is exp(reward / TEMPERATURE), four round peaks
@@ -32,7 +34,7 @@ MEMORY_SCALE = 0.3  # standard deviation of q(memory | action)
 
 
 def reward(action: torch.Tensor) -> torch.Tensor:
-    """Minus the squared distance ``[...]`` of the actions ``[..., 2]`` to the nearest target."""
+    """Returns minus the squared distance ``[...]`` of the actions ``[..., 2]`` to the nearest target."""
     return -(torch.cdist(action, TARGETS).amin(-1) ** 2)
 
 
@@ -42,12 +44,19 @@ def flow() -> ReversibleFlowActor:
 
 
 def gaussian() -> ProbabilisticActor:
-    return gaussian_actor(MLP(in_features=1, out_features=2, num_cells=[64, 64]), action_dim=2)
+    network = nn.Sequential(MLP(in_features=1, out_features=2 * 2, num_cells=[64, 64]), NormalParamExtractor())
+    return ProbabilisticActor(
+        TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"]),
+        in_keys=["loc", "scale"],
+        distribution_class=IndependentNormal,
+        return_log_prob=True,
+        default_interaction_type=ExplorationType.RANDOM,
+    )
 
 
 @torch.no_grad()
 def sample(actor, size: int) -> TensorDict:
-    """Plays the bandit ``size`` times; its observation is always zero."""
+    """Plays the bandit ``size`` times. Its observation is always zero."""
     data = actor(TensorDict(observation=torch.zeros(size, 1), batch_size=[size]))
     data["reward"] = reward(data["action"])
     data["entropy_bonus"] = -data["action_log_prob"]
@@ -70,11 +79,12 @@ def train(actor, loss: ClipPPOLoss, iterations: int, batch_size: int = 2048, epo
 
 
 def share_of_targets(action: torch.Tensor) -> torch.Tensor:
-    """Share ``[4]`` of the actions that are near each target."""
+    """Computes the share ``[4]`` of the actions that are near each target."""
     return (torch.cdist(action, TARGETS) < NEAR).float().mean(0)
 
 
 def draw(samples: dict[str, TensorDict], path: str) -> None:
+    """Draws the samples of each policy over the density of the best one."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,12 +1,12 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A flow policy that sees nothing but pixels: a convolutional encoder before the velocity.
+"""A flow policy that sees nothing but pixels: a convolutional encoder before the flow.
 
     python examples/pixels.py
 
-A red point on a small image has to reach a green goal. The encoder is part of the velocity's ``condition``, so it runs
-once an observation, not once a step of the solver; collector, advantage, buffer and loss are as in ``compose.py``. A
-picture of a few paths is drawn into ``pixels.png``. About a minute on a CPU.
+A red point on a small image has to reach a green goal. The encoder is a module of the policy before the flow, so it
+runs once an observation, not once a step of the solver, and the loss trains it with the flow. Collector, advantage,
+buffer and loss are as in ``compose.py``. A few paths are drawn into ``pixels.png``. About a minute on a CPU.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 from torchrl.data import (
@@ -38,7 +39,7 @@ HORIZON = 16
 
 
 class PixelReach(EnvBase):
-    """A batch of points that move by their action towards goals; made of tensors, so that it runs on any device."""
+    """A batch of points that move by their action towards goals. It is made of tensors, so it runs on any device."""
 
     def __init__(self, num_envs: int, seed: int, device: str = "cpu") -> None:
         super().__init__(device=device, batch_size=[num_envs])
@@ -70,14 +71,14 @@ class PixelReach(EnvBase):
         return TensorDict(pixels=self.draw(), reward=-distance, done=done, batch_size=self.batch_size)
 
     def draw(self) -> Tensor:
-        """Images ``[num_envs, 3, SIZE, SIZE]``: the point in red, the goal in green."""
+        """Draws images ``[num_envs, 3, SIZE, SIZE]`` with the point in red and the goal in green."""
         places = torch.stack([self.point, self.goal], -2)[..., None, None, :]
         blobs = (255 * torch.exp(-((self.grid - places) / 0.15).square().sum(-1))).to(torch.uint8)
         return nn.functional.pad(blobs, (0, 0, 0, 0, 0, 1))  # no blue
 
 
 class Encoder(nn.Module):
-    """Features ``[..., out_features]`` of images ``[..., 3, SIZE, SIZE]``."""
+    """Turns images ``[..., 3, SIZE, SIZE]`` into features ``[..., out_features]``."""
 
     def __init__(self, out_features: int = 64) -> None:
         super().__init__()
@@ -92,37 +93,32 @@ class Encoder(nn.Module):
         return self.output_layer(features).unflatten(0, pixels.shape[:-3])
 
 
-class PixelVelocity(VelocityMLP):
-    """The velocity of a policy that sees images: only ``condition``, called once an observation, knows of them."""
-
-    observation_ndim = 3  # an image has three dimensions, the others count samples
-
-    def __init__(self, encoder: Encoder, action_dim: int, hidden_sizes: tuple[int, ...]) -> None:
-        super().__init__(encoder.out_features, action_dim, hidden_sizes)
-        self.encoder = encoder
-
-    def condition(self, pixels: Tensor) -> Tensor:
-        return super().condition(self.encoder(pixels))
-
-
-def make_actor() -> ReversibleFlowActor:
-    velocity = PixelVelocity(Encoder(), action_dim=2, hidden_sizes=(64, 64))
-    return ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2), in_keys=["pixels"])
+def make_policy() -> ProbabilisticTensorDictSequential:
+    """Builds an encoder that writes features, and a flow that reads them."""
+    encoder = Encoder()
+    velocity = VelocityMLP(encoder.out_features, action_dim=2, hidden_sizes=(64, 64))
+    return ProbabilisticTensorDictSequential(
+        TensorDictModule(encoder, in_keys=["pixels"], out_keys=["features"]),
+        ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2), in_keys=["features"]),
+    )
 
 
 @torch.no_grad()
-def evaluate(env: PixelReach, actor: nn.Module | None) -> tuple[float, Tensor]:
-    """Share of the goals that an episode with zero noise ends near to, and its paths ``[n, HORIZON + 1, 2]``."""
+def evaluate(env: PixelReach, policy: nn.Module | None) -> tuple[float, Tensor]:
+    """Plays an episode with zero noise; returns the share of goals that it ends near to, and the paths.
+
+    The paths have the shape ``[n, HORIZON + 1, 2]``. Without a policy the actions are random.
+    """
     tensordict, path = env.reset(), [env.point]
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         for _ in range(HORIZON):
-            tensordict = env.step(env.rand_action(tensordict) if actor is None else actor(tensordict))["next"]
+            tensordict = env.step(env.rand_action(tensordict) if policy is None else policy(tensordict))["next"]
             path.append(env.point)
     return ((env.point - env.goal).norm(dim=-1) < NEAR).float().mean().item(), torch.stack(path, 1)
 
 
 def draw(env: PixelReach, paths: Tensor, images: Tensor, path: str) -> None:
-    """What the policy saw first, and where it went."""
+    """Draws what the policy saw first, and where it went."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -146,15 +142,15 @@ def main() -> None:
     torch.set_num_threads(1)
 
     env = TransformedEnv(PixelReach(64, options.seed), StepCounter(max_steps=HORIZON))
-    actor = make_actor()
+    policy = make_policy()
     critic = ValueOperator(nn.Sequential(Encoder(), MLP(out_features=1, num_cells=[64])), in_keys=["pixels"])
     with torch.no_grad():
-        critic(actor(env.reset()))  # lazy layers learn their sizes
-    loss = GenPOLoss(actor, critic, clip_epsilon=0.2, normalize_advantage=True)
+        critic(policy(env.reset()))  # lazy layers learn their sizes
+    loss = GenPOLoss(policy, critic, clip_epsilon=0.2, normalize_advantage=True)
     gae = GAE(gamma=0.9, lmbda=0.9, value_network=critic, average_gae=False)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     collector = Collector(
-        env, actor, frames_per_batch=1024, total_frames=options.frames, auto_register_policy_transforms=False
+        env, policy, frames_per_batch=1024, total_frames=options.frames, auto_register_policy_transforms=False
     )
     buffer = TensorDictReplayBuffer(
         storage=LazyTensorStorage(1024), sampler=SamplerWithoutReplacement(), batch_size=256
@@ -164,7 +160,7 @@ def main() -> None:
             gae(data)
         for _ in range(3):
             buffer.empty()
-            buffer.extend(data.exclude("next").reshape(-1))
+            buffer.extend(data.exclude("next", "features").reshape(-1))
             for batch in buffer:
                 out = loss(batch)
                 optimizer.zero_grad()
@@ -180,7 +176,7 @@ def main() -> None:
     test_env = PixelReach(500, seed=10_000)
     before, _ = evaluate(test_env, None)
     test_env.set_seed(10_000)
-    reached, paths = evaluate(test_env, actor)
+    reached, paths = evaluate(test_env, policy)
     print(f"zero noise: {100 * reached:.0f} % of the goals reached; random actions: {100 * before:.0f} %")
     test_env.point = paths[:, 0]
     draw(test_env, paths, test_env.draw(), options.picture)

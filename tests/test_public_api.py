@@ -10,16 +10,16 @@ import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 import torchrl_genpo
+from torchrl_genpo.config.describe import options_of
+from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
 LIST = Path(__file__).with_name("public_api.txt")
 CONFIG = Path(torchrl_genpo.__file__).parent / "config"
 
 
 def public_names() -> Iterator[str]:
-    """What the packages and modules offer, each name where it is listed."""
+    """Lists what the packages offer, each name where it is listed."""
     for found in pkgutil.walk_packages(torchrl_genpo.__path__, "torchrl_genpo."):
         parts = found.name.split(".")
         if any(part.startswith("_") for part in parts) or not found.ispkg:
@@ -30,20 +30,12 @@ def public_names() -> Iterator[str]:
 
 
 def options() -> Iterator[str]:
-    """Every option of the commands, by its dotted name, and every choice of a group."""
-
-    def keys(node, prefix):
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            if isinstance(value, dict):
-                yield from keys(value, f"{prefix}{key}.")
-
-    for path in sorted(CONFIG.rglob("*.yaml")):
-        name = path.relative_to(CONFIG).with_suffix("").as_posix()
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) or {}
-        skipped = {key: value for key, value in content.items() if key not in ("defaults", "hydra")}
-        yield f"[{name}]"
-        yield from (f"[{name}] {key}" for key in keys(skipped, ""))
+    """Lists every option of the training commands with its values and default, and every file that chooses values."""
+    for command, schema in (("genpo-train", TrainOptions), ("genpo-pretrain", PretrainOptions)):
+        for option in options_of(schema):
+            choice = f" ({option.choice})" if option.choice else ""
+            yield f"[{command}] {option.name}{choice}: {option.type} = {option.default}"
+    yield from (f"[config] {path.relative_to(CONFIG).with_suffix('')}" for path in sorted(CONFIG.rglob("*.yaml")))
 
 
 def listing() -> str:

@@ -11,7 +11,7 @@ from torchrl_genpo.envs.isaaclab import LastObservationAtReset
 from torchrl_genpo.envs.transforms import _Normalization
 from torchrl_genpo.envs.xhand import ActionDelay, DeltaTarget, History, Noise
 from torchrl_genpo.runs import SyncedCheckpoint
-from torchrl_genpo.trainers import GenPOTrainer
+from torchrl_genpo.training import GenPOTrainer
 from torchrl_genpo.training.workers import _BetweenSteps
 
 TRANSFORM = ("_step", "_reset")

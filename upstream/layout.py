@@ -4,7 +4,7 @@
 
     python upstream/layout.py FOLDER --test
 
-FOLDER is a clone of https://github.com/pytorch/rl, where ``git diff`` then shows the pull request; or a new folder,
+FOLDER is a clone of https://github.com/pytorch/rl, where ``git diff`` then shows the pull request, or a new folder,
 into which the installed TorchRL is copied first. ``docs/upstream.md`` says what goes where and why.
 """
 
@@ -22,26 +22,28 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TREE = ROOT / "upstream" / "tree"  # files that only TorchRL needs
+TREE = ROOT / "upstream" / "tree"  # files that only TorchRL needs, in its own names
 OURS = "torchrl_genpo"
 
-# Ours, and TorchRL's place for it; the longest that fits a name counts.
+# Our modules, and TorchRL's place for each; of several that fit a name the longest counts.
 MODULES = {
     f"{OURS}.flow": "torchrl.modules.flow",
     f"{OURS}.modules.actor": "torchrl.modules.tensordict_module.reversible_flow",
     f"{OURS}.modules.inputs": "torchrl.modules.tensordict_module._inputs",
+    f"{OURS}.modules.normalizer": "torchrl.modules.tensordict_module.running_normalizer",
+    f"{OURS}.modules.sequence": "torchrl.modules.tensordict_module._policy_steps",
     f"{OURS}.objectives": "torchrl.objectives",
-    f"{OURS}.trainers": "torchrl.trainers.algorithms",
-    f"{OURS}.trainers.configs": "torchrl.trainers.algorithms.configs.genpo",
+    f"{OURS}.training.trainer": "torchrl.trainers.algorithms.genpo",
 }
 SOURCES = {
     **{f"{OURS}/flow/{path.name}": f"torchrl/modules/flow/{path.name}" for path in (ROOT / OURS / "flow").glob("*.py")},
     f"{OURS}/modules/actor.py": "torchrl/modules/tensordict_module/reversible_flow.py",
     f"{OURS}/modules/inputs.py": "torchrl/modules/tensordict_module/_inputs.py",
+    f"{OURS}/modules/normalizer.py": "torchrl/modules/tensordict_module/running_normalizer.py",
+    f"{OURS}/modules/sequence.py": "torchrl/modules/tensordict_module/_policy_steps.py",
     f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
     f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
-    f"{OURS}/trainers/genpo.py": "torchrl/trainers/algorithms/genpo.py",
-    f"{OURS}/trainers/configs.py": "torchrl/trainers/algorithms/configs/genpo.py",
+    f"{OURS}/training/trainer.py": "torchrl/trainers/algorithms/genpo.py",
 }
 TESTS = {
     **{
@@ -51,14 +53,12 @@ TESTS = {
     "tests/modules/test_actor.py": "test/modules/test_reversible_flow_actor.py",
     "tests/objectives/test_flow_matching.py": "test/objectives/test_flow_matching.py",
     "tests/objectives/test_genpo.py": "test/objectives/test_genpo.py",
-    "tests/trainers/test_configs.py": "test/test_genpo_configs.py",
-    "tests/trainers/test_genpo.py": "test/test_genpo_trainer.py",
+    "tests/training/test_trainer.py": "test/test_genpo_trainer.py",
 }
 LOSS_TEST_BASE = "objectives/_objectives_common.py"  # TorchRL's own where there is one
 
-# What TorchRL's packages offer beside what they do now: package, our module, where its names come from there.
+# The names that TorchRL's packages offer in addition, by package and by the module that defines them.
 FLOW_NAMES = (
-    "AdaptiveSigma",
     "ConsistentStart",
     "IndependentStart",
     "ReversibleFlow",
@@ -70,6 +70,7 @@ EXPORTS = {
     "torchrl/modules/__init__.py": {
         "torchrl.modules.flow": FLOW_NAMES,
         "torchrl.modules.tensordict_module.reversible_flow": ("ReversibleFlowActor",),
+        "torchrl.modules.tensordict_module.running_normalizer": ("RunningNormalizer",),
     },
     "torchrl/objectives/__init__.py": {
         "torchrl.objectives.flow_matching": ("FlowMatchingLoss",),
@@ -116,26 +117,31 @@ MAIN = '\n\nif __name__ == "__main__":\n    pytest.main([__file__, "--capture", 
 
 
 def rewrite(text: str) -> str:
-    """Our code or prose, in TorchRL's names."""
+    """Translates our code or prose into TorchRL's names.
+
+    Raises:
+        KeyError: for a public name that has no place in TorchRL.
+    """
 
     def regroup(match: re.Match[str]) -> str:
-        """One import from our package, as one from each of the packages that its names live in there."""
+        """Splits an import from our package into one for each package of TorchRL that its names live in."""
         prefix, names = match[1], [name.strip() for name in match[2].strip("()").split(",") if name.strip()]
         homes = dict.fromkeys(HOMES[name] for name in names)
         return "\n".join(
             f"{prefix}from {home} import {', '.join(name for name in names if HOMES[name] == home)}" for home in homes
         )
 
-    text = re.sub(rf"^([ >]*)from {OURS} import (\([^)]*\)|.*)$", regroup, text, flags=re.MULTILINE)
+    packages = rf"{OURS}(?:\.(?:modules|training))?"  # whose names live in several packages of TorchRL
+    text = re.sub(rf"^([ >]*)from {packages} import (\([^)]*\)|.*)$", regroup, text, flags=re.MULTILINE)
     for ours in sorted(MODULES, key=len, reverse=True):
         text = re.sub(rf"\b{re.escape(ours)}\b", MODULES[ours], text)
-    text = re.sub(rf"\b{OURS}\.(\w+)", lambda match: f"{HOMES[match[1]]}.{match[1]}", text)
+    text = re.sub(rf"\b{packages}\.(\w+)", lambda match: f"{HOMES[match[1]]}.{match[1]}", text)
     text = text.replace("from ._objectives_common", "from _objectives_common")
     return text.replace("``benchmarks/results/", "torchrl-genpo's ``benchmarks/results/")
 
 
 def source(path: Path) -> str:
-    """A file of the package, as TorchRL would have it."""
+    """Returns a file of the package as TorchRL would have it."""
     text = path.read_text()
     if not text.startswith(OUR_HEADER):
         raise ValueError(f"{path} does not begin with the licence header.")
@@ -143,7 +149,7 @@ def source(path: Path) -> str:
 
 
 def test(path: Path) -> str:
-    """A file of tests, with the licence header, the fixture that seeds it and the last lines that TorchRL asks for."""
+    """Returns a file of tests with TorchRL's header and last lines, and with the fixture that seeds each test."""
     text = path.read_text()
     fixture = (ROOT / "tests" / "conftest.py").read_text().partition("import torch\n")[2].rstrip()
     future = "from __future__ import annotations\n"
@@ -154,7 +160,7 @@ def test(path: Path) -> str:
 
 
 def export(text: str, modules: dict[str, tuple[str, ...]]) -> str:
-    """An ``__init__.py`` that offers more names: imported just before ``__all__``, and listed in it."""
+    """Adds names to an ``__init__.py``: they are imported just before ``__all__`` and listed in it."""
     if all(f"from {module} import" in text for module in modules):
         return text
     imports = "".join(f"from {module} import {', '.join(names)}\n" for module, names in modules.items())
@@ -166,7 +172,7 @@ def export(text: str, modules: dict[str, tuple[str, ...]]) -> str:
 
 
 def insert(text: str, after: str, new: str) -> str:
-    """A file with one more entry after a line of it."""
+    """Adds an entry to a file after one of its lines, once."""
     if new in text:
         return text
     if after not in text:
@@ -175,7 +181,7 @@ def insert(text: str, after: str, new: str) -> str:
 
 
 def lay_out(folder: Path) -> list[Path]:
-    """Writes everything; returns the paths, relative to the folder. May be repeated."""
+    """Writes the change into the folder and returns the paths relative to it. It may be repeated."""
     is_clone = (folder / "test" / LOSS_TEST_BASE).exists() and (folder / ".git").exists()
     if not (folder / "torchrl").exists():
         installed = importlib.util.find_spec("torchrl")
@@ -188,7 +194,8 @@ def lay_out(folder: Path) -> list[Path]:
     texts |= {new: test(ROOT / old) for old, new in TESTS.items()}
     if not is_clone:
         texts[f"test/{LOSS_TEST_BASE}"] = (ROOT / "tests" / LOSS_TEST_BASE).read_text()
-    texts |= {str(path.relative_to(TREE)): path.read_text() for path in TREE.rglob("*.*") if path.is_file()}
+    own = [path for path in TREE.rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
+    texts |= {str(path.relative_to(TREE)): path.read_text() for path in own}
     for name, modules in EXPORTS.items():
         texts[name] = export((folder / name).read_text(), modules)
     for name, (after, new) in INSERTIONS.items():
@@ -204,7 +211,7 @@ def lay_out(folder: Path) -> list[Path]:
 
 
 def run_tests(folder: Path, written: list[Path]) -> str:
-    """Runs copied tests, doctests and the script's smoke test with the folder's TorchRL; returns a report."""
+    """Runs the copied tests, doctests and the script's smoke test with the folder's TorchRL, and returns a report."""
     env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     tests = [str(path) for path in written if path.parts[0] == "test" and path.name.startswith("test_")]
     library = [str(path) for path in written if path.parts[0] == "torchrl" and path.name != "__init__.py"]

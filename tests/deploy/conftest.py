@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parent))  # fake_sdk and faults
 
 
 def _raw_env(name, num_envs=1, **options):
-    return make_env(name, num_envs, seed=0, normalize_observation=False, scale_reward=False, **options)
+    return make_env(name, num_envs, seed=0, **options)
 
 
 @pytest.fixture(scope="session")

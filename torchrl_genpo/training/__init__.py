@@ -6,10 +6,12 @@ from torchrl_genpo.training.evaluation import compare_ratios, episode_log, evalu
 from torchrl_genpo.training.finite import DivergedError, LastGood, check_data, check_finite
 from torchrl_genpo.training.metrics import read_metrics
 from torchrl_genpo.training.progress import Progress
+from torchrl_genpo.training.trainer import GenPOTrainer
 from torchrl_genpo.training.update import augment, batch_keys, make_update, update_metrics
 
 __all__ = [
     "DivergedError",
+    "GenPOTrainer",
     "LastGood",
     "Progress",
     "augment",

@@ -22,18 +22,17 @@ __all__ = ["GenPOTrainer"]
 class GenPOTrainer(PPOTrainer):
     """Trains a reversible flow policy: :class:`~torchrl.trainers.algorithms.PPOTrainer` for a pair (action, memory).
 
-    See also :class:`~torchrl_genpo.trainers.configs.GenPOTrainerConfig` for the Hydra configuration counterpart.
+    Every keyword, hook, log and checkpoint is that of ``PPOTrainer``. The trainer adds four things:
 
-    Every keyword, hook, log and checkpoint is that of ``PPOTrainer``. What it adds:
-
-    - the collector starts with the weights of the loss. Hydra builds a network anew wherever a configuration names
-      it, so that ``PPOTrainer`` collects its first batch with another policy than the one it trains;
-    - ``loss_module.prepare`` is called on every collected batch, before its first update, as ``ratio="action"`` needs;
-    - ``lr_scheduler`` may be a :class:`~torchrl.objectives.KLAdaptiveLR` (for Hydra: its ``_target_``, with
-      ``_partial_: true``). It is stepped once a batch, by the mean ``kl_approx`` of the last epoch: in each update the
-      KL to the policy that collected begins at 0;
-    - the log's ``inversion_error`` is that of the first mini-batch after a collection, where nothing but the numerics
-      of the inversion can make a difference, and no mean with the change of the policy.
+    - The collector starts with the weights of the loss. Hydra builds a network anew wherever a configuration names
+      it, so ``PPOTrainer`` collects its first batch with another policy than the one that it trains.
+    - ``loss_module.before_updates`` is called on every collected batch before its first update, as ``ratio="action"``
+      needs.
+    - ``lr_scheduler`` may be a :class:`~torchrl.objectives.KLAdaptiveLR` (for Hydra its ``_target_`` with
+      ``_partial_: true``). It is stepped once a batch with the mean ``kl_approx`` of the last epoch, because the KL to
+      the policy that collected begins at 0 in each update.
+    - The ``inversion_error`` in the log is that of the first mini-batch after a collection, where only the numerics of
+      the inversion can make a difference. Later mini-batches would add the change of the policy.
 
     Examples:
         >>> import torch
@@ -42,7 +41,7 @@ class GenPOTrainer(PPOTrainer):
         >>> from torchrl.envs import GymEnv
         >>> from torchrl.modules import MLP, ValueOperator
         >>> from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
-        >>> from torchrl_genpo.trainers import GenPOTrainer
+        >>> from torchrl_genpo.training import GenPOTrainer
         >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=3, action_dim=1, hidden_sizes=(32, 32)))
         >>> loss = GenPOLoss(actor, ValueOperator(MLP(in_features=3, out_features=1, num_cells=[32])))
         >>> trainer = GenPOTrainer(
@@ -67,7 +66,7 @@ class GenPOTrainer(PPOTrainer):
     def _setup_hook(self) -> None:
         if not isinstance(self.loss_module, GenPOLoss):
             raise TypeError(
-                f"GenPOTrainer trains with a GenPOLoss, got {type(self.loss_module).__name__}; use PPOTrainer for it."
+                f"GenPOTrainer trains with a GenPOLoss, got {type(self.loss_module).__name__}: use PPOTrainer for it."
             )
         if self.async_collection and self.loss_module.ratio == "action":
             raise ValueError(
@@ -83,7 +82,7 @@ class GenPOTrainer(PPOTrainer):
         super()._setup_hook()
 
     def _process_batch_hook(self, batch: TensorDictBase) -> TensorDictBase:
-        return self.loss_module.prepare(super()._process_batch_hook(batch))
+        return self.loss_module.before_updates(super()._process_batch_hook(batch))
 
     def optim_steps(self, batch: TensorDictBase) -> None:
         """Makes the updates of one collected batch."""
@@ -103,7 +102,7 @@ class GenPOTrainer(PPOTrainer):
 
 
 class _WithKL:
-    """A schedule for TorchRL's hook, which steps it without the KL."""
+    """Hands the KL to a schedule, which TorchRL's hook steps without it."""
 
     def __init__(self, schedule: KLAdaptiveLR, trainer: GenPOTrainer) -> None:
         self._schedule, self._trainer = schedule, weakref.proxy(trainer)

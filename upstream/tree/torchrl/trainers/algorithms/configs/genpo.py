@@ -1,10 +1,12 @@
+# Copyright (c) Meta Platforms, Inc. and affiliates.
+#
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Hydra configurations of a flow policy, registered beside those of TorchRL.
+"""Hydra configurations of a flow policy, registered beside the others of TorchRL.
 
-Importing this module makes them known to Hydra, in TorchRL's groups: ``network``, ``model``, ``loss`` and ``trainer``,
-and ``solver`` and ``start`` of their own. Every keyword of a class is a field of its configuration, with the same
-default.
+Importing this module makes them known to Hydra in the groups ``network``, ``model``, ``loss`` and ``trainer``, and in
+two groups of their own, ``solver`` and ``start``. Every keyword of a class is a field of its configuration, with the
+same default.
 """
 
 from __future__ import annotations
@@ -16,14 +18,13 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
+from torchrl.modules.tensordict_module.reversible_flow import ReversibleFlowActor
+from torchrl.objectives.genpo import GenPOLoss
 from torchrl.trainers.algorithms.configs.common import ConfigBase, _normalize_hydra_key, _normalize_hydra_keys
 from torchrl.trainers.algorithms.configs.modules import ActivationConfig, NetworkConfig
 from torchrl.trainers.algorithms.configs.objectives import LossConfig, _make_onpolicy_loss
 from torchrl.trainers.algorithms.configs.trainers import PPOTrainerConfig, _make_onpolicy_trainer
-
-from torchrl_genpo.modules.actor import ReversibleFlowActor
-from torchrl_genpo.objectives.genpo import GenPOLoss
-from torchrl_genpo.trainers.genpo import GenPOTrainer
+from torchrl.trainers.algorithms.genpo import GenPOTrainer
 
 __all__ = [
     "ConsistentStartConfig",
@@ -41,11 +42,11 @@ __all__ = [
 
 @dataclass
 class VelocityMLPConfig(NetworkConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.VelocityMLP`.
+    """Hydra configuration for :class:`~torchrl.modules.VelocityMLP`.
 
     Examples:
         >>> from hydra.utils import instantiate
-        >>> from torchrl_genpo.trainers.configs import VelocityMLPConfig
+        >>> from torchrl.trainers.algorithms.configs.genpo import VelocityMLPConfig
         >>> instantiate(VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[32, 32])).action_dim
         2
     """
@@ -54,15 +55,15 @@ class VelocityMLPConfig(NetworkConfig):
     action_dim: int = MISSING
     hidden_sizes: Any = (256, 256, 256)
     activation: Any = field(
-        default_factory=partial(ActivationConfig, _target_="torchrl_genpo.flow.Mish", _partial_=True)
+        default_factory=partial(ActivationConfig, _target_="torchrl.modules.flow.Mish", _partial_=True)
     )
     time_embedding_dim: int = 32
-    _target_: str = "torchrl_genpo.VelocityMLP"
+    _target_: str = "torchrl.modules.VelocityMLP"
 
 
 @dataclass
 class VelocityTransformerConfig(NetworkConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.VelocityTransformer`."""
+    """Hydra configuration for :class:`~torchrl.modules.VelocityTransformer`."""
 
     obs_dim: int = MISSING
     action_dim: int = MISSING
@@ -71,25 +72,24 @@ class VelocityTransformerConfig(NetworkConfig):
     num_layers: int = 3
     num_heads: int = 4
     time_embedding_dim: int = 32
-    _target_: str = "torchrl_genpo.VelocityTransformer"
+    _target_: str = "torchrl.modules.VelocityTransformer"
 
 
 @dataclass
 class ReversibleSolverConfig(ConfigBase):
-    """Hydra configuration for :class:`~torchrl_genpo.ReversibleSolver`.
+    """Hydra configuration for :class:`~torchrl.modules.ReversibleSolver`.
 
     Examples:
         >>> from hydra.utils import instantiate
-        >>> from torchrl_genpo.trainers.configs import ReversibleSolverConfig
+        >>> from torchrl.trainers.algorithms.configs.genpo import ReversibleSolverConfig
         >>> instantiate(ReversibleSolverConfig(num_steps=4, sigma=0.8)).sigma
         0.8
     """
 
     num_steps: int = 5
-    sigma: Any = 0.75
-    coefficients: Any = None
+    sigma: float = 0.75
     gradient: str = "stored"
-    _target_: str = "torchrl_genpo.ReversibleSolver"
+    _target_: str = "torchrl.modules.ReversibleSolver"
     _partial_: bool = False
 
     def __post_init__(self) -> None:
@@ -108,19 +108,18 @@ class StartConfig(ConfigBase):
 
 @dataclass
 class IndependentStartConfig(StartConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.IndependentStart`."""
+    """Hydra configuration for :class:`~torchrl.modules.IndependentStart`."""
 
     scale: str = "unit"
     action_dim: int | None = None
     context_dim: int | None = None
-    num_memories: int = 1
     initial_scale: float = 1.0
-    _target_: str = "torchrl_genpo.IndependentStart"
+    _target_: str = "torchrl.modules.IndependentStart"
 
 
 @dataclass
 class ConsistentStartConfig(StartConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.ConsistentStart`."""
+    """Hydra configuration for :class:`~torchrl.modules.ConsistentStart`."""
 
     tau: float = 0.3
     learn_tau: str | None = None
@@ -128,18 +127,18 @@ class ConsistentStartConfig(StartConfig):
     action_dim: int | None = None
     context_dim: int | None = None
     initial_scale: float = 1.0
-    _target_: str = "torchrl_genpo.ConsistentStart"
+    _target_: str = "torchrl.modules.ConsistentStart"
 
 
 @dataclass
 class ReversibleFlowActorConfig(ConfigBase):
-    """Hydra configuration for :class:`~torchrl_genpo.ReversibleFlowActor`.
+    """Hydra configuration for :class:`~torchrl.modules.ReversibleFlowActor`.
 
     A nested key is a list of its parts, as everywhere in TorchRL's configurations.
 
     Examples:
         >>> from hydra.utils import instantiate
-        >>> from torchrl_genpo.trainers.configs import ReversibleFlowActorConfig, VelocityMLPConfig
+        >>> from torchrl.trainers.algorithms.configs.genpo import ReversibleFlowActorConfig, VelocityMLPConfig
         >>> velocity = VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[32, 32])
         >>> instantiate(ReversibleFlowActorConfig(velocity=velocity, action_key=["agent", "action"])).out_keys
         [('agent', 'action'), 'action_memory', 'action_log_prob']
@@ -155,7 +154,7 @@ class ReversibleFlowActorConfig(ConfigBase):
     spec: Any = None
     safe: bool = False
     default_interaction_type: Any = "RANDOM"
-    _target_: str = "torchrl_genpo.trainers.configs._make_reversible_flow_actor"
+    _target_: str = "torchrl.trainers.algorithms.configs.genpo._make_reversible_flow_actor"
     _partial_: bool = False
 
     def __post_init__(self) -> None:
@@ -170,7 +169,7 @@ def _make_reversible_flow_actor(*args: Any, in_keys: Sequence[Any], **kwargs: An
 
 @dataclass
 class GenPOLossConfig(LossConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.GenPOLoss`.
+    """Hydra configuration for :class:`~torchrl.objectives.GenPOLoss`.
 
     The fields are its own keywords and those of :class:`~torchrl.objectives.ClipPPOLoss`; ``gamma`` builds the value
     estimator.
@@ -197,7 +196,7 @@ class GenPOLossConfig(LossConfig):
     delay_actor: bool = False
     max_importance_ratio: float | None = None
     device: Any = None
-    _target_: str = "torchrl_genpo.trainers.configs._make_genpo_loss"
+    _target_: str = "torchrl.trainers.algorithms.configs.genpo._make_genpo_loss"
 
 
 def _make_genpo_loss(*args: Any, **kwargs: Any) -> GenPOLoss:
@@ -209,21 +208,21 @@ def _make_genpo_loss(*args: Any, **kwargs: Any) -> GenPOLoss:
 
 @dataclass
 class FlowMatchingLossConfig(LossConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.FlowMatchingLoss`."""
+    """Hydra configuration for :class:`~torchrl.objectives.FlowMatchingLoss`."""
 
     actor_network: Any = MISSING
     reduction: str = "mean"
-    _target_: str = "torchrl_genpo.FlowMatchingLoss"
+    _target_: str = "torchrl.objectives.FlowMatchingLoss"
 
 
 @dataclass
 class GenPOTrainerConfig(PPOTrainerConfig):
-    """Hydra configuration for :class:`~torchrl_genpo.trainers.GenPOTrainer`.
+    """Hydra configuration for :class:`~torchrl.trainers.algorithms.GenPOTrainer`.
 
     The fields are those of :class:`~torchrl.trainers.algorithms.configs.PPOTrainerConfig`.
     """
 
-    _target_: str = "torchrl_genpo.trainers.configs._make_genpo_trainer"
+    _target_: str = "torchrl.trainers.algorithms.configs.genpo._make_genpo_trainer"
 
 
 def _make_genpo_trainer(*args: Any, **kwargs: Any) -> GenPOTrainer:

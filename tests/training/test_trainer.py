@@ -17,7 +17,7 @@ from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
-from torchrl_genpo.trainers.genpo import GenPOTrainer
+from torchrl_genpo.training import GenPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:GenPOTrainer is an experimental:UserWarning")
 
@@ -121,14 +121,14 @@ def test_the_collector_follows_the_policy_from_batch_to_batch():
     assert min(logged(log, "max_ratio")) > 1.001
 
 
-def test_the_ratio_of_the_action_is_prepared_once_a_batch():
+def test_memories_for_the_ratio_of_the_action_are_drawn_once_a_batch():
     loss = GenPOLoss(make_actor(), make_critic(), ratio="action", num_memories=4)
     trainer, log = make_trainer(loss, batches=2, batch_size=32)
-    prepared = []
-    prepare = loss.prepare
-    loss.prepare = lambda batch: prepared.append(len(batch)) or prepare(batch)
+    drawn = []
+    before_updates = loss.before_updates
+    loss.before_updates = lambda batch: drawn.append(len(batch)) or before_updates(batch)
     trainer.train()
-    assert prepared == [FRAMES, FRAMES]
+    assert drawn == [FRAMES, FRAMES]
     assert max(logged(log, "inversion_error")) < 1e-4 and min(logged(log, "max_ratio")) > 1.001
 
 
