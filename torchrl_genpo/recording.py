@@ -17,7 +17,7 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.record.loggers import get_logger
 
 from torchrl_genpo.envs import make_env, make_view, one_simulation
-from torchrl_genpo.runs import read_metrics
+from torchrl_genpo.training.metrics import draw_learning_curve
 
 __all__ = ["check_rendering", "draw_learning_curve", "make_logger", "record_video"]
 
@@ -47,25 +47,6 @@ def make_logger(backend: str, folder: Path, config: dict[str, Any], project: str
             "resume": "allow",
         },
     )
-
-
-def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
-    """Draws training and evaluation return against frames."""
-    from matplotlib.figure import Figure  # without pyplot, which keeps figures and a backend for the whole process
-
-    metrics = read_metrics(metrics_path)
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")
-    for mode in ("zero", "random"):
-        values = metrics[f"eval/{mode}_noise/return"]
-        points = [(x, y) for x, y in zip(metrics["frames"], values, strict=True) if y == y]
-        if points:
-            axes.plot(*zip(*points, strict=True), "o--", markersize=4, label=f"evaluation, {mode} noise")
-    axes.set(xlabel="frames", ylabel="return", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(picture_path, dpi=120)
 
 
 def _draw_once(name: str) -> None:

@@ -36,39 +36,6 @@ __all__ = [
     "write_atomically",
 ]
 
-METRICS = [
-    "frames",
-    "time/seconds",
-    "time/collect",
-    "time/update",
-    "train/return",
-    "train/success",
-    "train/kl",
-    "train/clip_fraction",
-    "train/lr",
-    "train/inversion_error",
-    "train/loss_objective",
-    "train/loss_critic",
-    "train/entropy",
-    "train/grad_norm",
-    "train/sigma",
-    "train/undone",
-    "diagnostics/kl_pair",
-    "diagnostics/kl_action",
-    "diagnostics/clip_fraction_pair",
-    "diagnostics/clip_fraction_action",
-    "diagnostics/ess",
-    "eval/zero_noise/return",
-    "eval/random_noise/return",
-    "eval/zero_noise/success",
-    "eval/random_noise/success",
-    "eval/zero_noise/goal_entropy",
-    "eval/random_noise/goal_entropy",
-]
-"""Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them.
-``train/undone`` counts the updates that met a number that is not finite and were undone."""
-
-
 NOT_EVALUATED = -sys.float_info.max  # never the best
 
 
@@ -90,29 +57,6 @@ def write_atomically(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
-def _read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV; a last one that was cut short is left out."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return [row for row in rows if None not in row and None not in row.values()]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-
-
-def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty.
-
-    Raises:
-        ValueError: if it is damaged.
-    """
-    rows = _read_rows(path)
-    try:
-        return {key: [float(row[key] or "nan") for row in rows] for key in (rows[0] if rows else {})}
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}.") from error
-
-
 class SyncedCheckpoint(Checkpoint):
     """TorchRL's checkpoint as one file, on the disk before it takes its name: a crash leaves the old one or the new."""
 
@@ -124,6 +68,10 @@ class SyncedCheckpoint(Checkpoint):
         _sync(source)
         os.replace(source, destination)
         _sync(destination.parent)
+
+
+# here and not above: the package training imports SyncedCheckpoint from this module
+from torchrl_genpo.training.metrics import METRICS, read_metrics, read_rows  # noqa: E402
 
 
 class RunFolder:
@@ -221,7 +169,7 @@ class RunFolder:
         if not self.metrics_path.exists():
             return
         try:
-            rows = [row for row in _read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
+            rows = [row for row in read_rows(self.metrics_path) if int(row[self.columns[0]]) <= count]
         except (KeyError, ValueError) as error:
             raise ValueError(f"{self.metrics_path} is damaged, or of another run: {error}.") from error
         lines = [",".join(self.columns), *(",".join(row.get(key, "") for key in self.columns) for row in rows)]
