@@ -7,7 +7,8 @@ import math
 import pytest
 from omegaconf import OmegaConf
 
-from torchrl_genpo.runs import METRICS, RunFolder
+from torchrl_genpo.training.metrics import METRICS
+from torchrl_genpo.training.run_folder import RunFolder
 
 UPDATES = 12
 

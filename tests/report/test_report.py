@@ -13,7 +13,7 @@ from torchrl_genpo.commands.report import main
 from torchrl_genpo.report import group_runs, read_run, read_runs, write_report
 from torchrl_genpo.report.groups import POINTS, curves
 from torchrl_genpo.report.page import number
-from torchrl_genpo.runs import METRICS
+from torchrl_genpo.training.metrics import METRICS
 
 VOID = {"meta", "link", "input", "br", "line"}
 

@@ -19,17 +19,13 @@ from torchrl_genpo.report import write_report
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Writes one HTML page about training runs: curves over the seeds, evaluations with zero and with random noise, KL,
-inversion error, times, differences of configuration, videos. The page needs no network and no other file.
-
-Runs that differ only in their seed are drawn as one curve with a band; other runs are further curves beside it.
+Writes one HTML page about training runs: curves over the seeds, last evaluations, differences of configuration, videos.
+Runs that differ only in their seed are one curve with a band. The page needs no network and no other file.
 """
 
-EXAMPLES = """\
-examples:
-  genpo-report outputs/half_cheetah/reversible_flow/2026-01-31_12-00-00
+EXAMPLE = """\
+example, every run at or below these folders:
   genpo-report outputs/half_cheetah outputs/hopper --output report.html
-                                            every run at or below these folders
 """
 
 
@@ -37,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="genpo-report",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run, or one above several")

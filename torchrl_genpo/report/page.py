@@ -1,33 +1,65 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One self-contained HTML page: curves, evaluations, configurations and videos of runs."""
+"""Writing a report: one HTML page that needs no script, no other file and no network."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from importlib.metadata import version
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
-import torchrl_genpo
-from torchrl_genpo.report.catalogue import OWN, Chart, charts
-from torchrl_genpo.report.groups import Group, Task, curves, group_runs, option_text, seed_order
-from torchrl_genpo.report.reading import read_runs
-from torchrl_genpo.runs import METRICS, write_atomically
+from torchrl_genpo.report.groups import Group, Task, curves, group_runs
+from torchrl_genpo.report.reading import Run, read_runs
 
-__all__ = ["write_report"]
+__all__ = ["evaluations", "number", "write_report"]
 
-ASSETS = Path(__file__).parent / "assets"
-COLORS = 8  # of page.css; a further group has one of these again, dashed
-HIGHER_IS_BETTER = ("return", "success")
-CLOCK_UNITS = (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0))
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a0d3", "#6a4fb3", "#777777")  # after Okabe and Ito
+SECTIONS = {  # the prefixes of the columns
+    "eval/": "Evaluation",
+    "train/": "Training",
+    "diagnostics/": "The pair and the action",
+    "time/": "Time (seconds an update)",
+    "collect/": "Collection",
+    "": "The task's own statistics",
+}
+AGAINST_TIME = ("eval/zero_noise/return", "train/return")  # drawn against wall-clock time, too
+LOGARITHMIC = ("train/lr", "train/grad_norm", "train/loss_critic", "train/inversion_error")
+SVG: Any = {"svg.fonttype": "none", "svg.hashsalt": "torchrl_genpo", "font.size": 9.0}  # the same for the same curves
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2126; --muted: #5b6670; --line: #dde2e6; --page: #fff; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --muted: #9ba6b0; --line: #343c44; --page: #14181c; } }
+body { margin: 1.5rem auto; padding: 0 1rem; max-width: 1250px; color: var(--ink); background: var(--page);
+  font: 15px/1.45 system-ui, sans-serif; overflow-wrap: anywhere; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 350px), 1fr)); gap: 1rem; }
+figure { margin: 0; min-width: 0; break-inside: avoid; }
+figure svg, video { display: block; width: 100%; height: auto; }
+svg text { fill: var(--ink) !important; }
+svg [style*="stroke: #000000"] { stroke: var(--muted) !important; }
+.note { color: var(--muted); }
+.legend > span { margin-right: 1.5rem; }
+.swatch { display: inline-block; width: 1.4em; margin-right: 0.4em; vertical-align: middle; }
+.warnings { border-left: 4px solid #d9a514; padding-left: 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.9rem 0.25rem 0; text-align: left; border-bottom: 1px solid var(--line); }
+"""
+HEAD = f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; media-src data:">
+<style>{STYLE}</style>"""
 
 
 def write_report(paths: Sequence[Path], output: Path, video_limit: float = 50.0) -> list[str]:
@@ -36,7 +68,7 @@ def write_report(paths: Sequence[Path], output: Path, video_limit: float = 50.0)
     Args:
         paths (sequence of Path): folders of runs, or folders above several.
         output (Path): the page; an old one is replaced in one step.
-        video_limit (float, optional): size of all embedded videos together, in MB. Defaults to ``50``.
+        video_limit (float, optional): the size of all embedded videos together, in MB. Defaults to ``50``.
 
     Returns:
         The warnings that the page shows.
@@ -49,188 +81,162 @@ def write_report(paths: Sequence[Path], output: Path, video_limit: float = 50.0)
         raise FileNotFoundError(f"--output {output}: name a file in a folder that exists.")
     runs, left_out = read_runs(paths)
     tasks = group_runs(runs)
-    warnings = [(path, f"Left out: {reason}") for path, reason in left_out]
-    warnings += [(run.path, text) for run in runs for text in run.warnings()]
-    warnings += [warning for task in tasks for group in task.groups for warning in _repeated(group)]
-    colors = {label: i for i, label in enumerate(dict.fromkeys(g.label for task in tasks for g in task.groups))}
-    videos, passed_over = _videos(tasks, video_limit * 1e6)
-    warnings += passed_over
-    style = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("uPlot.min.css", "page.css"))
-    script = "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in ("uPlot.iife.min.js", "page.js"))
-    environment = Environment(
-        loader=PackageLoader("torchrl_genpo.report", "assets"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
+    groups = [group for task in tasks for group in task.groups]
+    videos, too_large = _videos(runs, video_limit * 1e6)
+    warnings = [f"{path} is left out: {reason}" for path, reason in left_out]
+    warnings += [f"{run.path}: {text}" for run in runs for text in run.warnings()]
+    warnings += [text for group in groups for text in _repeated(group)] + too_large
+    colors = {label: i for i, label in enumerate(dict.fromkeys(group.label for group in groups))}
+    title = escape(tasks[0].name if len(tasks) == 1 else f"{len(tasks)} tasks")
+    parts = [HEAD, f"<title>{title}: training report</title>\n</head>\n<body>\n<h1>{title}</h1>"]
+    if warnings:
+        items = "".join(f"<li>{escape(text)}</li>" for text in warnings)
+        parts.append(f'<section class="warnings"><h2>Warnings</h2><ul>{items}</ul></section>')
+    for task in tasks:
+        parts += [f"<h2>{escape(task.name)}</h2>"] if len(tasks) > 1 else []
+        parts += _task(task, colors, videos)
+    text = "\n".join([*parts, "</body>\n</html>\n"])
+    temporary = output.with_name(f".{output.name}.tmp")
+    temporary.write_text(text.encode("utf-8", "replace").decode(), encoding="utf-8")  # a name need not be Unicode
+    temporary.replace(output)
+    return warnings
+
+
+def _task(task: Task, colors: Mapping[str, int], videos: Mapping[Path, str]) -> Iterator[str]:
+    """Yields the elements of a task; ``colors`` holds the number of each label, ``videos`` the data of each file."""
+    members = [(group.label, run) for group in task.groups for run in group.runs]
+    names = {group.label: _swatch(colors[group.label]) + escape(group.label) for group in task.groups}
+    yield f'<p class="legend">{"".join(f"<span>{name}</span>" for name in names.values())}</p>'
+    columns = dict.fromkeys(c for _, run in members for c in run.metrics if np.isfinite(run.column(c)).any())
+    sections: dict[str, list[str]] = {title: [] for title in SECTIONS.values()}
+    for column in columns:
+        found = {colors[group.label]: curves(group.runs, column) for group in task.groups}
+        drawn = {color: curve for color, curve in found.items() if curve is not None}
+        section = sections[next(title for prefix, title in SECTIONS.items() if column.startswith(prefix))]
+        for axis in () if column in ("frames", "time/seconds") else ("frames", "hours")[: 1 + (column in AGAINST_TIME)]:
+            caption = f"<figcaption><code>{escape(column)}</code> against {axis}</figcaption>"
+            section.append(f'<figure data-column="{escape(column)}">{caption}{draw(drawn, column, axis)}</figure>')
+    for title, figures in sections.items():
+        if figures:
+            yield f'<h3>{title}</h3>\n<div class="grid">' + "\n".join(figures) + "</div>"
+    yield (
+        '<p class="note">Line: median of the seeds that are as far. Band: from the lowest to the highest seed, or the '
+        "middle half of five and more. In long runs, each point is the mean of neighbouring updates. "
+        "Hours are at the seeds' median pace.</p>\n<h3>Last evaluation</h3>"
     )
-    pages = [_task(task, colors, videos) for task in tasks]
-    page = environment.get_template("page.html.jinja").render(
-        title=tasks[0].name if len(tasks) == 1 else f"{len(tasks)} tasks",
-        style=style,
-        script=script,
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        written=datetime.now().astimezone(),
-        software=f"torchrl_genpo {torchrl_genpo.__version__}, torchrl {version('torchrl')}, torch {version('torch')}",
-        runs=runs,
-        seeds=dict.fromkeys(str(run.seed) for run in sorted(runs, key=seed_order)),
-        labels=colors,
-        colors=COLORS,
-        warnings=warnings,
-        tasks=pages,
-        data={"labels": list(colors), "colors": COLORS, "tasks": [_data(task) for task in pages]},
-        own=OWN,
-        duration=duration,
-        option_text=option_text,
-    )
-    write_atomically(output, page.encode("utf-8", "replace").decode())  # a folder's name need not be Unicode
-    return [f"{path}: {text}" for path, text in warnings]
+    rows = [[escape(statistic), names[label], *cells] for statistic, label, *cells in evaluations(task)]
+    if rows:
+        yield _table(["statistic", "group", "zero noise", "random noise", "frames"], rows)
+        yield '<p class="note">Median of the seeds, and each seed in brackets.</p>'
+    else:
+        yield "<p>None of these runs was evaluated so far.</p>"
+    shown = [(label, run, path) for label, run in members for path in run.videos if path in videos]
+    if shown:
+        yield '<h3>Videos</h3>\n<div class="grid">'
+        for label, run, path in shown:
+            caption = f"{names[label]}, seed {escape(str(run.seed))}, {escape(path.name)}"
+            video = f'<video controls src="data:video/mp4;base64,{videos[path]}"></video>'
+            yield f"<figure>{video}<figcaption>{caption}</figcaption></figure>"
+        yield "</div>"
+    if task.differences:
+        yield "<h3>Differences of configuration</h3>"
+        yield _table(["option", *names.values()], [map(escape, [key, *row]) for key, row in task.differences.items()])
+    yield "<h3>Runs</h3>"
+    facts = [(names[n], str(r.seed), f"{r.frames:,}", number(r.seconds / 3600), str(r.path)) for n, r in members]
+    yield _table(["group", "seed", "frames", "hours", "folder"], [[name, *map(escape, f)] for name, *f in facts])
 
 
-def duration(seconds: float) -> str:
-    """Seconds for people.
+def draw(curves: Mapping[int, Mapping[str, np.ndarray]], column: str, axis: str) -> str:
+    """Draws the curves of a metric against ``frames`` or ``hours``, as an element ``svg``.
 
-    Example:
-        >>> duration(42), duration(400.5), duration(9000)
-        ('42 s', '6.7 min', '2.5 h')
+    Args:
+        curves (mapping of int to mapping): for the number of each colour, what :func:`groups.curves` returns.
+        column (str): the column, which tells whether the axis may be logarithmic.
+        axis (str): ``frames`` or ``hours``.
     """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    with matplotlib.rc_context(SVG):
+        figure = Figure(figsize=(4.2, 2.4), layout="constrained", facecolor="none")
+        axes = figure.subplots()
+        for number, curve in curves.items():
+            color, x = COLORS[number % len(COLORS)], curve["frames"] if axis == "frames" else curve["seconds"] / 3600
+            line = ("-" if number < len(COLORS) else "--") + ("o" if len(x) <= 40 else "")
+            axes.plot(x, curve["median"], line, color=color, linewidth=1.5, markersize=2.5)
+            if len(curve["seeds"]) > 1:
+                axes.fill_between(x, curve["low"], curve["high"], color=color, alpha=0.18, linewidth=0)
+        values = np.concatenate([curve["low"] for curve in curves.values()])
+        if column in LOGARITHMIC and (values[np.isfinite(values)] > 0).all():
+            axes.set_yscale("log")
+        axes.set(xlim=(0, None), facecolor="none")
+        axes.locator_params("x", nbins=6)
+        if axis == "frames":
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#888888", alpha=0.25, linewidth=0.6)
+        file = StringIO()
+        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    return re.sub(r"\A.*?(?=<svg)", "", file.getvalue(), flags=re.DOTALL)
+
+
+def evaluations(task: Task) -> list[tuple[str, str, str, str, str]]:
+    """Summarises the last evaluation of each run: statistic, label, zero noise, random noise and frames, as text."""
+    last = {run.path: run.last_evaluation() for group in task.groups for run in group.runs}
+    statistics = dict.fromkeys(column.split("_noise/")[-1] for _, values in last.values() for column in values)
+    rows = []
+    for name in statistics:
+        for group in task.groups:
+            ends = [last[run.path] for run in group.runs if last[run.path][1]]
+            columns = [f"eval/{noise}_noise/{name}" for noise in ("zero", "random")]
+            zero, random = (_cell([values.get(column, np.nan) for _, values in ends]) for column in columns)
+            if (zero, random) != ("-", "-"):
+                rows.append((name, group.label, zero, random, f"{np.median([frames for frames, _ in ends]):,.0f}"))
+    return rows
+
+
+def _cell(values: Sequence[float]) -> str:
+    known = [value for value in values if np.isfinite(value)]
+    seeds = f" ({', '.join(map(number, values))})" if len(values) > 1 and known else ""
+    return number(float(np.median(known)) if known else np.nan) + seeds
 
 
 def number(value: float) -> str:
-    """A value for people, with about four digits; a dash where it is not known.
+    """Writes a value for people, with about four digits; a dash stands for an unknown one.
 
     Example:
-        >>> number(4260.4), number(3.14159), number(0.00001234), number(float("nan"))
-        ('4260', '3.14', '1.23e-05', '-')
+        >>> number(14260.4), number(3.14159), number(0.00001234), number(float("nan"))
+        ('14260', '3.142', '1.234e-05', '-')
     """
-    if not np.isfinite(value):
-        return "-"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    return "-" if not np.isfinite(value) else f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def _repeated(group: Group) -> Iterator[tuple[Path, str]]:
+def _swatch(color: int) -> str:
+    line = "solid" if color < len(COLORS) else "dashed"
+    return f'<span class="swatch" style="border-top: 3px {line} {COLORS[color % len(COLORS)]}"></span>'
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Makes a table of cells that are HTML already."""
+    titles = "".join(f"<th>{cell}</th>" for cell in head)
+    body = "\n".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def _repeated(group: Group) -> Iterator[str]:
     for before, run in pairwise(group.runs):
         if run.seed == before.seed:
-            yield run.path, f"The same configuration and seed {run.seed} as {before.path}; each counts as a seed."
+            yield f"{run.path}: It has the configuration and seed {run.seed} of {before.path}; each counts as a seed."
 
 
-def _videos(tasks: Sequence[Task], limit: float) -> tuple[dict[Path, str], list[tuple[Path, str]]]:
-    """Videos as text by their path, as many as fit into ``limit`` bytes, and warnings of the others."""
+def _videos(runs: Sequence[Run], limit: float) -> tuple[dict[Path, str], list[str]]:
+    """Encodes the videos that fit into ``limit`` bytes, the first of every run before others; warns of the rest."""
     embedded: dict[Path, str] = {}
-    passed_over = []
-    candidates = [(rank, run, path) for task in tasks for run in task.runs for rank, path in enumerate(run.videos)]
-    for _, run, path in sorted(candidates, key=lambda candidate: candidate[0]):  # of every run the first, then others
+    too_large = []
+    candidates = [(rank, run.path, path) for run in runs for rank, path in enumerate(run.videos)]
+    for _, folder, path in sorted(candidates, key=lambda candidate: candidate[0]):
         size = path.stat().st_size
-        if size > limit:
-            text = f"{path.name} ({size / 1e6:.1f} MB) not embedded: over the limit, which --video-limit MB raises."
-            passed_over.append((run.path, text))
-            continue
-        limit -= size
-        embedded[path] = base64.b64encode(path.read_bytes()).decode()
-    return embedded, passed_over
-
-
-def _task(task: Task, colors: Mapping[str, int], videos: Mapping[Path, str]) -> dict[str, Any]:
-    """What the template and the script need to know of a task."""
-    measured = [column for run in task.runs for column in run.metrics if np.isfinite(run.metrics[column]).any()]
-    longest = max(run.seconds for run in task.runs)
-    unit, seconds = next((pair for pair in CLOCK_UNITS if longest >= 2 * pair[1]), CLOCK_UNITS[-1])
-    sections: dict[str, list[dict[str, Any]]] = {}
-    for name, section in charts(measured).items():
-        sections[name] = []
-        for chart in section:
-            columns = [run.column(chart.column) for run in task.runs]
-            data = {
-                "log": chart.is_log and all((values[np.isfinite(values)] > 0).all() for values in columns),
-                "groups": [colors[group.label] for group in task.groups],
-                "curves": [_curve(group, chart.column, seconds) for group in task.groups],
-            }
-            sections[name].append({"chart": chart, "summary": _summary(task, chart), "data": data})
-    return {
-        "name": task.name,
-        "groups": task.groups,
-        "differences": task.differences,
-        "sections": sections,
-        "not_measured": [column for column in METRICS if column not in measured],
-        "table": _table(task),
-        "axes": {
-            "frames": {"label": "frames", "end": max(run.frames for run in task.runs)},
-            "clock": {"label": unit, "end": longest / seconds},
-        },
-        "videos": [
-            {"label": group.label, "run": run, "name": path.name, "data": videos[path]}
-            for group in task.groups
-            for run in group.runs
-            for path in run.videos
-            if path in videos
-        ],
-    }
-
-
-def _data(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a task that the script reads."""
-    items = [item for section in task["sections"].values() for item in section]
-    return {"axes": task["axes"], "charts": {item["chart"].column: item["data"] for item in items}}
-
-
-def _curve(group: Group, column: str, unit: float) -> dict[str, list[Any]] | None:
-    """Of one group, as the script draws it; ``unit`` seconds of its wall-clock are one of the axis."""
-    found = curves(group.runs, column)
-    if found is None:
-        return None
-    rows = [found[name] for name in ("low", "median", "high")]
-    return {
-        "frames": _rounded(found["frames"]),
-        "clock": _rounded(found["seconds"] / unit),
-        "rows": [_rounded(row) for row in [*rows, *found["seeds"]]],
-    }
-
-
-def _rounded(values: np.ndarray) -> list[float | None]:
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
-
-
-def _summary(task: Task, chart: Chart) -> str:
-    """The chart in words: where each group ends."""
-    parts = []
-    for group in task.groups:
-        columns = [run.column(chart.column) for run in group.runs]
-        ends = [values[np.isfinite(values)][-1] for values in columns if np.isfinite(values).any()]
-        if ends:
-            spread = f" ({number(min(ends))} to {number(max(ends))} over {len(ends)} seeds)" if len(ends) > 1 else ""
-            parts.append(f"{group.label} ends at {number(float(np.median(ends)))}{spread}")
-    return "; ".join(parts)
-
-
-def _table(task: Task) -> list[dict[str, Any]]:
-    """The last evaluation: of every statistic a row for each group, with the median and each seed."""
-    last = {run.path: run.last_evaluation() for run in task.runs}
-    columns = dict.fromkeys(column for _, values in last.values() for column in values)
-    names = dict.fromkeys(column.split("_noise/")[-1] for column in columns)
-    table = []
-    for name in names:
-        rows: list[dict[str, Any]] = []
-        for group in task.groups:
-            ends = [last[run.path] for run in group.runs if last[run.path][1]]
-            cells = [[v.get(f"eval/{noise}_noise/{name}", np.nan) for _, v in ends] for noise in ("zero", "random")]
-            frames = float(np.median([frames for frames, _ in ends])) if ends else np.nan
-            rows.append({"group": group, "frames": frames, "cells": [_cell(values) for values in cells]})
-        if any(np.isfinite(cell["median"]) for row in rows for cell in row["cells"]):
-            table.append({"name": name, "rows": rows})
-            if len(rows) > 1 and name in HIGHER_IS_BETTER:
-                for i in range(2):
-                    medians = [row["cells"][i]["median"] for row in rows]
-                    if np.isfinite(medians).any():
-                        rows[int(np.nanargmax(medians))]["cells"][i]["is_best"] = True
-    return table
-
-
-def _cell(values: Sequence[float]) -> dict[str, Any]:
-    known = [value for value in values if np.isfinite(value)]
-    median = float(np.median(known)) if known else float("nan")
-    return {"median": median, "text": number(median), "seeds": [number(value) for value in values], "is_best": False}
+        if size <= limit:
+            limit -= size
+            embedded[path] = base64.b64encode(path.read_bytes()).decode()
+        else:
+            text = f"{path.name} ({size / 1e6:.1f} MB) is not embedded: over the limit, which --video-limit MB raises."
+            too_large.append(f"{folder}: {text}")
+    return embedded, too_large

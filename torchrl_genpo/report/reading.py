@@ -1,106 +1,86 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Run folders as a report reads them: tolerant of what a killed process left, and telling of it."""
+"""Reading run folders for a report: what a killed process left damaged is left out and told."""
 
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from torchrl.checkpoint import Checkpoint, CheckpointError
 
 __all__ = ["Run", "read_run", "read_runs"]
 
-LARGE_INVERSION_ERROR = 0.01
-"""Of a log density, in nats: the likelihood ratio is then off by one percent, a twentieth of the usual clipping."""
+LARGE_INVERSION_ERROR = 0.01  # nats; likelihood ratios are then off by one percent, a twentieth of the usual clipping
+LARGEST = 1e100  # values beyond it count as infinite, which no axis can show
+MAX_CONFIG = 2**20  # characters of a config.yaml; those of genpo-train are 100 times shorter
 
 
 @dataclass
 class Run:
-    """One run of the entry script ``genpo.py``, read from its folder.
+    """A training run as its folder tells it.
 
     Args:
         path (Path): the folder.
         config (dict): the value of every option by its dotted name.
-        config_text (str): ``config.yaml`` as it was written.
-        metrics (dict): the columns of ``metrics.csv``, arrays ``[updates]``, ``nan`` where empty.
-        damaged (list of int): lines of ``metrics.csv`` that could not be read, and were left out.
-        written (datetime): when ``metrics.csv`` was last written.
-        versions (dict): of the packages that wrote the newest checkpoint; empty without one.
-        videos (list of Path): mp4 files of the run, the final policy's first.
+        metrics (dict): the columns of ``metrics.csv``, arrays ``[updates]``, ``nan`` where a field is empty.
+        damaged (list of int): the lines of ``metrics.csv`` that could not be read and were left out.
+        videos (list of Path): the mp4 files of the run, the final policy's first.
     """
 
     path: Path
     config: dict[str, Any]
-    config_text: str
     metrics: dict[str, np.ndarray]
-    damaged: list[int] = field(default_factory=list)
-    written: datetime = datetime.min
-    versions: dict[str, str] = field(default_factory=dict)
-    videos: list[Path] = field(default_factory=list)
+    damaged: list[int]
+    videos: list[Path]
 
     @property
     def seed(self) -> Any:
-        """Of the configuration; ``None`` where that has none."""
+        """The seed that the configuration names, or ``None``."""
         return self.config.get("seed")
 
     @property
     def frames(self) -> int:
-        """That were collected so far."""
+        """The number of frames that were collected so far."""
         return int(self.metrics["frames"][-1])
 
     @property
-    def total_frames(self) -> int | None:
-        """That the configuration asks for."""
-        total = self.config.get("collector.total_frames")
-        return total if isinstance(total, int) else None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all frames were collected."""
-        return self.total_frames is None or self.frames >= self.total_frames
-
-    @property
     def seconds(self) -> float:
-        """Wall-clock of the whole run so far."""
+        """The wall-clock time of training so far, in seconds."""
         return float(np.nanmax(self.column("time/seconds"), initial=0.0))
 
     def column(self, name: str) -> np.ndarray:
-        """A column of the metrics ``[updates]``, all ``nan`` if the run has none of that name."""
-        return self.metrics.get(name, np.full(len(self.metrics["frames"]), np.nan))
+        """A column of the metrics, ``[updates]``; ``nan`` where the value is unknown or too large to draw."""
+        values = self.metrics.get(name, np.full(len(self.metrics["frames"]), np.nan))
+        return np.where(np.abs(values) < LARGEST, values, np.nan)
 
     def last_evaluation(self) -> tuple[int, dict[str, float]]:
-        """Frames and values of the newest row that holds an evaluation; ``(0, {})`` if there was none."""
-        columns = {name: values for name, values in self.metrics.items() if name.startswith("eval/")}
-        known = np.isfinite(list(columns.values())) if columns else np.zeros((0, len(self.metrics["frames"])), bool)
-        rows = np.flatnonzero(known.any(0))
-        if not len(rows):
-            return 0, {}
-        return int(self.metrics["frames"][rows[-1]]), {name: float(v[rows[-1]]) for name, v in columns.items()}
+        """The frames and the values of the newest row that holds an evaluation; ``(0, {})`` if there is none."""
+        columns = {name: self.column(name) for name in self.metrics if name.startswith("eval/")}
+        for row in reversed(range(len(self.metrics["frames"]))):
+            values = {name: float(column[row]) for name, column in columns.items()}
+            if np.isfinite([*values.values()]).any():
+                return int(self.metrics["frames"][row]), values
+        return 0, {}
 
     def warnings(self) -> Iterator[str]:
-        """What a reader of its curves should know, in sentences."""
+        """Yields a sentence for each thing that a reader of the curves should know."""
         if self.damaged:
             lines = ", ".join(map(str, self.damaged[:5])) + (", ..." if len(self.damaged) > 5 else "")
-            plural = "s" if len(self.damaged) > 1 else ""
-            yield f"{len(self.damaged)} damaged row{plural} of metrics.csv left out (line{plural} {lines})."
-        if not self.is_finished and self.total_frames:
+            yield f"{len(self.damaged)} damaged rows of metrics.csv were left out (lines {lines})."
+        total = self.config.get("collector.total_frames")
+        if isinstance(total, int) and self.frames < total:
             yield (
-                f"Unfinished: {self.frames:,} of {self.total_frames:,} frames ({self.frames / self.total_frames:.0%}). "
-                "Beyond, its group's median is that of the other seeds. "
-                f"If it is not running, continue it with resume={self.path}."
+                f"The run is unfinished: {self.frames:,} of {total:,} frames ({self.frames / total:.0%}). Beyond them, "
+                "its group's median is that of the other seeds. If it is not running, continue it with "
+                f"resume={self.path}."
             )
-        errors = self.column("train/inversion_error")
-        errors = np.where(self.column("collect/staleness") > 0, np.nan, errors)  # there it is the policy that moved
+        is_fresh = ~(self.column("collect/staleness") > 0)  # with stale data the gap is the change of the policy
+        errors = np.where(is_fresh, self.column("train/inversion_error"), np.nan)
         large = int((errors > LARGE_INVERSION_ERROR).sum())
         if large:
             yield (
@@ -108,11 +88,11 @@ class Run:
                 f"{large} of {len(errors)} updates: likelihood ratios are not exact there. A larger solver.sigma or a "
                 "smaller solver.num_steps makes the inversion more precise."
             )
-        infinite = [name for name, values in self.metrics.items() if np.isinf(values).any()]
+        infinite = [name for name, values in self.metrics.items() if (np.abs(values) >= LARGEST).any()]
         if infinite:
-            yield f"Infinite values, not drawn: {', '.join(infinite)}."
+            yield f"Infinite values are not drawn: {', '.join(infinite)}."
         if not self.last_evaluation()[1]:
-            yield "Never evaluated so far."
+            yield "The run was never evaluated so far."
 
 
 def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]:
@@ -122,10 +102,10 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
         paths (sequence of Path): folders of runs, or folders above several.
 
     Returns:
-        The runs, each once, and why folders were left out that hold a run but were not named themselves.
+        The runs, each once, and the folders below a path that hold a run which cannot be read, each with the reason.
 
     Raises:
-        FileNotFoundError: if a path is not there, or no run at or below it.
+        FileNotFoundError: if a path is not there, or no run is at or below it.
         ValueError: if a run that was named, or every run, cannot be read.
     """
     runs: dict[Path, Run] = {}
@@ -155,62 +135,28 @@ def read_runs(paths: Sequence[Path]) -> tuple[list[Run], list[tuple[Path, str]]]
 def read_run(path: Path) -> Run:
     """Reads the folder of a run.
 
-    Args:
-        path (Path): of ``genpo.py``.
-
     Raises:
-        ValueError: if configuration or metrics are missing, empty, damaged or of another program.
+        ValueError: if the configuration or the metrics are missing, empty, damaged or of another program.
     """
-    metrics_path, config_path = path / "metrics.csv", path / "config.yaml"
-    if not config_path.exists():
-        raise ValueError(f"{path} has no config.yaml: it is not a whole run folder. Copy it again, with config.yaml.")
-    config_text = config_path.read_text(encoding="utf-8", errors="replace")
+    videos = [*path.glob("video.mp4"), *sorted((path / "checkpoints").glob("*.mp4"), reverse=True)]
+    return Run(path, _read_config(path), *_read_metrics(path / "metrics.csv"), videos)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    if not path.exists():
+        raise ValueError(f"{folder} has no config.yaml: it is not a whole run folder. Copy it again, with config.yaml.")
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        # references stay as they are written: resolving one of a stranger could read this machine's environment
-        config = OmegaConf.to_container(OmegaConf.create(config_text), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
-        raise ValueError(f"{config_path} is not readable YAML: {error}. Restore it, or leave this run out.") from error
+        # no run of ours has aliases, and nested ones unpack to more than the memory holds
+        if len(text) > MAX_CONFIG or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            raise ValueError("it is too long or has aliases, so no run of genpo-train wrote it")
+        config = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not readable YAML: {error}. Restore it, or leave this run out.") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{config_path} holds no options. Restore it, or leave this run out.")
-    metrics, damaged = _read_metrics(metrics_path)
-    if "frames" not in metrics:
-        raise ValueError(
-            f"{metrics_path} has no column 'frames': this is not a run of genpo.py"
-            + (" but of pretrain.py, which reports do not cover." if "iteration" in metrics else ".")
-        )
-    if not len(metrics["frames"]):
-        raise ValueError(f"{metrics_path} has no readable row yet. Wait for the first update, or leave this run out.")
-    checkpoints = path / "checkpoints"
-    return Run(
-        path=path,
-        config=dict(_flat(config)),
-        config_text=config_text,
-        metrics=metrics,
-        damaged=damaged,
-        written=datetime.fromtimestamp(metrics_path.stat().st_mtime).astimezone(),
-        versions=_versions(checkpoints),
-        videos=[*path.glob("video.mp4"), *sorted(checkpoints.glob("*.mp4"), reverse=True)],
-    )
-
-
-def _read_metrics(path: Path) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Columns, and the numbers of the lines that are cut short, not numbers, or do not follow the one before."""
-    rows: list[list[float]] = []
-    damaged: list[int] = []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.reader(line.replace("\0", "?") for line in file)
-        header = next(reader, [])
-        for fields in reader:
-            try:
-                row = [float(value or "nan") for value in fields]
-            except ValueError:
-                row = []
-            if len(row) == len(header) and row[0] < math.inf and (row[0] > rows[-1][0] if rows else row[0] >= 0):
-                rows.append(row)
-            else:
-                damaged.append(reader.line_num)
-    columns = np.array(rows).reshape(len(rows), len(header)).T
-    return dict(zip(header, columns, strict=True)), damaged
+        raise ValueError(f"{path} holds no options. Restore it, or leave this run out.")
+    return dict(_flat(config))
 
 
 def _flat(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -221,9 +167,28 @@ def _flat(node: dict[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _versions(checkpoints: Path) -> dict[str, str]:
-    files = sorted(checkpoints.glob("*.torchrl"))
-    try:
-        return Checkpoint.manifest(files[-1])["versions"] if files else {}
-    except (CheckpointError, OSError, KeyError):  # cut short: a report needs none of it
-        return {}
+def _read_metrics(path: Path) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Reads the columns, and the numbers of the lines that are cut short, not numbers, or not after the line before."""
+    rows: list[list[float]] = []
+    damaged: list[int] = []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.reader(line.replace("\0", "?") for line in file)
+        try:
+            header = next(reader, [])
+            for fields in reader:
+                try:
+                    row = [float(value or "nan") for value in fields]
+                except ValueError:
+                    row = []
+                if len(row) == len(header) and (rows[-1][0] if rows else -1) < row[0] < LARGEST:
+                    rows.append(row)
+                else:
+                    damaged.append(reader.line_num)
+        except csv.Error as error:
+            raise ValueError(f"{path} is damaged: {error}. Restore it, or leave this run out.") from error
+    if header[:1] != ["frames"]:
+        program = "pretrain.py, which reports do not cover" if "iteration" in header else "another program"
+        raise ValueError(f"{path} has no first column 'frames': it is not of genpo.py but of {program}.")
+    if not rows:
+        raise ValueError(f"{path} has no readable row yet. Wait for the first update, or leave this run out.")
+    return dict(zip(header, np.array(rows).T, strict=True)), damaged

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The file ``metrics.csv`` of a run: its columns, its reader, and the learning curve drawn from it."""
+"""The metrics of a run: their names, how ``metrics.csv`` is read, and the picture of the learning curve."""
 
 from __future__ import annotations
 
@@ -37,12 +37,25 @@ METRICS = [
     "eval/zero_noise/goal_entropy",
     "eval/random_noise/goal_entropy",
 ]
-"""Columns of ``metrics.csv``, one row an update; empty where not measured. A task's own statistics follow them.
-``train/undone`` counts the updates that met a number that is not finite and were undone."""
+"""The columns of ``metrics.csv``, which has one row an update; a field is empty where nothing was measured.
+
+The task's own statistics follow these columns. ``train/undone`` counts the updates that met a number that is not finite
+and were undone.
+"""
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV; a last one that was cut short is left out."""
+    """Reads the rows of a CSV file; a last row that was cut short is left out.
+
+    Args:
+        path (Path): the file.
+
+    Returns:
+        A dictionary for each row, from the name of the column to the text of the field.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
     try:
         text = path.read_text(encoding="utf-8")
         rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
@@ -52,10 +65,16 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def read_metrics(path: Path) -> dict[str, list[float]]:
-    """Reads a ``metrics.csv``: column name to values, ``nan`` where empty.
+    """Reads the columns of a ``metrics.csv``.
+
+    Args:
+        path (Path): the file.
+
+    Returns:
+        The values of each column by its name, ``nan`` where the field is empty.
 
     Raises:
-        ValueError: if it is damaged.
+        ValueError: if the file is damaged.
     """
     rows = read_rows(path)
     try:
@@ -65,7 +84,13 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
 
 def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
-    """Draws training and evaluation return against frames."""
+    """Draws the return of training and of evaluation against the frames.
+
+    Args:
+        metrics_path (Path): the ``metrics.csv`` to draw.
+        picture_path (Path): the picture to write.
+        title (str): the title of the picture.
+    """
     from matplotlib.figure import Figure  # without pyplot, which keeps figures and a backend for the whole process
 
     metrics = read_metrics(metrics_path)
