@@ -57,6 +57,8 @@ def with_option(option, value):
         put(values, "solver.name", SOLVERS[choice])
     if "env.num_envs" in BESIDE.get(option.name, {}):
         put(values, "env.name", "hopper")
+    if option.name == "collector.frames_per_batch" and choice != "sync":
+        put(values, "collector.num_workers", 1)
     for other, needed in BESIDE.get(option.name, {}).items():
         put(values, other, needed)
     put(values, option.name, value)
