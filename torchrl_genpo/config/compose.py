@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.describe import alternatives, default_values, section_at
 from torchrl_genpo.config.env_options import FAMILIES
-from torchrl_genpo.config.parts import TransformerOptions
+from torchrl_genpo.config.policy_options import TransformerOptions
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
 __all__ = ["GROUPS", "SCHEMAS", "ConfigName", "compose", "compose_config", "known_to_hydra", "validate"]

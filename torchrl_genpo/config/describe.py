@@ -14,7 +14,17 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
-__all__ = ["Option", "alternatives", "default_values", "options_of", "options_table", "section_at"]
+__all__ = [
+    "Option",
+    "alternatives",
+    "default_values",
+    "describe_type",
+    "limits_of",
+    "members",
+    "options_of",
+    "options_table",
+    "section_at",
+]
 
 MISSING = "???"
 """What Hydra writes for a value that has to be given."""
@@ -48,21 +58,22 @@ def alternatives(annotation: Any) -> dict[str, type[BaseModel]]:
         annotation (Any): of a field of the schema.
     """
     found: dict[str, type[BaseModel]] = {}
-    for tag, kind in _members(annotation):
+    for tag, kind in members(annotation):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             found[tag] = kind
     return found
 
 
-def _members(annotation: Any, tag: str = "") -> Iterator[tuple[str, Any]]:
+def members(annotation: Any, tag: str = "") -> Iterator[tuple[str, Any]]:
+    """The types that an annotation allows, each with its tag: both of ``int | None``, all alternatives of a union."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
         kind, *metadata = typing.get_args(annotation)
         tags = [item.tag for item in metadata if isinstance(item, Tag)]
-        yield from _members(kind, tags[0] if tags else tag)
+        yield from members(kind, tags[0] if tags else tag)
     elif origin in (typing.Union, types.UnionType):
         for kind in typing.get_args(annotation):
-            yield from _members(kind, tag)
+            yield from members(kind, tag)
     else:
         yield tag, annotation
 
@@ -102,11 +113,11 @@ def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> It
 
 def describe_type(field: FieldInfo) -> str:
     """What a field may hold, in words: ``integer, at least 1 and at most 100, or null``."""
-    kinds = [kind for _, kind in _members(field.annotation) if kind is not type(None)]
-    is_optional = len(kinds) < len(list(_members(field.annotation)))
+    kinds = [kind for _, kind in members(field.annotation) if kind is not type(None)]
+    is_optional = len(kinds) < len(list(members(field.annotation)))
     text = " or ".join(filter(None, (_in_words(kind) for kind in kinds)))
     text += _bounds(limits_of(field))
-    return f"{text}, or null" if is_optional or (field.default is None and not is_optional) else text
+    return f"{text}, or null" if is_optional or "; null" in (field.description or "") else text
 
 
 def limits_of(field: FieldInfo) -> list[Any]:
@@ -140,7 +151,7 @@ def _in_words(kind: Any) -> str:
 
 
 def _plural(kind: Any) -> str:
-    item = next(inner for _, inner in _members(kind))
+    item = next(inner for _, inner in members(kind))
     words = _in_words(item)
     return {"integer": "integers", "text": "texts", "number": "numbers"}.get(words, words)
 

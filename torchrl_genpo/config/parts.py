@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The options of the parts that are chosen by name: solver, start, policy, collector and logger."""
+"""The options of the parts that are chosen by name: solver, start, collector and logger."""
 
 from __future__ import annotations
 
@@ -10,41 +10,30 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from torchrl_genpo.config.fields import (
     FOLLOWS,
-    Activation,
-    NonNegative,
     Options,
     Positive,
-    Sizes,
     Text,
     chosen_by,
 )
 
 __all__ = [
     "AlternatingCouplingOptions",
+    "CSVOptions",
     "CollectorOptions",
     "ConsistentStartOptions",
-    "FPOLossOptions",
-    "FPOOptions",
-    "GaussianOptions",
-    "GenPOJacobianOptions",
-    "GenPOOptions",
     "IndependentStartOptions",
     "LoggerOptions",
     "MultiAsyncOptions",
     "MultiSyncOptions",
-    "PolicyFlowLossOptions",
-    "PolicyFlowOptions",
-    "PolicyOptions",
     "RPCOptions",
     "RayOptions",
-    "ReversibleFlowOptions",
     "SelfAdjointCouplingOptions",
-    "SelfAdjointFlowOptions",
     "SolverOptions",
     "StartOptions",
     "SyncOptions",
-    "TransformerOptions",
+    "TensorBoardOptions",
     "TwoStepOptions",
+    "WandbOptions",
 ]
 
 
@@ -142,209 +131,6 @@ class ConsistentStartOptions(_Start):
 StartOptions: TypeAlias = Annotated[
     Annotated[IndependentStartOptions, Tag("independent")] | Annotated[ConsistentStartOptions, Tag("consistent")],
     Discriminator(chosen_by("name", "independent")),
-]
-
-
-class TransformerOptions(Options):
-    """A transformer as the velocity of a flow, with one token an action of a chunk."""
-
-    chunk_size: int = Field(
-        default=FOLLOWS,
-        ge=1,
-        le=10**4,
-        description="The number of actions in a chunk; null takes env.options.chunk_size, or 1.",
-    )
-    width: int = Field(default=128, ge=1, le=10**5, description="The size of a token; a multiple of num_heads.")
-    num_layers: int = Field(default=3, ge=1, le=1000, description="The number of encoder layers.")
-    num_heads: int = Field(default=4, ge=1, le=10**4, description="The number of attention heads.")
-
-    @model_validator(mode="after")
-    def _divides_its_width(self) -> Any:
-        if self.width % self.num_heads:
-            raise ValueError(
-                f"policy.transformer.width={self.width} must be a multiple of "
-                f"policy.transformer.num_heads={self.num_heads}."
-            )
-        return self
-
-
-class _NoTransformer:
-    transformer: ClassVar[None] = None
-
-
-class _NoActorOptions:
-    options: ClassVar[None] = None
-
-
-class _NoLossOptions:
-    loss: ClassVar[None] = None
-
-
-class _Policy(Options):
-    has_pair: ClassVar[bool] = False
-    has_density: ClassVar[bool] = False
-    solver: ClassVar[str | None] = None
-    """The name of the one solver that the policy takes."""
-
-    name: str
-    hidden_sizes: Sizes = Field(default=(64, 64), description="The widths of the layers of the network.")
-    activation: Activation = Field(default="mish", description="The activation between the layers.")
-    init: Text | None = Field(default=None, description="A checkpoint of genpo-pretrain that the policy begins with.")
-
-
-class GaussianOptions(_NoTransformer, _NoActorOptions, _NoLossOptions, _Policy):
-    """TorchRL's stock normal policy with a scale that does not depend on the state."""
-
-    has_density: ClassVar[bool] = True
-    time_embedding_dim: ClassVar[None] = None
-
-    name: Literal["gaussian"] = Field(default="gaussian", description="TorchRL's stock normal policy.")
-    activation: Activation = Field(default="tanh", description="The activation between the layers.")
-
-
-class _Flow(_Policy):
-    time_embedding_dim: int = Field(
-        default=32, ge=4, le=10**4, multiple_of=2, description="The number of sines and cosines that encode the time."
-    )
-
-
-class ReversibleFlowOptions(_NoActorOptions, _NoLossOptions, _Flow):
-    """The flow of GenPO++ with the exact density of an action and its memory."""
-
-    has_pair: ClassVar[bool] = True
-    has_density: ClassVar[bool] = True
-    solver: ClassVar[str | None] = "two_step"
-
-    name: Literal["reversible_flow"] = Field(default="reversible_flow", description="The flow of GenPO++.")
-    transformer: TransformerOptions | None = Field(
-        default=None,
-        description="A transformer in place of the MLP, whose hidden_sizes and activation are then not used.",
-    )
-
-
-class CompressionOptions(Options):
-    """What GenPO's objective adds to PPO's."""
-
-    compression_coeff: NonNegative = Field(
-        default=0.01, description="The weight of the pull of action and dummy towards each other; 0 for none."
-    )
-
-
-class _DummyFlow(_NoTransformer, _NoActorOptions, _Flow):
-    has_pair: ClassVar[bool] = True
-    has_density: ClassVar[bool] = True
-    solver: ClassVar[str | None] = "alternating_coupling"
-
-    loss: CompressionOptions = Field(
-        default_factory=CompressionOptions, description="The options of GenPO's objective."
-    )
-
-
-class GenPOOptions(_DummyFlow):
-    """GenPO (arXiv 2505.18763): the exact density of an action and its dummy."""
-
-    name: Literal["genpo"] = Field(default="genpo", description="GenPO's flow of an action and its dummy.")
-
-
-class GenPOJacobianOptions(_DummyFlow):
-    """GenPO with its determinant by automatic differentiation, as its published code computes it."""
-
-    name: Literal["genpo_jacobian"] = Field(
-        default="genpo_jacobian", description="GenPO with an autograd determinant, for timing."
-    )
-
-
-class SelfAdjointLossOptions(CompressionOptions):
-    """What the self-adjoint flow's objective adds to PPO's."""
-
-    compression_coeff: NonNegative = Field(
-        default=0.0, description="The weight of the pull of action and dummy towards each other; 0 for none."
-    )
-
-
-class SelfAdjointFlowOptions(_NoTransformer, _NoActorOptions, _Flow):
-    """The doubled action of GenPO, moved by a palindromic rule of second order."""
-
-    has_pair: ClassVar[bool] = True
-    has_density: ClassVar[bool] = True
-    solver: ClassVar[str | None] = "self_adjoint_coupling"
-
-    name: Literal["self_adjoint_flow"] = Field(
-        default="self_adjoint_flow", description="GenPO's doubled action with a palindromic rule."
-    )
-    loss: SelfAdjointLossOptions = Field(
-        default_factory=SelfAdjointLossOptions, description="The options of its objective."
-    )
-
-
-class FPOActorOptions(Options):
-    """How FPO++ samples."""
-
-    num_steps: int = Field(
-        default=10, ge=1, le=10**4, description="The number of steps of Euler's rule; FPO++ uses up to 64."
-    )
-    perturbation: NonNegative = Field(
-        default=0.02, description="The standard deviation of the noise that is added to an action that explores."
-    )
-
-
-class FPOLossOptions(Options):
-    """The objective of FPO++."""
-
-    num_samples: int = Field(
-        default=8, ge=1, le=10**5, description="Samples of noise and time for each action; FPO++ uses 16 to 32."
-    )
-    error_scale: Literal["sqrt", "mean", "sum"] = Field(
-        default="sqrt",
-        description="What the squared errors of an action become: their sum (as published), their mean, or their sum "
-        "over the root of their number (as released).",
-    )
-    max_error: Positive = Field(default=20.0, description="The bound on each flow-matching loss, against outliers.")
-    max_log_ratio: Positive = Field(default=10.0, description="The bound on each log ratio.")
-
-
-class FPOOptions(_NoTransformer, _Flow):
-    """FPO++ (arXiv 2602.02481): a ratio of flow-matching losses."""
-
-    name: Literal["fpo"] = Field(default="fpo", description="FPO++'s ratio of flow-matching losses.")
-    options: FPOActorOptions = Field(default_factory=FPOActorOptions, description="How FPO++ samples.")
-    loss: FPOLossOptions = Field(default_factory=FPOLossOptions, description="FPO++'s objective.")
-
-
-class PolicyFlowActorOptions(Options):
-    """How PolicyFlow samples."""
-
-    num_steps: int = Field(
-        default=10, ge=1, le=10**4, description="The number of steps of the midpoint rule, of two evaluations each."
-    )
-    initial_scale: Positive = Field(default=1.0, description="The scale of the normal residual at first.")
-
-
-class PolicyFlowLossOptions(Options):
-    """The objective of PolicyFlow."""
-
-    brownian_coeff: NonNegative = Field(default=0.0025, description="The weight of the Brownian regulariser.")
-
-
-class PolicyFlowOptions(_NoTransformer, _Flow):
-    """PolicyFlow (arXiv 2602.01156): a ratio from the change of the velocity along a straight path."""
-
-    name: Literal["policyflow"] = Field(default="policyflow", description="PolicyFlow's ratio along a straight path.")
-    options: PolicyFlowActorOptions = Field(
-        default_factory=PolicyFlowActorOptions, description="How PolicyFlow samples."
-    )
-    loss: PolicyFlowLossOptions = Field(default_factory=PolicyFlowLossOptions, description="PolicyFlow's objective.")
-
-
-PolicyOptions: TypeAlias = Annotated[
-    Annotated[ReversibleFlowOptions, Tag("reversible_flow")]
-    | Annotated[GaussianOptions, Tag("gaussian")]
-    | Annotated[GenPOOptions, Tag("genpo")]
-    | Annotated[GenPOJacobianOptions, Tag("genpo_jacobian")]
-    | Annotated[SelfAdjointFlowOptions, Tag("self_adjoint_flow")]
-    | Annotated[FPOOptions, Tag("fpo")]
-    | Annotated[PolicyFlowOptions, Tag("policyflow")],
-    Discriminator(chosen_by("name", "reversible_flow")),
 ]
 
 

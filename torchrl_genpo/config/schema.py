@@ -31,13 +31,12 @@ from torchrl_genpo.config.parts import (
     CSVOptions,
     IndependentStartOptions,
     LoggerOptions,
-    PolicyOptions,
-    ReversibleFlowOptions,
     SolverOptions,
     StartOptions,
     SyncOptions,
     TwoStepOptions,
 )
+from torchrl_genpo.config.policy_options import PolicyOptions, ReversibleFlowOptions
 
 __all__ = [
     "CheckpointOptions",
