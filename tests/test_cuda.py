@@ -8,17 +8,18 @@ from copy import deepcopy
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
 from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
-from torchrl_genpo.configuration import build_env, build_models
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.runs import RunFolder, StopRequest
+from torchrl_genpo.config.compose import compose
+from torchrl_genpo.training.build import build_env, build_models
 from torchrl_genpo.training.learner import Learner
 from torchrl_genpo.training.loop import Training
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.run_folder import RunFolder
+from torchrl_genpo.training.signals import StopRequest
 from torchrl_genpo.training.update import make_update
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is no GPU here.")
@@ -84,9 +85,8 @@ def test_a_captured_policy_draws_new_noise_at_every_call():
 
 
 def configure(*overrides):
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        options = ["env=pendulum", "device=cuda", "collector.frames_per_batch=128", "loss.mini_batch_size=32"]
-        return compose("genpo", [*options, *overrides])
+    options = ["env=pendulum", "device=cuda", "collector.frames_per_batch=128", "loss.mini_batch_size=32"]
+    return compose([*options, *overrides])
 
 
 def test_captured_while_the_critic_alone_learns_the_actor_learns_afterwards():
@@ -105,7 +105,7 @@ def test_captured_while_the_critic_alone_learns_the_actor_learns_afterwards():
     assert 0 < moved[2] < moved[3]
 
 
-@pytest.mark.parametrize("policy", ["reversible_flow", "gaussian", "dummy_flow", "fpo", "policyflow"])
+@pytest.mark.parametrize("policy", ["reversible_flow", "gaussian", "genpo", "fpo", "policyflow"])
 @pytest.mark.parametrize("how", [[], ["compile.cudagraphs=true"], ["compile.enabled=true"]])
 def test_every_policy_trains(policy, how, tmp_path):
     cfg = configure(f"policy={policy}", "collector.total_frames=512", "eval.num_envs=2", *how)

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from torchrl_genpo.loading import load_policy
-from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import evaluate
+from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "trained_policies.jsonl"
@@ -32,7 +31,7 @@ def test_all_are_measured():
 def test_a_name_finds_a_small_file_without_paths_of_a_machine(name):
     path = find_checkpoint(Path(name))
     assert path.stat().st_size < 3_000_000
-    config = read_checkpoint_config(path)
+    config = read_checkpoint(path)["config"]
     assert config["env"]["name"] == name
     assert "/work" not in json.dumps(config) and "/home" not in json.dumps(config)
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -15,18 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
-from torchrl.checkpoint import Checkpoint, CheckpointRotation
+import yaml
 
 from torchrl_genpo.commands import envs, evaluate
 from torchrl_genpo.report import write_report
-from torchrl_genpo.runs import METRICS, RunFolder, read_metrics
+from torchrl_genpo.training.checkpoint import best_checkpoint, checkpoints_of, frames_of, read_checkpoint
+from torchrl_genpo.training.metrics import METRICS, read_metrics
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import fuzz_command_lines as command_lines
-from forks import run_script
+sys.path.append(str(Path(__file__).parents[1]))
+from forks import SCRIPT, run_entry_script, run_script
 
-SCRIPT = command_lines.SCRIPT
 TINY = [
     "collector.frames_per_batch=256",
     "env.num_envs=4",
@@ -60,18 +56,24 @@ def metrics(folder):
     return {key: torch.tensor(values) for key, values in columns.items() if key not in TIMES}
 
 
-def weights(folder):
-    """Every tensor of the newest checkpoint, by name."""
-    import io
-    import zipfile
+def flat(value, name=""):
+    """Every leaf of nested dictionaries and lists, by its path."""
+    if isinstance(value, dict):
+        return {key: leaf for part, child in value.items() for key, leaf in flat(child, f"{name}/{part}").items()}
+    if isinstance(value, (list, tuple)):
+        return {key: leaf for n, child in enumerate(value) for key, leaf in flat(child, f"{name}/{n}").items()}
+    return {name: value}
 
-    tensors = {}
-    with zipfile.ZipFile(CheckpointRotation(folder / "checkpoints", keep_last=2).latest()) as archive:
-        for name in archive.namelist():
-            if name.endswith(".memmap"):
-                tensors[name] = io.BytesIO(archive.read(name)).getvalue()
-    assert tensors
-    return tensors
+
+def state(folder):
+    """All that the newest checkpoint holds, times apart, as plain values."""
+    leaves = flat(read_checkpoint(checkpoints_of(folder)[-1]))
+    assert any(torch.is_tensor(leaf) for leaf in leaves.values())
+    return {
+        name: leaf.tolist() if torch.is_tensor(leaf) else leaf
+        for name, leaf in leaves.items()
+        if not name.startswith("/config") and name != "/progress/seconds"
+    }
 
 
 EVERYTHING = [
@@ -82,8 +84,6 @@ EVERYTHING = [
     "optim.noise_lr=1e-3",
     "diagnostics.samples=32",
     "solver.gradient=reversible",
-    "solver.adapt.quantity=inversion_error",
-    "solver.adapt.target=1e-9",
 ]
 
 
@@ -107,7 +107,7 @@ def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, choice)
     assert whole["frames"].tolist() == [256 * i for i in range(1, 9)]
     for key, values in whole.items():
         assert torch.equal(values.nan_to_num(-1), halves[key].nan_to_num(-1)), key
-    assert weights(tmp_path / "whole") == weights(tmp_path / "halves")
+    assert state(tmp_path / "whole") == state(tmp_path / "halves")
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_its_folder(finished):
     folder, output = finished
     assert (folder / "learning_curve.png").stat().st_size > 5000
-    assert OmegaConf.load(folder / "config.yaml").env.name == "pendulum"
+    assert yaml.safe_load((folder / "config.yaml").read_text())["env"]["name"] == "pendulum"
     columns = read_metrics(folder / "metrics.csv")
     assert list(columns) == METRICS and len(columns["frames"]) == 4
     evaluated = [value == value for value in columns["eval/zero_noise/return"]]
@@ -130,20 +130,15 @@ def test_a_run_leaves_its_folder(finished):
     assert str(folder) in output
 
 
-def test_a_run_has_a_report_with_every_metric(finished, tmp_path):
+def test_a_run_has_a_report(finished, tmp_path):
     folder, _ = finished
     assert not write_report([folder], tmp_path / "report.html"), "warnings about a whole run"
-    page = (tmp_path / "report.html").read_text()
-    measured = [key for key, values in read_metrics(folder / "metrics.csv").items() if any(v == v for v in values)]
-    assert len(measured) > 10
-    for column in measured:
-        assert f'data-column="{column}"' in page or column in ("frames", "time/seconds"), column
-    assert "<h1>pendulum</h1>" in page
+    assert "pendulum" in (tmp_path / "report.html").read_text()
 
 
 def test_evaluate_gives_what_training_reported(finished):
     folder, _ = finished
-    checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    checkpoint = checkpoints_of(folder)[-1]
     output = run(f"evaluate={checkpoint}")
     assert "2 episodes with each noise" in output
     for key in ("eval/zero_noise/return", "eval/random_noise/return"):
@@ -151,15 +146,12 @@ def test_evaluate_gives_what_training_reported(finished):
         assert f"{key}: {value:.1f}" in output
 
 
-def test_every_option_of_the_flow_is_logged_and_evaluated_with_the_sigma_that_was_reached(tmp_path):
+def test_every_option_of_the_flow_is_logged_and_evaluated(tmp_path):
     train(tmp_path / "run", 1024, *EVERYTHING)
     columns = read_metrics(tmp_path / "run" / "metrics.csv")
-    assert columns["train/sigma"][0] == 0.75 and 0.5 < columns["train/sigma"][-1] < 1
-    assert columns["train/sigma"][-1] != 0.75, "the rule never moved sigma"
     assert all(0 < size <= 1 for size in columns["diagnostics/ess"])
     assert all(value == value for value in columns["diagnostics/kl_action"])
-    checkpoint = CheckpointRotation(tmp_path / "run" / "checkpoints", keep_last=2).latest()
-    output = run(f"evaluate={checkpoint}", "eval.num_envs=2")
+    output = run(f"evaluate={checkpoints_of(tmp_path / 'run')[-1]}", "eval.num_envs=2")
     assert f"eval/random_noise/return: {columns['eval/random_noise/return'][-1]:.1f}" in output
 
 
@@ -172,19 +164,24 @@ def test_a_folder_that_holds_a_run_is_refused(finished):
 
 
 def test_a_checkpoint_cut_short_is_refused(finished, tmp_path):
-    checkpoint = CheckpointRotation(finished[0] / "checkpoints", keep_last=2).latest()
+    checkpoint = checkpoints_of(finished[0])[-1]
     cut = tmp_path / checkpoint.name
     cut.write_bytes(checkpoint.read_bytes()[:-1000])
     output = run(f"evaluate={cut}", succeeds=False)
     assert "cut short" in output and str(cut) in output and "Traceback" not in output
 
 
+def edit_config(folder, section, **values):
+    path = folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config[section] |= values
+    path.write_text(yaml.safe_dump(config))
+
+
 def test_a_checkpoint_of_another_configuration_is_refused(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
-    config = OmegaConf.load(folder / "config.yaml")
-    config.policy.hidden_sizes = [32, 32]
-    OmegaConf.save(config, folder / "config.yaml")
+    edit_config(folder, "policy", hidden_sizes=[32, 32])
     output = run(f"resume={folder}", "collector.total_frames=2048", succeeds=False)
     assert "of another configuration" in output and "Traceback" not in output
 
@@ -192,12 +189,10 @@ def test_a_checkpoint_of_another_configuration_is_refused(finished, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
-    config = OmegaConf.load(folder / "config.yaml")
-    config.optim.schedule, config.optim.lr = "linear", 1e6
-    OmegaConf.save(config, folder / "config.yaml")
+    edit_config(folder, "optim", schedule="linear", lr=1e6)
     output = run(f"resume={folder}", "collector.total_frames=2048", "tolerance.undone_updates=2", succeeds=False)
     assert "1 of 2 in a row" in output and (folder / "bad_batch.pt").exists()
-    kept = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    kept = checkpoints_of(folder)[-1]
     assert "DivergedError" in output and "loss_objective" in output and f"Last good checkpoint: {kept}" in output
     run(f"evaluate={kept}", "eval.num_envs=2")
 
@@ -210,48 +205,10 @@ def tensorboard_scalars(folder):
     return {(name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)}
 
 
-def wandb_records(path):
-    """The records of a file of wandb's, which is a LevelDB log after seven bytes: parts in blocks of 32 KiB."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, position, record = path.read_bytes(), 7, b""
-    while position + 7 <= len(data):
-        if (room := 32768 - position % 32768) < 7:
-            position += room
-            continue
-        size, kind = struct.unpack("<HB", data[position + 4 : position + 7])
-        record += data[position + 7 : position + 7 + size]
-        position += 7 + size
-        if kind in (1, 4):  # whole, or the last part
-            yield wandb_internal_pb2.Record.FromString(record)
-            record = b""
-
-
-def wandb_scalars(folder):
-    logged = {}
-    for path in (folder / "wandb").glob("offline-run-*/*.wandb"):
-        for record in wandb_records(path):
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            steps = [value for name, value in row.items() if name.split("/")[-1] == "step"]
-            values = {name: value for name, value in row.items() if name[0] != "_" and name.split("/")[-1] != "step"}
-            logged |= {(name, steps[0]): value for name, value in values.items()}
-    return logged
-
-
-@pytest.mark.parametrize(("backend", "read"), [("tensorboard", tensorboard_scalars), ("wandb", wandb_scalars)])
-def test_loggers_show_every_metric_under_its_name_offline_and_continue_with_the_run(tmp_path, backend, read):
+def test_tensorboard_shows_every_metric_under_its_name_and_continues_with_the_run(tmp_path):
     folder = tmp_path / "run"
-    for options in (
-        [*TINY, *EVERYTHING, f"logger={backend}", f"hydra.run.dir={folder}", "collector.total_frames=512"],
-        [f"resume={folder}", "collector.total_frames=1024"],
-    ):
-        if backend == "wandb":  # writes its last records as Python ends, which a fork does not
-            subprocess.run(launch(*options), check=True, capture_output=True, timeout=300)
-        else:
-            run(*options)
-    if backend == "wandb":
-        runs = [path.name.split("-")[-1] for path in (folder / "wandb").glob("offline-run-*")]
-        assert len(runs) == 2 and len(set(runs)) == 1, runs
+    train(folder, 512, *EVERYTHING, "logger=tensorboard")
+    run(f"resume={folder}", "collector.total_frames=1024")
     columns = read_metrics(folder / "metrics.csv")
     written = {
         (name, int(frames)): value
@@ -259,11 +216,23 @@ def test_loggers_show_every_metric_under_its_name_offline_and_continue_with_the_
         for frames, value in zip(columns["frames"], values, strict=True)
         if value == value
     }
-    logged = read(folder)
+    logged = tensorboard_scalars(folder)
     assert logged.keys() == written.keys()
-    assert {name for name, _ in written} >= {"train/sigma", "diagnostics/ess", "eval/random_noise/return"}
+    assert {name for name, _ in written} >= {"diagnostics/ess", "eval/random_noise/return"}
     for key, value in written.items():
         assert logged[key] == pytest.approx(value, rel=1e-6), key
+
+
+def test_wandb_is_written_offline_and_continues_one_run(tmp_path):
+    folder = tmp_path / "run"
+    for options in (
+        [*TINY, "env=pendulum", "logger=wandb", f"hydra.run.dir={folder}", "collector.total_frames=512"],
+        [f"resume={folder}", "collector.total_frames=1024"],
+    ):  # wandb writes its last records as Python ends, which a fork does not
+        subprocess.run(launch(*options), check=True, capture_output=True, timeout=300)
+    files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2 and len({file.stem for file in files}) == 1, files
+    assert all(b"zero_noise" in file.read_bytes() for file in files)
 
 
 def test_video_is_written_or_the_missing_renderer_is_named_before_training(tmp_path):
@@ -309,38 +278,34 @@ def test_resume_refuses_another_configuration(finished):
     [
         ("env=half_cheeta", ["half_cheeta", "walker2d", "Did you mean half_cheetah"]),
         ("env=isaaclab/base", ["env.name is missing: give it a value"]),
-        (
-            "env=isaaclab/ant env.num_envs=3 env.steps_per_env=1",
-            ["a batch of 3 frames cannot be split into 4 mini-batch"],
-        ),
         ("checkpoint.keep_best=eval/zero_noise/retrun", ["retrun is no column", "Did you mean eval/zero_noise/return"]),
-        ("compile.mode=foo", ["compile.mode must be default or reduce-overhead"]),
+        ("compile.mode=foo", ["compile.mode=foo", "reduce-overhead"]),
         ("evaluate=half_cheetah solver.num_steps=1", ["evaluated as it was trained", "'solver.num_steps=1'"]),
         ("evaluate=half_cheetah eval.rounds=0", ["eval.rounds=0 evaluates nothing"]),
         ("evaluate=half_cheetah device=cuda:99", ["device=cuda:99"]),
         ("env.name=HalfCheeta-v5", ["Unknown environment", "HalfCheetah-v5"]),
         ("loss.clip_epsilonn=0.1", ["clip_epsilonn", "Did you mean clip_epsilon?"]),
-        ("solver.sigma=0", ["sigma", "must not be 0"]),
-        ("solver.num_steps=0", ["num_steps must be an integer"]),
-        ("policy.time_embedding_dim=3", ["time_embedding_dim", "even number"]),
+        ("solver.sigma=0", ["solver.sigma=0", "must not be 0"]),
+        ("solver.num_steps=0", ["solver.num_steps=0", "greater than or equal to 1"]),
+        ("solver.num_steps=100 solver.sigma=0.5", ["sigma=0.5", "num_steps=100", "at most"]),
+        ("policy.time_embedding_dim=3", ["policy.time_embedding_dim=3"]),
         ("start=pape", ["start/pape", "learned_scale", "paper"]),
-        ("optim.schedule=linera", ["optim.schedule must be kl_adaptive or linear or constant", "linera"]),
+        ("optim.schedule=linera", ["optim.schedule=linera", "Did you mean linear?"]),
         ("loss.entropy_coeff=0.01 start=paper", ["entropy_bonus=True has no effect", "learned"]),
-        ("start.name=indep", ["Unknown start 'indep'", "consistent, independent"]),
-        ("start=consistent start.tau=0", ["tau must be a positive finite number", "no density"]),
-        ("solver=three_step solver.a=4", ["three_step is stable for a in (0, 3)"]),
-        ("solver.sigma=[0.5,0.6]", ["2 values for num_steps=5"]),
+        ("start.name=indep", ["start.name=indep", "Did you mean independent?"]),
+        ("start=consistent start.tau=0", ["start.tau=0", "greater than 0"]),
         ("policy=gaussian start=consistent", ["policy=gaussian has neither solver nor start", "'start=consistent'"]),
         ("policy=fpo solver.num_steps=8", ["leave 'solver.num_steps=8' out", "policy.options.<name>"]),
-        ("loss.ratio=actoin", ["loss.ratio must be pair or action"]),
-        ("policy.activation=mishh", ["Unknown activation", "mish"]),
+        ("loss.ratio=actoin", ["loss.ratio=actoin", "Did you mean action?"]),
+        ("policy.activation=mishh", ["policy.activation=mishh", "mish"]),
+        ("collector.frames_per_batch=2050", ["collector.frames_per_batch=2050", "2048 or 2064"]),
         ("resume=nowhere", ["there is no run"]),
         ("evaluate=nowhere", ["nowhere", "Policies that come with the library: half_cheetah"]),
     ],
 )
 def test_mistakes_are_explained(tmp_path, override, messages):
     folder = [] if "resume" in override else ["hydra.run.dir=run"]
-    outcome = command_lines.run([*folder, *override.split()], tmp_path / "working")
+    outcome = run_entry_script([*folder, *override.split()], tmp_path / "working")
     assert outcome.fault is None, outcome
     assert all(message in outcome.output for message in messages), outcome.output
     assert "Traceback" not in outcome.output and "Error executing job" not in outcome.output
@@ -364,9 +329,10 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
 
 
 def check_the_best_is_kept(folder):
-    evaluated = [value for value in read_metrics(folder / "metrics.csv")["eval/zero_noise/return"] if value == value]
-    best = RunFolder(folder, keep_best="eval/zero_noise/return", read_only=True).best()
-    assert Checkpoint.manifest(best)["metadata"]["eval/zero_noise/return"] == max(evaluated)
+    columns = read_metrics(folder / "metrics.csv")
+    values = dict(zip(columns["frames"], columns["eval/zero_noise/return"], strict=True))
+    best = best_checkpoint(folder, "eval/zero_noise/return")
+    assert values[frames_of(best)] == max(value for value in values.values() if value == value)
 
 
 def start(*overrides):
@@ -399,8 +365,8 @@ def test_preemption_saves_a_checkpoint_and_exits_with_the_schedulers_code(tmp_pa
 def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_as_if_nothing_had_happened(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished[0], folder)
-    expected = metrics(folder), weights(folder)
-    newest = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    expected = metrics(folder), state(folder)
+    newest = checkpoints_of(folder)[-1]
     data = bytearray(newest.read_bytes())
     data[len(data) // 3] ^= 4
     newest.write_bytes(data)
@@ -408,7 +374,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_as_if_nothing_had_
     assert f"{newest} is damaged" in output
     for key, values in expected[0].items():
         assert torch.equal(values.nan_to_num(-1), metrics(folder)[key].nan_to_num(-1)), key
-    assert weights(folder) == expected[1]
+    assert state(folder) == expected[1]
 
 
 def test_a_full_disk_is_explained_and_the_run_can_go_on(finished, tmp_path):

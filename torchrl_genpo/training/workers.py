@@ -140,11 +140,6 @@ class WorkerCollection:
         self.metrics: dict[str, float] = {}
         self._run, self._seed, self._progress = options, seed, progress
         self._options: Any = options.collector
-        workers = self._options.num_workers
-        sizes = {"env.num_envs": options.env.num_envs, "frames_per_batch": self._options.frames_per_batch}
-        for name, number in sizes.items():
-            if number % workers or number < workers:
-                raise ValueError(f"{name}={number} must be a multiple of collector.num_workers={workers}.")
         if self._options.kind == "ray" and importlib.util.find_spec("ray") is None:
             raise ImportError('collector=ray needs Ray: pip install "torchrl-genpo[ray]"')
         self._is_async = self._options.kind == "multi_async" or not getattr(self._options, "synchronous", True)
