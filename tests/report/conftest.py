@@ -1,13 +1,15 @@
-"""Run folders, as genpo-train writes them, with made-up numbers."""
+"""Run folders, as genpo-train writes them, with made-up numbers; and pages as a browser parses them."""
 
 from __future__ import annotations
 
 import csv
 import math
+from html.parser import HTMLParser
 
 import pytest
 import yaml
 
+from torchrl_genpo.report import write_report
 from torchrl_genpo.training.metrics import METRICS
 
 UPDATES = 12
@@ -46,3 +48,53 @@ def make_run(tmp_path):
         return folder
 
     return make
+
+
+VOID = {"meta"}
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed in turn; gathers tags, attributes, rows of tables and text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.tags, self.rows, self.text, self.source = [], [], [], [], "", text
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open[-1] == tag, f"</{tag}> closes {self.open[-1]} at {self.getpos()}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+        if {"th", "td"} & set(self.open):
+            self.rows[-1][-1] += data
+
+    def values(self, name):
+        return [value for _, key, value in self.attributes if key == name]
+
+
+@pytest.fixture
+def report(tmp_path):
+    def write(*runs, **options):
+        write_report(runs, tmp_path / "report.html", **options)
+        return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+
+    return write

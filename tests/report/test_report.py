@@ -3,66 +3,16 @@
 from __future__ import annotations
 
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from torchrl_genpo.commands.report import main
-from torchrl_genpo.report import group_runs, read_run, read_runs, write_report
+from torchrl_genpo.report import group_runs, read_run, read_runs
 from torchrl_genpo.report.groups import POINTS, curves
 from torchrl_genpo.report.page import draw, evaluations, number
 from torchrl_genpo.training.metrics import METRICS
-
-VOID = {"meta"}
-
-
-class Page(HTMLParser):
-    """Checks that every element is closed in turn; gathers tags, attributes, rows of tables and text."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.attributes, self.tags, self.rows, self.text, self.source = [], [], [], [], "", text
-        self.feed(text)
-        self.close()
-        assert not self.open, f"never closed: {self.open}"
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attributes]
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("th", "td"):
-            self.rows[-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attributes]
-
-    def handle_endtag(self, tag):
-        assert self.open[-1] == tag, f"</{tag}> closes {self.open[-1]} at {self.getpos()}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-        if {"th", "td"} & set(self.open):
-            self.rows[-1][-1] += data
-
-    def values(self, name):
-        return [value for _, key, value in self.attributes if key == name]
-
-
-@pytest.fixture
-def report(tmp_path):
-    def write(*runs, **options):
-        write_report(runs, tmp_path / "report.html", **options)
-        return Page((tmp_path / "report.html").read_text(encoding="utf-8"))
-
-    return write
 
 
 def test_a_page_is_well_formed_and_needs_nothing_from_outside(make_run, report, tmp_path):
