@@ -53,20 +53,25 @@ def group_runs(runs: Sequence[Run]) -> list[Task]:
         runs (sequence of Run): the runs, in any order.
     """
     found: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:  # a missing option is as one that is null: an older configuration is not another one
-        options = {k: v for k, v in run.config.items() if k.split(".")[0] not in NOT_LEARNING and v is not None}
+    for run in runs:
         groups = found.setdefault(str(run.config.get("env.name", "unnamed environment")), {})
-        groups.setdefault(json.dumps(options, sort_keys=True, default=str), []).append(run)
+        groups.setdefault(json.dumps(_options(run), sort_keys=True), []).append(run)
     tasks = []
     for name, groups in found.items():
-        configs = [{k: json.dumps(v) for k, v in json.loads(text).items()} for text in groups]
+        members = [sorted(group, key=_seed_order) for group in groups.values()]
+        configs = [_options(group[0]) for group in members]
         table = {key: [config.get(key, "-") for config in configs] for config in configs for key in config}
         table = {key: row for key, row in table.items() if len(set(row)) > 1}
-        members = [sorted(group, key=_seed_order) for group in groups.values()]
         labels = _labels(table, [str(group[0].config.get("policy.name", "run")) for group in members])
         differences = {key: [option_text(value) for value in row] for key, row in table.items()}
         tasks.append(Task(name, [Group(*pair) for pair in zip(labels, members, strict=True)], differences))
     return tasks
+
+
+def _options(run: Run) -> dict[str, str]:
+    """The options that matter for learning, as JSON; null ones are left out, as an older configuration lacks them."""
+    config = {k: v for k, v in run.config.items() if k.split(".")[0] not in NOT_LEARNING and v is not None}
+    return {key: json.dumps(value, skipkeys=True, default=str) for key, value in config.items()}
 
 
 def option_text(value: str) -> str:
@@ -89,20 +94,17 @@ def _rank(option: str) -> int:
 
 def _labels(table: Mapping[str, list[str]], policies: list[str]) -> list[str]:
     """Joins what is unusual in each group, of as few options as tell the groups apart."""
-    labels: list[tuple[str, ...]] = [()] * len(policies)
+    labels: list[tuple[tuple[str, str], ...]] = [()] * len(policies)
     for key in sorted(table, key=_rank):
         row = table[key]
         most = max(row, key=row.count)
-        usual = most if 2 * row.count(most) > len(row) else "-"
+        usual = "" if key == "policy.name" else most if 2 * row.count(most) > len(row) else "-"
         name = "" if key.endswith(".name") else f"{key}="
-        parts = [f"no {key}" if value == "-" else name + option_text(value) for value in row]
-        longer = [
-            label if value == usual and key != "policy.name" else (*label, part)
-            for label, value, part in zip(labels, row, parts, strict=True)
-        ]
+        parts = [(f"no {key}" if value == "-" else name + option_text(value), value) for value in row]
+        longer = [old if new[1] == usual else (*old, new) for old, new in zip(labels, parts, strict=True)]
         if len(set(longer)) > len(set(labels)):
             labels = longer
-    texts = [", ".join(label) or policy for label, policy in zip(labels, policies, strict=True)]
+    texts = [", ".join(part for part, _ in label) or policy for label, policy in zip(labels, policies, strict=True)]
     # values such as 1 and "1" look the same
     return [f"{text} ({i + 1})" if texts.count(text) > 1 else text for i, text in enumerate(texts)]
 

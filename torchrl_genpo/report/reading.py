@@ -80,7 +80,7 @@ class Run:
                 f"resume={self.path}."
             )
         is_fresh = ~(self.column("collect/staleness") > 0)  # with stale data the gap is the change of the policy
-        errors = np.where(is_fresh, self.column("train/inversion_error"), np.nan)
+        errors = np.where(is_fresh, self.metrics.get("train/inversion_error", np.nan), np.nan)
         large = int((errors > LARGE_INVERSION_ERROR).sum())
         if large:
             yield (
