@@ -207,9 +207,8 @@ def read_demonstrations(
                 raise ValueError(f"{path}: {name}, named by the filter key {filter_key!r}, is missing.")
             group = _find(file["data"], name, str(path))
             size += sum(_find_data(group, key, f"{path}: {name}").size for key in keys)
-        check_memory(
-            2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,"
-        )  # and a copy
+        # what is read is copied once
+        check_memory(2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,")
         for name in names:
             demonstrations.append(_read_demonstration(file["data"][name], observation_keys, f"{path}: {name}"))
     return demonstrations
