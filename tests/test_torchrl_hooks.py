@@ -6,9 +6,8 @@ import pytest
 
 from torchrl_genpo import FlowMatchingLoss, GenPOLoss
 from torchrl_genpo.baselines import FPOLoss, PolicyFlowLoss
-from torchrl_genpo.envs import FlagNotFinite, NutBoltEnv, RewardScaling
+from torchrl_genpo.envs import DiscountedReturn, NutBoltEnv
 from torchrl_genpo.envs.isaaclab import LastObservationAtReset
-from torchrl_genpo.envs.transforms import _Normalization
 from torchrl_genpo.envs.xhand import ActionDelay, DeltaTarget, History, Noise
 from torchrl_genpo.runs import SyncedCheckpoint
 from torchrl_genpo.trainers import GenPOTrainer
@@ -18,8 +17,8 @@ TRANSFORM = ("_step", "_reset")
 OVERRIDDEN = {
     ActionDelay: ("_inv_call", *TRANSFORM),
     DeltaTarget: ("_inv_call", *TRANSFORM),
+    DiscountedReturn: TRANSFORM,
     FPOLoss: ("_set_in_keys",),
-    FlagNotFinite: ("_call", "_reset"),
     FlowMatchingLoss: ("_forward_value_estimator_keys",),
     GenPOLoss: ("_get_cur_log_prob", "_set_in_keys"),
     GenPOTrainer: ("_setup_hook", "_process_batch_hook", "_pre_epoch_hook", "_process_loss_hook"),
@@ -28,10 +27,8 @@ OVERRIDDEN = {
     Noise: ("_inv_call", *TRANSFORM),
     NutBoltEnv: ("_set_seed", "_reset", "_step"),
     PolicyFlowLoss: ("_apply", "_get_cur_log_prob", "_set_in_keys"),
-    RewardScaling: TRANSFORM,
     SyncedCheckpoint: ("_publish_path",),
     _BetweenSteps: ("_background_receive_loop",),
-    _Normalization: ("_norm",),
 }
 
 

@@ -170,7 +170,7 @@ def test_returns_and_isaac_labs_own_statistics_are_those_of_the_episodes_that_en
     torch.testing.assert_close(data["next", "episode_reward"][:, 4], returns)
     torch.testing.assert_close(data["next", "episode_reward"][:, 5], data["next", "reward"][:, 5] / 10)
     log = data["next", "log"][:, 4]
-    assert (log["Episode_Termination/time_out"] == 3).all()
+    assert (log["Episode_Termination/time_out"] == 1).all()
     terms = sum(value for name, value in log.items() if name.startswith("Episode_Reward/"))
     # Isaac Lab divides by the length of the episode in seconds
     assert terms.flatten().tolist() == pytest.approx([returns.mean().item() / (5 / 60 - 1e-4)] * 3, rel=1e-3)
