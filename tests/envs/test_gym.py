@@ -8,14 +8,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.collectors import Collector
 from torchrl.envs import check_env_specs
 from torchrl.modules import ValueOperator
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo.envs import GYM_TASKS, DiscountedReturn, GymState, make_env
+from torchrl_genpo.envs import GYM_TASKS, GymState, make_env
 
 RAW = {"normalize_observation": False, "scale_reward": False}
 
@@ -128,26 +127,6 @@ def test_observations_and_rewards_are_those_of_the_task_however_large():
     cost = angle**2 + 0.1 * steps["observation"][..., 2] ** 2
     torch.testing.assert_close(steps["next", "reward"].squeeze(-1), -cost, rtol=1e-5, atol=1e-6)
     assert cost.max() > 10
-
-
-def test_the_discounted_return_starts_anew_with_every_episode():
-    env = make_env("Pendulum-v1", num_envs=4, seed=0).append_transform(DiscountedReturn(gamma=0.9))
-    check_env_specs(env)
-    steps = rollout(env, 4 * torch.rand(450, 4, 1) - 2)["next"]
-    assert steps["done"].sum() == 8, "the test wants ends of episodes"
-    expected = torch.zeros(4, 1)
-    for t in range(450):
-        expected = 0.9 * expected + steps["reward"][:, t]
-        torch.testing.assert_close(steps["discounted_return"][:, t], expected)
-        expected = expected * ~steps["done"][:, t]
-
-
-def test_one_reward_that_is_not_finite_does_not_spoil_the_discounted_return_of_the_rest():
-    transform = DiscountedReturn(gamma=0.5)
-    td = TensorDict(discounted_return=torch.tensor([[4.0], [4.0]]))
-    step = transform._step(td, TensorDict(reward=torch.tensor([[float("nan")], [1.0]])))
-    assert step["discounted_return"].flatten().tolist() == [0.0, 3.0]
-    assert step["reward"][0].isnan(), "the reward itself is for the learner to find"
 
 
 def test_a_rollout_goes_on_until_every_episode_has_ended():

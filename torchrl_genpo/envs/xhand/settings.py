@@ -59,7 +59,7 @@ def read_settings(cls: type[S], values: S | Mapping[str, Any] | None) -> S:
         return cls.model_validate({} if values is None else values)
     except ValidationError as error:
         mistake = error.errors()[0]
-        name = ".".join(map(str, mistake["loc"]))
+        name = ".".join(map(str, mistake["loc"])) or "a value"
         if mistake["type"] == "extra_forbidden":
             close = did_you_mean(name, cls.model_fields) or f" It has {', '.join(cls.model_fields)}."
             raise ValueError(f"{cls.__name__} has no {name!r}.{close}") from None
