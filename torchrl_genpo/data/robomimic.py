@@ -124,7 +124,7 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the environment is of type {env_args.get('type')}, not {ROBOSUITE} (robosuite).")
     kwargs = env_args["env_kwargs"]
     controllers = kwargs.get("controller_configs")
-    if isinstance(controllers, list):  # one a robot
+    if isinstance(controllers, list):  # one for each robot
         robots = kwargs.get("robots")
         if not isinstance(robots, list) or len(robots) != len(controllers):
             raise ValueError(f"{path}: env_kwargs has {len(controllers)} controllers for the robots {robots!r}.")

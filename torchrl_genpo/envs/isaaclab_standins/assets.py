@@ -19,14 +19,14 @@ NUMBERS = ("position", "size", "center", "limits")  # columns of several numbers
 
 
 class Body(NamedTuple):
-    """A rigid body, the primitive that it collides with, and the joint to its parent.
+    """Describes a rigid body, the primitive that it collides with, and the joint to its parent.
 
     Attributes:
         name (str): Isaac's name of the body.
         parent (str): the name of the body that it is attached to; empty for the root.
         position (tuple of float): the origin of its frame in the robot's frame, m.
         size (tuple of float): the radius of a sphere, or half the edges of a box, m.
-        mass (float): kg.
+        mass (float): its mass, kg.
         center (tuple of float): the centre of mass and shape, in its frame, m.
         collides (bool): whether the primitive collides.
         kind (str): the kind of the joint: ``fixed``, ``revolute`` or ``prismatic``; empty for the root.
@@ -149,7 +149,7 @@ def _write_robot(
 
 
 class _SeriesElasticActuator(nn.Module):
-    """A spring and a damper with the interface of ANYdrive's LSTM, from position error and velocity to torque."""
+    """Stands in for ANYdrive's LSTM, from position error and velocity to torque, by a spring and a damper."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -127,10 +127,8 @@ class NutBoltEnv(EnvBase):
         self._control_bits = int(mujoco.mjtState.mjSTATE_CTRL) | int(mujoco.mjtState.mjSTATE_QFRC_APPLIED)
         self._state_bits = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
         model = self.models[0]
-        self._position, self._velocity = (
-            1,
-            1 + model.nq,
-        )  # where they begin in a state, after the time
+        # positions and velocities follow the time in a state
+        self._position, self._velocity = 1, 1 + model.nq
         self._sensors = {
             model.sensor(i).name: slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])
             for i in range(model.nsensor)
