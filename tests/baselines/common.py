@@ -8,7 +8,6 @@ from torch import nn
 from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import VelocityMLP
-from torchrl_genpo.training import prepare
 
 TARGET = torch.tensor([1.0, -0.5])
 
@@ -61,7 +60,7 @@ def train_bandit(actor, loss, iterations: int = 40, lr: float = 3e-3) -> tuple[f
             data = actor(TensorDict(observation=torch.zeros(256, 3), batch_size=[256]))
         reward = -(data["action"] - TARGET).square().sum(-1, keepdim=True)
         data["advantage"] = (reward - reward.mean()) / reward.std()
-        data = prepare(loss, data)
+        data = loss.before_updates(data)
         for _ in range(4):
             optimizer.zero_grad()
             out = loss(data)

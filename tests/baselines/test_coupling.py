@@ -10,8 +10,8 @@ from torch.distributions import Normal
 from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlow, ReversibleFlowActor
-from torchrl_genpo.baselines import AlternatingCoupling, DummyFlowLoss, JacobianFlowActor, SelfAdjointCoupling
-from torchrl_genpo.flow import AdaptiveSigma, ConditionedVelocity
+from torchrl_genpo.baselines import AlternatingCoupling, DummyActionLoss, JacobianFlowActor, SelfAdjointCoupling
+from torchrl_genpo.flow import ConditionedVelocity
 
 from .common import check_gradients, collect, make_critic, make_velocity, perturb, train_bandit
 
@@ -114,7 +114,7 @@ def test_ratio_is_one_before_the_first_step_and_every_parameter_gets_a_gradient(
     actor = ReversibleFlowActor(make_velocity(), solver=solver, start=IndependentStart("learned", 2))
     data = collect(actor)
     assert (actor.log_prob(data) - data["action_log_prob"]).abs().max() < 1e-4
-    loss = DummyFlowLoss(actor, make_critic())
+    loss = DummyActionLoss(actor, make_critic())
     out = loss(data)
     assert (out["max_ratio"] - 1).abs() < 1e-4 and out["inversion_error"] < 1e-4
     check_gradients(loss, data)
@@ -149,7 +149,7 @@ def test_the_autograd_jacobian_gives_the_constant_and_the_same_gradients():
 
 def test_the_compression_loss_is_the_squared_gap_of_fresh_actions_and_closes_it():
     actor = ReversibleFlowActor(make_velocity(), solver=AlternatingCoupling())
-    loss = DummyFlowLoss(actor, None, critic_coeff=None, compression_coeff=0.5)
+    loss = DummyActionLoss(actor, None, critic_coeff=None, compression_coeff=0.5)
     data = collect(actor, 4096)
     # |x - y| = 2 |memory|
     expected = 0.5 * (2 * data["action_memory"]).square().mean()
@@ -162,7 +162,7 @@ def test_the_compression_loss_is_the_squared_gap_of_fresh_actions_and_closes_it(
         out["loss_compression"].backward()
         optimizer.step()
     assert loss(data)["loss_compression"] < 0.7 * expected
-    assert "loss_compression" not in DummyFlowLoss(actor, None, critic_coeff=None, compression_coeff=0)(data).keys()
+    assert "loss_compression" not in DummyActionLoss(actor, None, critic_coeff=None, compression_coeff=0)(data).keys()
 
 
 @pytest.mark.parametrize("solver", [AlternatingCoupling(), SelfAdjointCoupling()])
@@ -170,7 +170,7 @@ def test_learns_a_bandit(solver):
     velocity = make_velocity()
     nn.init.zeros_(velocity.trunk[-1].weight)
     actor = ReversibleFlowActor(velocity, solver=solver, start=IndependentStart("learned", 2))
-    before, after = train_bandit(actor, DummyFlowLoss(actor, None, critic_coeff=None))
+    before, after = train_bandit(actor, DummyActionLoss(actor, None, critic_coeff=None))
     assert after < 0.6 * before
 
 
@@ -189,9 +189,4 @@ def test_mistakes_are_explained(make, message):
 
 def test_compression_needs_registers():
     with pytest.raises(TypeError, match="ReversibleSolver"):
-        DummyFlowLoss(ReversibleFlowActor(make_velocity()), None, critic_coeff=None)
-
-
-def test_sigma_does_not_adapt_where_there_is_none():
-    with pytest.raises(ValueError, match="two-step solver"):
-        AdaptiveSigma(AlternatingCoupling(), 0.02)
+        DummyActionLoss(ReversibleFlowActor(make_velocity()), None, critic_coeff=None)

@@ -14,7 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo import FlowMatchingLoss, GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
-from torchrl_genpo.baselines import DummyFlowLoss, FPOActor, FPOLoss, PolicyFlowActor, PolicyFlowLoss
+from torchrl_genpo.baselines import DummyActionLoss, FPOActor, FPOLoss, PolicyFlowActor, PolicyFlowLoss
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.models import POLICIES, make_actor, make_critic, make_loss
 from torchrl_genpo.modules import EulerActor
@@ -26,9 +26,9 @@ ROOT = Path(__file__).parents[2]
 LOSSES = {
     "gaussian": ClipPPOLoss,
     "reversible_flow": GenPOLoss,
-    "dummy_flow": DummyFlowLoss,
-    "dummy_flow_jacobian": DummyFlowLoss,
-    "self_adjoint_flow": DummyFlowLoss,
+    "dummy_flow": DummyActionLoss,
+    "dummy_flow_jacobian": DummyActionLoss,
+    "self_adjoint_flow": DummyActionLoss,
     "fpo": FPOLoss,
     "policyflow": PolicyFlowLoss,
 }

@@ -84,9 +84,9 @@ def test_collection_costs_one_velocity_evaluation_a_step_and_no_inversion():
     [
         {},
         {"start": IndependentStart("learned", 2, initial_scale=0.7)},
-        {"start": ConsistentStart(0.3), "solver": ReversibleSolver.three_step(num_steps=4)},
+        {"start": ConsistentStart(0.3), "solver": ReversibleSolver(num_steps=4, sigma=0.9)},
     ],
-    ids=["paper", "learned scale", "consistent, three-step"],
+    ids=["paper", "learned scale", "consistent"],
 )
 def test_a_deterministic_action_costs_no_more_and_its_density_is_that_of_the_inversion(options):
     actor = make_actor(**options)
@@ -196,9 +196,9 @@ def test_compiles():
 
 @pytest.mark.parametrize("keys", [{}, {"action_key": ("agent", "act"), "memory_key": ("agent", "mem")}])
 def test_draw_memories_writes_the_density_of_the_action(keys):
-    actor = make_actor(solver=ReversibleSolver.three_step(), start=IndependentStart(num_memories=2), **keys)
+    actor = make_actor(**keys)
     td = actor.draw_memories(actor(observations(5, 3)).detach(), 16)
-    assert td["memory_samples"].shape == (5, 3, 16, 4) and td["memory_log_proposal"].shape == (5, 3, 16)
+    assert td["memory_samples"].shape == (5, 3, 16, 2) and td["memory_log_proposal"].shape == (5, 3, 16)
     assert td["effective_sample_size"].shape == (5, 3) and td["effective_sample_size"].min() > 1
     expected = actor.get_dist(td.select("observation")).action_log_prob(td[actor.action_key], 256).log_prob
     assert (td["marginal_log_prob"] - expected).abs().mean() < 0.2

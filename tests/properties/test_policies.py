@@ -14,7 +14,7 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import FlowMatchingLoss, GenPOLoss
 from torchrl_genpo.baselines import (
-    DummyFlowLoss,
+    DummyActionLoss,
     FPOActor,
     FPOLoss,
     JacobianFlowActor,
@@ -115,7 +115,7 @@ def test_a_copy_with_the_same_state_dict_is_the_same_policy(actor, batch):
 @given(actors(), st.sampled_from(["pair", "action"]), batches)
 def test_the_ppo_loss_has_ratio_one_and_finite_gradients_before_the_first_update(actor, ratio, batch):
     assume(actor.solver.error_amplification < 1e4 or ratio == "pair")
-    loss_class = DummyFlowLoss if hasattr(actor.solver, "step_log_det") else GenPOLoss
+    loss_class = DummyActionLoss if hasattr(actor.solver, "step_log_det") else GenPOLoss
     loss = loss_class(actor, make_critic(actor), ratio=ratio, num_memories=2)
     data = loss.prepare(collect(actor, batch))
     out = loss(data)

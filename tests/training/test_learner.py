@@ -4,49 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
 
-from torchrl_genpo.configuration import build_env, build_models
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.loading import fill_in
+from torchrl_genpo.modules import encode
+from torchrl_genpo.training import DivergedError
+from torchrl_genpo.training.build import normalizers
 from torchrl_genpo.training.learner import Learner
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.reward_scale import RewardScale
 
-
-def test_a_run_of_another_collector_is_filled_in_with_what_is_new_and_keeps_its_own():
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        default, saved = (compose("genpo", [f"collector={kind}"]) for kind in ("sync", "multi_sync"))
-    saved = OmegaConf.create(OmegaConf.to_container(saved))
-    workers = saved.collector.num_workers
-    del saved.collector.frames_per_batch
-    filled = fill_in(saved, default)
-    assert filled.collector.kind == "multi_sync" and filled.collector.num_workers == workers
-    assert filled.collector.frames_per_batch == default.collector.frames_per_batch
-
-
-def learn(*overrides, batches=1):
-    """The learner after some batches, and by how much each parameter of the actor has moved at most."""
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        cfg = compose("genpo", ["env=pendulum", "collector.frames_per_batch=64", "loss.mini_batch_size=16", *overrides])
-    torch.manual_seed(0)
-    env = build_env(cfg, 2, seed=0)
-    actor, critic, loss = build_models(cfg, env)
-    learner = Learner(cfg, env, actor, critic, loss, Ranks("cpu"))
-    before = loss.actor_network_params.clone()
-    for batch in range(batches):
-        with torch.no_grad():
-            data = env.rollout(32, actor, break_when_any_done=False)
-        learner.learn(data, 64 * batch)
-    moved = (loss.actor_network_params.flatten_keys(".").data - before.flatten_keys(".").data).abs()
-    return learner, {name: value.max().item() for name, value in moved.items()}
+from .common import collect, learn, make_parts
 
 
 @pytest.mark.parametrize(
     ("policy", "noise"),
     [
-        (["start=learned_scale"], "start.log_scale"),
-        (["start=consistent", "start.scale=unit", "start.learn_tau=per_dimension"], "start.log_tau"),
-        (["policy=gaussian"], "module.0.module.1.state_independent_scale"),
+        (["start=learned_scale"], "module.1.start.log_scale"),
+        (["start=consistent", "start.scale=unit", "start.learn_tau=per_dimension"], "module.1.start.log_tau"),
+        (["policy=gaussian"], "module.1.module.1.state_independent_scale"),
     ],
 )
 def test_the_noise_has_a_rate_of_its_own(policy, noise):
@@ -86,3 +60,92 @@ def test_the_critic_alone_learns_during_its_warm_up():
     assert len(learner.optimizer.state) == len(learner.optimizer.param_groups[1]["params"]), "the critic's alone"
     _, moved = learn("optim.critic_warmup=100", batches=3)
     assert max(moved.values()) > 0
+
+
+def test_the_statistics_move_after_the_update_and_are_those_of_the_batch():
+    options, env, policy, critic, loss = make_parts()
+    learner = Learner(options, env, policy, critic, loss, Ranks("cpu"))
+    (normalizer,) = normalizers(policy, critic)
+    for _ in range(2):
+        data = collect(env, policy)
+        seen = data["observation"].clone()
+        row = learner.learn(data, 0)
+        assert row["train/inversion_error"] < 1e-4, "stored and recomputed densities are of the same statistics"
+    assert normalizer.count == 128
+    first = collect(make_parts()[1], policy)["observation"]
+    assert not torch.equal(first, seen)
+
+
+def test_collected_densities_are_exact_after_the_statistics_have_moved():
+    options, env, policy, critic, loss = make_parts()
+    learner = Learner(options, env, policy, critic, loss, Ranks("cpu"))
+    learner.learn(collect(env, policy), 0)
+    data = collect(env, policy)
+    flow, seen = encode(policy, data)
+    torch.testing.assert_close(flow.log_prob(seen), data["action_log_prob"], atol=1e-4, rtol=0)
+
+
+def test_statistics_stand_still_where_normalisation_is_off():
+    _, env, policy, critic, _ = make_parts("env.normalize_observation=false")
+    assert not normalizers(policy, critic)
+    assert "normalized_observation" not in collect(env, policy).keys()
+
+
+def test_the_critic_of_a_task_with_an_observation_of_its_own_has_its_own_normaliser():
+    options = ["env=xhand/nut_bolt", "env.num_envs=2", "env.options.num_threads=1", "env.options.max_steps=20"]
+    _, _, policy, critic, _ = make_parts(*options)
+    assert [n.in_keys for n in normalizers(policy, critic)] == [["observation"], ["critic_observation"]]
+
+
+def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
+    _, env, policy, *_ = make_parts()
+    batches = [collect(env, policy) for _ in range(2)]
+    scale, raw, returns = RewardScale(), [], []
+    for data in batches:
+        raw.append(data["next", "reward"].clone())
+        returns.append(data["next", "discounted_return"].double())
+        scale(data)
+        deviation = torch.cat(returns).std(correction=0)
+        torch.testing.assert_close(data["next", "reward"], (raw[-1] / deviation).clamp(-10, 10).float())
+
+
+def test_a_bad_batch_leaves_the_statistics_alone():
+    options, env, policy, critic, loss = make_parts()
+    learner = Learner(options, env, policy, critic, loss, Ranks("cpu"))
+    data = collect(env, policy)
+    data["next", "observation"][1, 5] = float("nan")
+    before = [buffer.clone() for buffer in (*policy.buffers(), *learner.reward_scale.buffers())]
+    with pytest.raises(DivergedError, match=r"observation \(first in step 5 of the batch, environment 1\)"):
+        learner.learn(data, 0)
+    after = [*policy.buffers(), *learner.reward_scale.buffers()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(
+    "policy", ["reversible_flow", "gaussian", "genpo", "genpo_jacobian", "self_adjoint_flow", "fpo", "policyflow"]
+)
+@pytest.mark.parametrize("task", ["pendulum", "half_cheetah"])
+def test_every_policy_learns_from_a_batch_with_actions_in_the_tasks_units(policy, task):
+    options = ["solver.num_steps=2"] if policy not in ("gaussian", "fpo", "policyflow") else []
+    learner, moved = learn(f"policy={policy}", f"env={task}", *options)
+    assert max(moved.values()) > 0
+    assert ("raw_action" in learner.policy.out_keys) == (task == "pendulum")  # whose actions are in [-3, 3]
+
+
+def test_an_action_in_the_tasks_units_is_the_scaled_one():
+    _, env, policy, *_ = make_parts()
+    data = collect(env, policy)
+    torch.testing.assert_close(data["action"], 3 * data["raw_action"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; policy=fpo has none"),
+        (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action needs a flow with a memory"),
+        (["loss.entropy_coeff=0.01", "start=paper"], "entropy_bonus=True has no effect"),
+    ],
+)
+def test_what_an_objective_cannot_do_is_explained(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        make_parts(*overrides)

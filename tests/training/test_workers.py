@@ -8,21 +8,21 @@ import signal
 
 import pytest
 import torch
-from hydra import compose, initialize_config_module
 from tensordict import TensorDict
-from torchrl.envs import VecNormV2
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import SoftUpdate
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.commands.train import train
-from torchrl_genpo.configuration import as_dict, build_env, build_models
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.envs import BatchNormalizer, WorkerError, freeze_normalization, make_env
-from torchrl_genpo.runs import RunFolder, read_metrics
+from torchrl_genpo.config.compose import compose
+from torchrl_genpo.envs import WorkerError
+from torchrl_genpo.modules import encode
 from torchrl_genpo.training import Progress, make_update
+from torchrl_genpo.training.build import build_env, build_models, normalizers
 from torchrl_genpo.training.collection import make_collection
-from torchrl_genpo.training.workers import make_worker_env
+from torchrl_genpo.training.metrics import read_metrics
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.run_folder import RunFolder
 
 TINY = [
     "env=pendulum",
@@ -49,8 +49,7 @@ def forked():
 
 
 def configure(*overrides):
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        return compose("genpo", overrides=[*TINY, *overrides])
+    return compose([*TINY, *overrides])
 
 
 @pytest.fixture
@@ -59,12 +58,12 @@ def start():
     collections = []
 
     def make(*overrides):
-        cfg = configure(*overrides)
+        options = configure(*overrides)
         torch.manual_seed(0)
-        env = build_env(cfg, cfg.env.num_envs, 0)
-        actor, *_ = build_models(cfg, env)
-        collections.append(make_collection(cfg, env, actor, 0, Progress()))
-        return collections[-1], actor, env
+        env = build_env(options, options.env.num_envs, 0)
+        policy, *_ = build_models(options, env)
+        collections.append(make_collection(options, env, policy, 0, Progress()))
+        return collections[-1], policy
 
     yield make
     for collection in collections:
@@ -72,94 +71,43 @@ def start():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stored_log_probabilities_are_those_of_the_version_that_acted_on_the_observation_that_is_trained_on(
-    start, kind
-):
+def test_stored_log_probabilities_are_those_of_the_version_that_acted(start, kind):
     kind, *options = kind.split()
     if kind == "ray":
         pytest.importorskip("ray", reason='pip install "torchrl-genpo[ray]"')
-    collection, actor, env = start(f"collector={kind}", *options)
+    collection, policy = start(f"collector={kind}", *options)
+    (normalizer,) = normalizers(policy)
     is_async = kind == "multi_async" or options
-    policies, scales, staleness = [], [], []
+    policies, staleness = [], []
     for batch, _ in zip(collection, range(5), strict=False):
-        policies.append(copy.deepcopy(actor))
-        assert batch.shape == (4, 32) and batch["observation"].abs().max() <= 10
+        policies.append(copy.deepcopy(policy))
+        assert batch.shape == (4, 32)
         version = batch["policy_version"]
         newest = len(policies) - 1
         assert (newest - version).min() >= 0 and (is_async or (version == newest).all())
         for number in version.unique().tolist():
-            part = batch[version == number]
+            flow, seen = encode(policies[number], batch[version == number])
             with torch.no_grad():
-                error = policies[number].log_prob(part) - part["action_log_prob"]
+                error = flow.log_prob(seen) - seen["action_log_prob"]
             assert error.abs().max() < 1e-5, f"version {number} of {newest}"
         staleness.append((collection.metrics["collect/staleness"], (newest - version).float().mean().item()))
-        scales.append(BatchNormalizer(env).statistics()["scale", "observation"])
-        with torch.no_grad():  # an update: other weights, another sigma
-            for parameter in actor.parameters():
+        with torch.no_grad():  # an update: other weights, and the statistics go on
+            for parameter in policy.parameters():
                 parameter += 0.02 * torch.randn_like(parameter)
-        actor.solver.sigma = 0.75 + 0.01 * len(policies)
+        normalizer.update(batch["observation"])
         collection.update_policy_weights_()
     assert all(logged == pytest.approx(seen) for logged, seen in staleness)
     assert not is_async or any(seen for _, seen in staleness), "nothing was stale: the test shows nothing"
-    assert not torch.equal(scales[0], scales[-1]), "the statistics must go on"
 
 
 def test_rollouts_that_are_too_old_are_dropped(start):
-    collection, _, _ = start("collector=multi_async", "collector.max_staleness=0")
+    collection, _ = start("collector=multi_async", "collector.max_staleness=0")
     dropped = 0
     for batch, _ in zip(collection, range(3), strict=False):
         assert (batch["policy_version"] == collection._version).all()
         dropped += collection.metrics["collect/dropped"]
         collection.update_policy_weights_()
     assert dropped > 0
-
-
-@pytest.mark.parametrize("name", ["half_cheetah", "xhand/nut_bolt"])
-def test_what_the_learner_normalises_is_what_a_normalising_environment_gives(name):
-    options = [f"env={name}", "env.num_envs=3", "collector.frames_per_batch=96"]
-    options += ["env.options.num_threads=1"] if "xhand" in name else []
-    cfg = configure(*options)
-    env = build_env(cfg, 3, 1)
-    env.rollout(20, break_when_any_done=False)
-    freeze_normalization(env)
-    state = {key: value for key, value in env.transform.state_dict().items() if torch.is_tensor(value)}
-    raw = make_worker_env(as_dict(cfg), 3, 1, state)
-    torch.manual_seed(0)
-    actions = torch.randn(30, 3, env.action_spec.shape[-1])
-
-    def roll(one):
-        one.set_seed(5)
-        steps, policy = iter(actions), lambda td: td.set("action", next(steps))
-        return one.rollout(30, policy, break_when_any_done=False)
-
-    expected, batch = roll(env), roll(raw)
-    normalizer = BatchNormalizer(env)
-    statistics = normalizer.statistics()
-    keys = list(statistics["loc"].keys())
-    assert len(keys) == (2 if "xhand" in name else 1)
-    normalizer.normalize(batch, statistics.expand(*batch.shape))
-    for key in [*keys, *(("next", key) for key in (*keys, "reward", "discounted_return", "done"))]:
-        torch.testing.assert_close(batch[key], expected[key], rtol=2e-5, atol=2e-5)
-
-
-def test_running_statistics_are_those_of_all_batches_together():
-    env = make_env("pendulum", num_envs=2, seed=0)
-    normalizer = BatchNormalizer(env)
-    assert not normalizer.has_seen_data
-    raw = build_env(configure("env.normalize_observation=false", "env.scale_reward=false"), 4, 0)
-    batches = [raw.rollout(steps, break_when_any_done=False) for steps in (5, 9)]
-    for batch in batches:
-        batch["next", "discounted_return"] = batch["next", "reward"] * 3
-        normalizer.update(batch)
-    assert normalizer.has_seen_data
-    together = torch.cat(batches, 1)["next"].double()
-    mean, deviation = together["observation"].mean((0, 1)), together["observation"].std((0, 1), correction=0)
-    statistics = normalizer.statistics()
-    torch.testing.assert_close(statistics["loc", "observation"].double(), mean, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        statistics["scale", "observation"].double(), deviation.clamp_min(1e-4), rtol=1e-4, atol=0
-    )
-    assert all(m._count[key] == 56 for m in env.modules() if isinstance(m, VecNormV2) for key in m.in_keys)
 
 
 def run(folder, *overrides, resume=False):
@@ -207,9 +155,6 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
     [
         (["collector=multi_sync", "collector.num_workers=3"], "env.num_envs=4 must be a multiple of"),
         (["collector=multi_sync", "collector.frames_per_batch=127"], "frames_per_batch=127 must be a multiple of"),
-        (["collector.kind=threads"], "Unknown collector 'threads'; choose from sync, multi_sync"),
-        (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; fpo has none"),
-        (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action is of flows with a memory"),
     ],
 )
 def test_what_cannot_be_is_explained(start, overrides, message):
@@ -226,8 +171,9 @@ def test_ray_that_is_missing_is_named_with_its_installation(start, monkeypatch):
 
 
 def test_a_failure_to_collect_is_a_failure_of_workers(start):
-    collection, _, _ = start("collector=multi_sync")
-    collection._cfg.env.name = "no_such_task"
+    collection, _ = start("collector=multi_sync")
+    chosen = collection._run.env.model_copy(update={"name": "no_such_task"})
+    collection._run = collection._run.model_copy(update={"env": chosen})
     with pytest.raises(WorkerError, match=r"Collection failed.*no_such_task"):
         next(collection)
 

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Flows on doubled registers: two copies of the action that move each other."""
+"""Flows on doubled registers, which are two copies of the action that move each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ class CouplingSolver(PairSolver):
         ValueError: if ``num_steps`` is not a positive integer.
     """
 
-    num_memories = 1
     gradient = "stored"
 
     def __init__(self, num_steps: int = 5) -> None:
@@ -50,11 +49,11 @@ class CouplingSolver(PairSolver):
 
     @abstractmethod
     def step(self, i: int, velocity: VelocityField, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Registers after step ``i``."""
+        """The registers after step ``i``."""
 
     @abstractmethod
     def step_back(self, i: int, velocity: VelocityField, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Registers before step ``i``."""
+        """The registers before step ``i``."""
 
     def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Carries the registers ``x``, ``memory`` ``[..., d]`` to the action and half their difference."""

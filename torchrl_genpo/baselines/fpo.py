@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""FPO++: a likelihood ratio replaced by differences of the flow-matching loss (arXiv 2602.02481, after 2507.21053)."""
+"""FPO++, which replaces the likelihood ratio by differences of the flow-matching loss (arXiv 2602.02481)."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from typing import Any, Literal
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
+from tensordict.nn import (
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictModuleBase,
+    TensorDictSequential,
+    dispatch,
+)
 from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.ppo import _broadcast_advantage_to_log_weight, _check_advantage_broadcast
 
 from torchrl_genpo.flow import Velocity
-from torchrl_genpo.modules import EulerActor
-from torchrl_genpo.modules.euler import draw_noise
-from torchrl_genpo.modules.inputs import read
+from torchrl_genpo.modules.euler import EulerActor, draw_noise
+from torchrl_genpo.modules.inputs import condition, read
+from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives import flow_matching_error
 
 __all__ = ["FPOActor", "FPOLoss", "asymmetric_gain"]
@@ -56,14 +62,14 @@ class FPOActor(EulerActor):
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Writes the action; from zero noise and unperturbed unless the exploration type is ``RANDOM``."""
+        """Writes the action, from zero noise and unperturbed unless the exploration type is ``RANDOM``."""
         action = super().forward(tensordict).get(self.action_key)
         perturbation = self.perturbation * draw_noise(action.shape, action.dtype, action.device)
         return tensordict.set(self.action_key, action + perturbation)
 
 
 def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor | float) -> Tensor:
-    r"""The trust region of FPO++, to be maximised: PPO's clip for positive advantages, SPO's penalty for negative ones.
+    r"""The objective of FPO++, which is PPO's clip for positive advantages and SPO's penalty for negative ones.
 
     .. math:: \min(r A,\ \text{clip}(r, 1 \pm \epsilon) A) \ \text{if}\ A > 0, \quad
         r A - \tfrac{|A|}{2 \epsilon} (r - 1)^2 \ \text{otherwise.}
@@ -87,43 +93,45 @@ def asymmetric_gain(log_ratio: Tensor, advantage: Tensor, clip_epsilon: Tensor |
 
 
 class FPOLoss(ClipPPOLoss):
-    r"""The objective of FPO++: PPO on a surrogate of the likelihood ratio, one for each sample of noise and time.
+    r"""PPO on the surrogate of FPO++ for the likelihood ratio, one for each sample of noise and time.
 
     With :math:`\ell_\theta(a, \epsilon, t)` the flow-matching loss of the stored action :math:`a` on its straight path
     from :math:`\epsilon \sim N(0, I)` at time :math:`t`, the ratio of a sample is
     :math:`\exp(\ell_\text{old} - \ell_\theta)`, and :func:`asymmetric_gain` bounds each one by itself. It is not a
     likelihood ratio but the exponential of a difference of bounds on log likelihoods, and biased as such.
 
-    :meth:`prepare` draws the samples and their old loss for every collected batch, before the first update.
+    :meth:`draw_noise` draws the samples and their old loss for every collected batch, before the first update.
 
     References:
         FPO++, "Flow Policy Gradients for Robot Control", arXiv 2602.02481, Eqs. 10-13.
         FPO, "Flow Matching Policy Gradients", arXiv 2507.21053 (the surrogate, averaged over the samples).
         SPO, "Simple Policy Optimization", arXiv 2401.16025 (the penalty).
 
-    Where it is not what was published: time runs from noise to action, as in the paper (its code runs back); one Adam
-    without weight decay for actor and critic and no moving average of the weights, as all policies of this package;
-    ``kl_approx`` is the mean of :math:`r - 1 - \log r`, where the code has a mean square change of predictions.
+    It differs from what was published in this: time runs from noise to action, as in the paper (the authors' code runs
+    back); actor and critic have one Adam without weight decay, and there is no moving average of the weights, as for
+    all policies of this package; ``kl_approx`` is the mean of :math:`r - 1 - \log r`, where the code has a mean square
+    change of predictions.
 
     Args:
-        actor_network (FPOActor): the policy; any module with ``velocity``, ``in_keys`` and ``action_key``.
+        actor_network (TensorDictModule): the policy: an :class:`FPOActor`, any other module with ``velocity``,
+            ``in_keys`` and ``action_key``, or a sequence with one of them.
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
-        num_samples (int, optional): samples :math:`(\epsilon, t)` an action. Defaults to ``16``.
+        num_samples (int, optional): number of samples :math:`(\epsilon, t)` an action. Defaults to ``16``.
         clip_epsilon (float, optional): defaults to ``0.05``, as in FPO++.
         error_scale (str, optional): the squared error of the ``d`` numbers of an action is their ``"sum"`` (the
             paper), ``"mean"``, or ``"sqrt"``, the sum over :math:`\sqrt d` (the code). Defaults to ``"sqrt"``.
         max_error (float, optional): bound on each loss, against outliers. Defaults to ``20``.
         max_log_ratio (float, optional): bound on each log ratio, which lets gradients pass. Defaults to ``10``.
-        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, except for those of its entropy bonus, ``delay_actor``
-            and ``max_importance_ratio``.
+        **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss`, except for those of its entropy
+            bonus, ``delay_actor`` and ``max_importance_ratio``.
 
     Raises:
         TypeError: if ``actor_network`` has no velocity.
         ValueError: for ``entropy_bonus=True`` (the entropy of the flow is unknown), an option of a likelihood ratio, or
             one out of range.
-        KeyError: in ``forward``, if :meth:`prepare` was not called.
+        KeyError: in ``forward``, if :meth:`draw_noise` was not called.
 
     Examples:
         >>> import torch
@@ -133,14 +141,14 @@ class FPOLoss(ClipPPOLoss):
         >>> actor = FPOActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
         >>> loss = FPOLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
-        >>> data = loss.prepare(data.set("advantage", torch.randn(8, 1)))
+        >>> data = loss.draw_noise(data.set("advantage", torch.randn(8, 1)))
         >>> loss(data)["max_ratio"].item()  # nothing was updated yet
         1.0
     """
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys of ``ClipPPOLoss``, and those that :meth:`FPOLoss.prepare` writes."""
+        """The keys of ``ClipPPOLoss``, and those that :meth:`FPOLoss.draw_noise` writes."""
 
         flow_noise: NestedKey = "flow_noise"
         flow_time: NestedKey = "flow_time"
@@ -149,12 +157,12 @@ class FPOLoss(ClipPPOLoss):
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
     _in_keys: list[NestedKey]
-    actor_network: FPOActor
+    actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
 
     def __init__(
         self,
-        actor_network: FPOActor,
+        actor_network: TensorDictModuleBase,
         critic_network: TensorDictModule | None = None,
         *,
         num_samples: int = 16,
@@ -171,15 +179,17 @@ class FPOLoss(ClipPPOLoss):
             raise ValueError(f"error_scale must be 'sum', 'mean' or 'sqrt', got {error_scale!r}.")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-        if not hasattr(actor_network, "velocity"):
-            raise TypeError(f"FPOLoss trains a policy with a velocity, got {type(actor_network).__name__}.")
+        actor = flow_of(actor_network)
         if not isinstance(clip_epsilon, (int, float)):
             raise ValueError(f"FPO's trust region has one clip_epsilon, got {clip_epsilon!r}.")
         for name in ("delay_actor", "max_importance_ratio"):
             if kwargs.get(name):
                 raise ValueError(f"FPO has no likelihood ratio that {name}={kwargs[name]} could act on; leave it out.")
+        if isinstance(actor_network, ProbabilisticTensorDictSequential) and not actor_network.log_prob_keys:
+            # nothing in it has a density, for whose key ClipPPOLoss would ask
+            actor_network = TensorDictSequential(*actor_network.module.children())
         super().__init__(actor_network, critic_network, clip_epsilon=clip_epsilon, entropy_bonus=False, **kwargs)
-        self.set_keys(action=actor_network.action_key)
+        self.set_keys(action=actor.action_key)
         self.num_samples = num_samples
         self.error_scale = error_scale
         self.max_error = max_error
@@ -194,16 +204,20 @@ class FPOLoss(ClipPPOLoss):
     def _sample_keys(self) -> list[NestedKey]:
         return [self.tensor_keys.flow_noise, self.tensor_keys.flow_time, self.tensor_keys.flow_error]
 
+    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Prepares a collected batch for its updates, see :meth:`draw_noise`."""
+        return self.draw_noise(tensordict)
+
     @torch.no_grad()
-    def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def draw_noise(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Adds ``flow_noise [..., n, d]``, ``flow_time [..., n]`` and their loss ``flow_error [..., n]``.
 
-        To be called on every collected batch before the first update, under the parameters that collected it.
+        It is to be called on every collected batch before the first update, under the parameters that collected it.
         """
         (action,) = read(tensordict, self.tensor_keys.action)
         shape = (*action.shape[:-1], self.num_samples)
         noise = torch.randn(*shape, action.shape[-1], dtype=action.dtype, device=action.device)
-        # not quite to the ends, as in FPO++
+        # the time does not quite reach the ends, as in FPO++
         time = 0.005 + 0.99 * torch.rand(shape, dtype=action.dtype, device=action.device)
         error = self._error(tensordict, noise, time)
         for key, value in zip(self._sample_keys, (noise, time, error), strict=True):
@@ -216,7 +230,7 @@ class FPOLoss(ClipPPOLoss):
         noise, time, old_error = (tensordict.get(key, None) for key in self._sample_keys)
         if noise is None or time is None or old_error is None:
             raise KeyError(
-                f"The data lacks {', '.join(map(repr, self._sample_keys))}: call loss.prepare(data) once on every "
+                f"The data lacks {', '.join(map(repr, self._sample_keys))}: call loss.draw_noise(data) once on every "
                 "collected batch before its first update."
             )
         is_estimated_here = self._has_critic and tensordict.get(self.tensor_keys.advantage, None) is None
@@ -258,8 +272,7 @@ class FPOLoss(ClipPPOLoss):
         noise, time = noise.movedim(-2, 0), time.movedim(-1, 0)  # before the batch, whatever the shape of a context
         params = self.actor_network_params
         with params.to_module(self.actor_network) if self.functional else contextlib.nullcontext():
-            velocity = self.actor_network.velocity
-            context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
+            velocity, context = condition(self.actor_network, tensordict)
             error = flow_matching_error(velocity, context, action, noise, time)
         squared, d = error.square().sum(-1).movedim(0, -1), error.shape[-1]
         return (squared / {"sum": 1, "mean": d, "sqrt": d**0.5}[self.error_scale]).clamp(max=self.max_error)

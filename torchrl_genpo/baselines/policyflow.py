@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""PolicyFlow: likelihood ratios from the change of a velocity along a straight path (arXiv 2602.01156)."""
+"""PolicyFlow, whose likelihood ratios come from the change of a velocity along a straight path (arXiv 2602.01156)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, midpoint
 from torchrl_genpo.modules.euler import draw_noise
-from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
+from torchrl_genpo.modules.inputs import as_keys, condition, network_dtype, read
+from torchrl_genpo.modules.sequence import flow_of
 
 __all__ = ["PolicyFlowActor", "PolicyFlowLoss"]
 
@@ -26,13 +28,14 @@ __all__ = ["PolicyFlowActor", "PolicyFlowLoss"]
 class PolicyFlowActor(TensorDictModuleBase):
     """A flow with normal noise on top: an action is where the flow carries noise to, plus a learned normal residual.
 
-    Writes the action, ``flow_start`` (the noise) and ``flow_end`` (where it was carried to), each ``[..., d]``, and
-    ``action_log_prob`` ``[...]``, the log density of the action given ``flow_end``. Zero noise is no residual either.
+    It writes the action, ``flow_start`` (the noise) and ``flow_end`` (where the flow carried it), each ``[..., d]``,
+    and ``action_log_prob`` ``[...]``, the log density of the action given ``flow_end``. Without exploration both noise
+    and residual are zero.
 
     Args:
         velocity (Velocity): such as :class:`~torchrl_genpo.VelocityMLP`.
-        num_steps (int, optional): steps of the midpoint rule, two evaluations each. Defaults to ``10``.
-        initial_scale (float, optional): first standard deviation of the residual. Defaults to ``1``.
+        num_steps (int, optional): number of steps of the midpoint rule, of two evaluations each. Defaults to ``10``.
+        initial_scale (float, optional): standard deviation of the residual at first. Defaults to ``1``.
 
     Keyword Args:
         in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
@@ -58,9 +61,10 @@ class PolicyFlowActor(TensorDictModuleBase):
         self.velocity = velocity
         self.num_steps = num_steps
         self.log_scale = nn.Parameter(torch.full((velocity.action_dim,), math.log(initial_scale)))
-        self.action_key, self.log_prob_key = action_key, log_prob_key
+        self.action_key, self.log_prob_key = unravel_key(action_key), unravel_key(log_prob_key)
+        self.dist_sample_keys, self.log_prob_keys = [self.action_key], [self.log_prob_key]  # as ClipPPOLoss asks
         self.in_keys = as_keys(in_keys)
-        self.out_keys = [action_key, "flow_start", "flow_end", log_prob_key]
+        self.out_keys = [self.action_key, "flow_start", "flow_end", self.log_prob_key]
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -89,8 +93,8 @@ class PolicyFlowLoss(ClipPPOLoss):
     Of an action that the flow carried from :math:`x_0` to :math:`x_1`, the new policy is taken to be the normal law
     around :math:`x_1 + v_\theta(x_t, t) - v_\text{old}(x_t, t)`, with :math:`x_t = (1-t) x_0 + t x_1` and a new
     :math:`t \sim U[0, 1]` in every mini-batch: the change of the velocity at one point of a straight path stands for
-    the change of the whole flow. One evaluation of each network, no integration and no gradient through one; but a
-    surrogate, exact only at unchanged parameters.
+    the change of the whole flow. It costs one evaluation of each network, without an integration or a gradient through
+    one; but it is a surrogate, exact only at unchanged parameters.
 
     ``loss_brownian`` keeps the flow from collapsing onto a mode: it draws :math:`(1-t)\, v_\theta` towards
     :math:`x_t - t\, v_\text{old}`, the present estimate of :math:`x_0`, and so the velocity towards the one by which
@@ -99,25 +103,25 @@ class PolicyFlowLoss(ClipPPOLoss):
     References:
         PolicyFlow, arXiv 2602.01156, and the authors' code (what the text leaves open).
 
-    Where it is not what was published: :math:`t` is continuous (the code draws it from the grid of its solver); the
-    square error of the regulariser is a mean over dimensions, as in the code (the paper has a sum); the KL of the
-    learning rate is estimated from the samples, as for every policy of this package (the code has the closed form of
-    two normal laws); Adam has no weight decay; evaluation without noise leaves out :math:`x_0` and residual (the code
-    draws both).
+    It differs from what was published in this: :math:`t` is continuous (the code draws it from the grid of its
+    solver); the square error of the regulariser is a mean over dimensions, as in the code (the paper has a sum); the KL
+    of the learning rate is estimated from the samples, as for every policy of this package (the code has the closed
+    form of two normal laws); Adam has no weight decay; evaluation without noise leaves out :math:`x_0` and residual
+    (the code draws both).
 
     Args:
-        actor_network (PolicyFlowActor): the policy.
+        actor_network (TensorDictModule): the policy: a :class:`PolicyFlowActor`, or a sequence with one.
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
         brownian_coeff (float, optional): weight of the regulariser. Defaults to ``0.0025``.
-        **kwargs: of :class:`~torchrl.objectives.ClipPPOLoss`, without ``delay_actor`` and ``functional``; its entropy
-            is that of the residual.
+        **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss`, except for ``delay_actor`` and
+            ``functional``; the entropy is that of the residual.
 
     Raises:
-        TypeError: if ``actor_network`` is not a :class:`PolicyFlowActor`.
+        TypeError: if ``actor_network`` has no :class:`PolicyFlowActor`.
         ValueError: for ``delay_actor=True`` or ``functional=False``.
-        KeyError: in ``forward``, if :meth:`prepare` was never called.
+        KeyError: in ``forward``, if :meth:`remember_velocity` was never called.
 
     Examples:
         >>> import torch
@@ -127,14 +131,14 @@ class PolicyFlowLoss(ClipPPOLoss):
         >>> actor = PolicyFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
         >>> loss = PolicyFlowLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
-        >>> data = loss.prepare(data.set("advantage", torch.randn(8, 1)))
+        >>> data = loss.remember_velocity(data.set("advantage", torch.randn(8, 1)))
         >>> loss(data)["max_ratio"].item()  # nothing was updated yet
         1.0
     """
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys of ``ClipPPOLoss``, and the ends of the flow's path."""
+        """The keys of ``ClipPPOLoss``, and those of both ends of the flow's path."""
 
         flow_start: NestedKey = "flow_start"
         flow_end: NestedKey = "flow_end"
@@ -142,20 +146,21 @@ class PolicyFlowLoss(ClipPPOLoss):
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
     _out_keys: list[NestedKey] | None
-    actor_network: PolicyFlowActor
+    actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
 
     def __init__(
         self,
-        actor_network: PolicyFlowActor,
+        actor_network: TensorDictModuleBase,
         critic_network: TensorDictModule | None = None,
         *,
         brownian_coeff: float = 0.0025,
         entropy_bonus: bool = False,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(actor_network, PolicyFlowActor):
-            raise TypeError(f"PolicyFlowLoss trains a PolicyFlowActor, got {type(actor_network).__name__}.")
+        actor = flow_of(actor_network)
+        if not isinstance(actor, PolicyFlowActor):
+            raise TypeError(f"PolicyFlowLoss trains a PolicyFlowActor, got {type(actor).__name__}.")
         if kwargs.get("functional") is False:
             raise ValueError("PolicyFlow compares two sets of parameters of one network: leave functional=False out.")
         if kwargs.get("delay_actor"):
@@ -164,9 +169,9 @@ class PolicyFlowLoss(ClipPPOLoss):
                 "compared with the present one: use delay_actor=False."
             )
         super().__init__(actor_network, critic_network, entropy_bonus=entropy_bonus, **kwargs)
-        self.set_keys(action=actor_network.action_key, sample_log_prob=actor_network.log_prob_key)
+        self.set_keys(action=actor.action_key, sample_log_prob=actor.log_prob_key)
         self.register_coeff_buffer("brownian_coeff", brownian_coeff)
-        self._behaviour_params: TensorDict | None = None  # no part of the state: every collected batch sets it anew
+        self._behaviour_params: TensorDict | None = None  # not saved, because every collected batch sets it anew
         self._brownian_error: Tensor | None = None
 
     def _set_in_keys(self) -> None:
@@ -175,7 +180,7 @@ class PolicyFlowLoss(ClipPPOLoss):
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """Those of ``ClipPPOLoss``, and ``loss_brownian``."""
+        """The outputs of ``ClipPPOLoss``, and ``loss_brownian``."""
         if self._out_keys is None:
             self._out_keys = [*super().out_keys, "loss_brownian"]
         return self._out_keys
@@ -185,14 +190,18 @@ class PolicyFlowLoss(ClipPPOLoss):
         self._out_keys = values
 
     def _apply(self, *args: Any, **kwargs: Any) -> PolicyFlowLoss:
-        self._behaviour_params = None  # of another dtype or device, where the present ones go
+        self._behaviour_params = None  # the present ones may move to another dtype or device
         return super()._apply(*args, **kwargs)
 
+    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Prepares for the updates on a collected batch, see :meth:`remember_velocity`."""
+        return self.remember_velocity(tensordict)
+
     @torch.no_grad()
-    def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def remember_velocity(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Keeps the present parameters as those of the old velocity; the data is returned as it is.
 
-        To be called on every collected batch before the first update.
+        It is to be called on every collected batch before the first update.
         """
         if self._behaviour_params is None:
             self._behaviour_params = self.actor_network_params.data.clone()
@@ -205,7 +214,8 @@ class PolicyFlowLoss(ClipPPOLoss):
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
         if self._behaviour_params is None:
             raise KeyError(
-                "No old velocity: call loss.prepare(data) once on every collected batch before its first update."
+                "The loss has no old velocity: call loss.remember_velocity(data) once on every collected batch before "
+                "its first update."
             )
         td_out = super().forward(tensordict)
         error, self._brownian_error = self._brownian_error, None
@@ -224,7 +234,7 @@ class PolicyFlowLoss(ClipPPOLoss):
             old = self._velocity(tensordict, self._behaviour_params, along, time)
         new = self._velocity(tensordict, params, along, time)
         with params.to_module(self.actor_network):
-            dist = self.actor_network.residual_dist(end + new - old)
+            dist = flow_of(self.actor_network).residual_dist(end + new - old)
         time = time.unsqueeze(-1)
         if is_current:
             self._brownian_error = ((1 - time) * new - (along - time * old)).square().mean(-1)
@@ -232,6 +242,5 @@ class PolicyFlowLoss(ClipPPOLoss):
 
     def _velocity(self, tensordict: TensorDictBase, params: TensorDict, x: Tensor, time: Tensor) -> Tensor:
         with params.to_module(self.actor_network):
-            velocity = self.actor_network.velocity
-            context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
+            velocity, context = condition(self.actor_network, tensordict)
             return velocity(x, time, context)

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the commands share."""
+"""What the commands share: options that are checked, mistakes that are explained, runs that are continued."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
+from typing import Any, TypeVar
 
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torchrl import logger as torchrl_log
 
-from torchrl_genpo.envs import WorkerError
-from torchrl_genpo.limits import did_you_mean
-from torchrl_genpo.loading import fill_in
-from torchrl_genpo.models import PAIR_FLOWS, SURROGATE_FLOWS
-from torchrl_genpo.runs import read_run_config
-from torchrl_genpo.training import DivergedError
+from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.config.compose import GROUPS, SCHEMAS, ConfigName, compose_config, known_to_hydra, validate
+from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
 __all__ = [
     "check_device",
@@ -38,17 +38,26 @@ __all__ = [
     "resumed_config",
 ]
 
+T = TypeVar("T", TrainOptions, PretrainOptions)
+
 torchrl_log.setLevel(logging.WARNING)  # its notes on storages would cut the progress bars
 
-MISTAKES = (DivergedError, WorkerError, ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
-"""What a user can mend."""
+MISTAKES = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseException)
+"""The errors that a user can mend."""
 
-ALWAYS = ("evaluate", "resume", "hydra")  # options that change no configuration
+ALWAYS = ("evaluate", "resume", "hydra")  # options that change nothing of a run
+
+PARTS = {
+    "collector.steps_per_env": "collector.frames_per_batch",
+    "collector.iterations": "collector.total_frames",
+    "loss.mini_batches": "loss.mini_batch_size",
+}
+"""Options that count only where another one, a number of frames, is null."""
 
 
 @contextlib.contextmanager
 def explain_errors(*others: type[Exception]) -> Iterator[None]:
-    """Ends the process with the message, not the traceback, of what a user can mend, and of these errors."""
+    """Ends the process with the message, not the traceback, of an error that a user can mend or one of ``others``."""
     explained: tuple[type[Exception], ...] = (*MISTAKES, *others)
     try:
         yield
@@ -63,7 +72,7 @@ def explain_errors(*others: type[Exception]) -> Iterator[None]:
 
 
 def _close_options(error: OmegaConfBaseException) -> str:
-    """Options beside one that is not there."""
+    """The hint at options beside one that does not exist."""
     if not isinstance(error.parent_node, DictConfig) or error.key in error.parent_node.keys():
         return ""
     return did_you_mean(str(error.key), map(str, error.parent_node)).replace(" ", "\n", 1)
@@ -82,15 +91,23 @@ def check_rounds(rounds: int) -> None:
 
 
 def _option_name(override: str) -> str:
-    """The option that an override on a command line is of."""
+    """The option that an override on a command line sets."""
     return override.split("=")[0].lstrip("+~")
 
 
 def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) -> list[str]:
-    """The names of the options on a command line, Hydra's own aside, if all may be given.
+    """Refuses options that must not be given on a command line.
+
+    Args:
+        overrides (iterable of str): the command line.
+        allowed (collection of str): names of options and sections that may be given.
+        why (str): the beginning of the message.
+
+    Returns:
+        The names of the options that are given, Hydra's own aside.
 
     Raises:
-        ValueError: that begins with ``why``, for another one.
+        ValueError: for an option that is not allowed.
     """
     names = {override: _option_name(override) for override in overrides}
     for override, name in names.items():
@@ -99,42 +116,111 @@ def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) 
     return [name for name in names.values() if not name.startswith("hydra")]
 
 
-def refuse_unused(policy: str, overrides: Iterable[str]) -> None:
-    """Refuses a solver or a start that is given on a command line to a policy that has neither.
+def refuse_unused(options: TrainOptions | PretrainOptions, overrides: Iterable[str]) -> None:
+    """Refuses options on a command line that would have no effect, such as a solver of a policy that has none.
 
-    What the file of a task says of them is meant for the flows, and passed over by the others.
+    What the file of a task says of solver and start is meant for the flows; other policies pass it over.
 
     Raises:
         ValueError: that names the option.
     """
-    for override in overrides if policy not in PAIR_FLOWS else ():
-        if _option_name(override).partition(".")[0] in ("solver", "start"):
+    policy = options.policy
+    own = "" if policy.options is None else " Its own options are policy.options.<name>."
+    for override in overrides:
+        name = _option_name(override)
+        section = name.partition(".")[0]
+        if section in ("hydra", "for_policy"):
+            continue
+        if override.startswith("~"):
+            raise ValueError(f"{override!r} would remove an option, which is needed: give it a value instead.")
+        if section in ("solver", "start") and not policy.has_pair:
+            raise ValueError(f"policy={policy.name} has neither solver nor start: leave {override!r} out.{own}")
+        if name in ("policy.hidden_sizes", "policy.activation") and policy.transformer is not None:
+            raise ValueError(f"A policy with policy.transformer has no MLP: leave {override!r} out.")
+        value = _value(options, name)
+        if value is _ABSENT:
+            raise ValueError(f"{override!r} has no effect here: leave it out.")
+        if name in PARTS and OverridesParser.create().parse_override(override).value() not in (value, None):
+            whole = PARTS[name]
             raise ValueError(
-                f"policy={policy} has neither solver nor start: leave {override!r} out."
-                f"{' Its own options are policy.options.<name>.' if policy in SURROGATE_FLOWS else ''}"
+                f"{override!r} has no effect, because {whole}={_value(options, whole)} is given: add {whole}=null."
             )
 
 
-def resumed_config(folder: Path, cfg: DictConfig, overrides: Iterable[str], resumable: Collection[str]) -> DictConfig:
-    """The configuration of the run in ``folder``, with the few overrides that may change."""
-    saved = fill_in(read_run_config(folder), cfg)
-    for name in refuse_others(overrides, resumable, "A resumed run keeps its configuration"):
-        OmegaConf.update(saved, name, OmegaConf.select(cfg, name))
-    return saved
+_ABSENT = object()
 
 
-def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | None]], Callable[[], None]]:
-    """Makes a command of a function that takes a configuration and returns an exit code.
+def _value(options: Any, name: str) -> Any:
+    """The value of an option by its dotted name."""
+    for key in name.split("."):
+        if isinstance(options, Mapping):
+            options = options.get(key, _ABSENT)
+        else:
+            options = getattr(options, key) if key in getattr(type(options), "model_fields", {}) else _ABSENT
+    return options
 
-    Options are Hydra's, of ``torchrl_genpo/config/<config_name>.yaml``. Mistakes are messages (``HYDRA_FULL_ERROR=1``
-    shows where they were found), and a run that never began leaves no folder.
+
+def resumed_config(
+    saved: Mapping[str, Any],
+    overrides: Iterable[str],
+    resumable: Collection[str],
+    kind: type[T] = TrainOptions,  # type: ignore[assignment]
+    why: str = "A resumed run keeps its configuration",
+) -> T:
+    """The options of a run or a checkpoint, with the few that a command line may change.
+
+    Args:
+        saved (mapping): the options that were saved; those that are newer than the run take their defaults.
+        overrides (iterable of str): the command line.
+        resumable (collection of str): names of the options and sections that may change.
+        kind (type): :class:`TrainOptions` or :class:`PretrainOptions`.
+        why (str): the beginning of the message for an option that may not.
+
+    Raises:
+        ValueError: for an option that may not change, or a value that the schema refuses.
+    """
+    overrides = list(overrides)
+    refuse_others(overrides, resumable, why)
+    values = deepcopy(dict(saved))
+    for override in OverridesParser.create().parse_overrides(overrides):
+        name = override.key_or_group
+        if name.partition(".")[0] in ALWAYS:
+            continue
+        if override.is_delete():
+            raise ValueError(f"{why}, and {override.input_line!r} would remove an option.")
+        if name in GROUPS and isinstance(override.value(), str):
+            value: Any = OmegaConf.to_container(compose_config([f"{name}={override.value()}"])[name])
+        else:
+            value = override.value()
+        *parents, key = name.split(".")
+        section: Any = values
+        for parent in parents:
+            section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ValueError(f"{override.input_line}: {parent} is no section of options.")
+        section[key] = value
+    return validate(OmegaConf.create(values), kind)
+
+
+def hydra_command(
+    config_name: ConfigName, *mistakes: type[Exception]
+) -> Callable[[Callable[[Any, list[str]], int | None]], Callable[[], None]]:
+    """Makes a command of a function that takes checked options and returns an exit code.
+
+    The function is called with the options (:class:`TrainOptions` of ``genpo``, :class:`PretrainOptions` of
+    ``pretrain``) and the overrides of the command line, for :func:`refuse_others` and :func:`resumed_config`. Mistakes
+    are messages (``HYDRA_FULL_ERROR=1`` shows where they were found), and a run that never began leaves no folder.
+
+    Args:
+        config_name (str): the file of groups, ``torchrl_genpo/config/<config_name>.yaml``.
+        *mistakes (type): further errors whose message is shown instead of a traceback.
     """
 
-    def decorate(function: Callable[[DictConfig], int | None]) -> Callable[[], None]:
+    def decorate(function: Callable[[Any, list[str]], int | None]) -> Callable[[], None]:
         shows_all = False
 
         def explained() -> contextlib.AbstractContextManager[None]:
-            return contextlib.nullcontext() if shows_all else explain_errors()
+            return contextlib.nullcontext() if shows_all else explain_errors(*mistakes)
 
         @hydra.main(config_path="pkg://torchrl_genpo.config", config_name=config_name, version_base="1.3")
         @functools.wraps(function)
@@ -146,7 +232,8 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
             is_single = HydraConfig.get().mode == RunMode.RUN
             try:
                 with explained() if is_single else contextlib.nullcontext():
-                    code = function(cfg)
+                    overrides = list(HydraConfig.get().overrides.task)
+                    code = function(_checked(cfg, overrides, config_name, output), overrides)
             finally:
                 _remove_if_empty(output)
             if code:
@@ -157,12 +244,23 @@ def hydra_command(config_name: str) -> Callable[[Callable[[DictConfig], int | No
             nonlocal shows_all
             shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
-            with explained():
+            with explained(), known_to_hydra():
                 launch()
 
         return main
 
     return decorate
+
+
+def _checked(cfg: DictConfig, overrides: list[str], config_name: ConfigName, output: Path) -> Any:
+    """The options of a command line; where it continues or evaluates a run, that run's task is not known yet."""
+    if cfg.get("resume") is None and cfg.get("evaluate") is None:
+        options = validate(cfg, SCHEMAS[config_name])
+        refuse_unused(options, overrides)
+        return options
+    _remove_if_empty(output)
+    known = [override for override in overrides if not _option_name(override).startswith("env.")]
+    return validate(compose_config(known, config_name), SCHEMAS[config_name])
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -4,7 +4,7 @@
 
 genpo-eval half_cheetah video=true                                   # a trained policy that comes with the library
 genpo-eval outputs/half_cheetah/reversible_flow/...                  # the best checkpoint of a run
-genpo-eval outputs/.../checkpoints/checkpoint-000000501760.torchrl eval.num_envs=50 video=true
+genpo-eval outputs/.../checkpoints/checkpoint-000000501760.pt eval.num_envs=50 video=true
 """
 
 from __future__ import annotations

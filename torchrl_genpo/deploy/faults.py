@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.deploy.controller import HandController
 from torchrl_genpo.envs.xhand import JOINTS
-from torchrl_genpo.limits import did_you_mean
 
 __all__ = ["HAND_FAULTS", "POLICY_FAULTS", "Fault", "FaultyController"]
 

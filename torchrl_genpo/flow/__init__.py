@@ -1,25 +1,23 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The mathematics of reversible flows: tensors in, tensors out."""
+"""The mathematics of reversible flows, from tensors to tensors; it imports torch alone."""
 
-from torchrl_genpo.flow.adaptive import AdaptiveSigma
 from torchrl_genpo.flow.distribution import Pair, ReversibleFlow
 from torchrl_genpo.flow.explicit import euler, midpoint
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
 from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
-from torchrl_genpo.flow.transformer import VelocityTransformer
 from torchrl_genpo.flow.velocity import (
     ConditionedVelocity,
     Mish,
     SinusoidalTimeEmbedding,
     Velocity,
     VelocityMLP,
+    VelocityTransformer,
     batch_shape,
 )
 
 __all__ = [
-    "AdaptiveSigma",
     "ConditionedVelocity",
     "ConsistentStart",
     "IndependentStart",

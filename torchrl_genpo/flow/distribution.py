@@ -79,18 +79,16 @@ class ReversibleFlow(Distribution):
         self.solver = solver
         self.start = start
         self._velocity = velocity
-        # Event: the k x d numbers of action and memory.
-        super().__init__(
-            torch.Size(batch_shape), torch.Size((1 + solver.num_memories, action_dim)), validate_args=False
-        )
-        # Computed here, while the parameters are surely in place: losses ask for it later.
+        # an event has the 2 x d numbers of action and memory
+        super().__init__(torch.Size(batch_shape), torch.Size((2, action_dim)), validate_args=False)
+        # computed now, while the parameters are surely in place; losses ask for it later
         self._entropy = start.entropy(self.velocity, action_dim, solver=solver) + solver.log_abs_det(action_dim)
         self._zero_noise: tuple[Pair, Tensor] | None = None
         self._scored = None if scored is None else (scored[0], self.log_prob(*scored))
 
     @property
     def velocity(self) -> ConditionedVelocity:
-        """The conditioned velocity, new for every pass: within one it repeats no evaluation."""
+        """A conditioned velocity that is new for every pass, within which it repeats no evaluation."""
         if isinstance(self._velocity, ConditionedVelocity):
             return ConditionedVelocity(self._velocity.velocity, self._velocity.context, self.dtype)
         return ConditionedVelocity(lambda x, t, _: self._velocity(x, t), dtype=self.dtype)
@@ -99,8 +97,7 @@ class ReversibleFlow(Distribution):
         """Draws pairs and their log density from one pass, without inversion.
 
         Returns:
-            The pair: action ``[*sample, *batch, d]`` and memory ``[*sample, *batch, (k-1) d]``; and
-            their log density ``[*sample, *batch]``.
+            The pair of action and memory, each ``[*sample, *batch, d]``, and its log density ``[*sample, *batch]``.
         """
         shape, velocity = (*sample_shape, *self.batch_shape, self.action_dim), self.velocity
         dtype = self.solver.state_dtype(self.dtype)
@@ -110,16 +107,16 @@ class ReversibleFlow(Distribution):
 
     @torch.no_grad()
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
-        """:meth:`rsample_and_log_prob` without gradients."""
+        """Draws as :meth:`rsample_and_log_prob` does, without gradients."""
         return self.rsample_and_log_prob(sample_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Pair:  # type: ignore[override]
-        """Draws pairs: action ``[*sample, *batch, d]``, memory ``[*sample, *batch, (k-1) d]``."""
+        """Draws pairs: action ``[*sample, *batch, d]``, memory ``[*sample, *batch, d]``."""
         return self.rsample_and_log_prob(sample_shape)[0]
 
     @torch.no_grad()
     def sample(self, sample_shape: Sequence[int] = ()) -> Pair:  # type: ignore[override]
-        """:meth:`rsample` without gradients."""
+        """Draws as :meth:`rsample` does, without gradients."""
         return self.rsample(sample_shape)
 
     def log_prob(self, action: Tensor, memory: Tensor | None = None) -> Tensor:  # type: ignore[override]
@@ -127,7 +124,7 @@ class ReversibleFlow(Distribution):
 
         Args:
             action (Tensor): ``[*sample, *batch, d]``.
-            memory (Tensor, optional): ``[*sample, *batch, (k-1) d]``. May be left out only for the
+            memory (Tensor, optional): ``[*sample, *batch, d]``. May be left out only for the
                 action of ``scored``.
 
         Raises:
@@ -143,7 +140,7 @@ class ReversibleFlow(Distribution):
         return (log_prob - self._log_abs_det(x, memory)).to(self.dtype)
 
     def to_noise(self, action: Tensor, memory: Tensor) -> Pair:
-        """The standard normal tensors ``[..., d]`` and ``[..., (k-1) d]`` that the pair was made from."""
+        """The two standard normal tensors ``[..., d]`` that the pair was made from."""
         velocity = self.velocity
         x, memory = self.solver.invert(velocity, self._checked(action), memory)
         return self.start.to_noise(velocity, x, memory, solver=self.solver)
@@ -181,7 +178,7 @@ class ReversibleFlow(Distribution):
         return marginal_log_prob(pair, log_proposal)
 
     def propose_memory(self, action: Tensor, num_samples: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Memories ``[n, *batch, (k-1) d]`` for given actions and their log proposal density ``[n, *batch]``."""
+        """Memories ``[n, *batch, d]`` for given actions and their log proposal density ``[n, *batch]``."""
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}; 64 is a good choice.")
         memories, log_proposal = propose_memory(self, self._checked(action), num_samples, memory)
@@ -190,7 +187,7 @@ class ReversibleFlow(Distribution):
 
     @property
     def mode(self) -> Pair:  # type: ignore[override]
-        """The pair of zero noise, the deterministic policy; not the mode of the density."""
+        """The pair of zero noise, which is the deterministic policy and not the mode of the density."""
         if self._zero_noise is None:
             self._zero_noise = self._make_zero_noise()
         return self._zero_noise[0]
@@ -201,15 +198,15 @@ class ReversibleFlow(Distribution):
         """The pair of zero noise and its log density, from one pass."""
         shape = (*self.batch_shape, self.action_dim)
         zeros = torch.zeros(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device)
-        noise, velocity = self.solver.join([zeros] * (1 + self.solver.num_memories)), self.velocity
-        x, memory = self.start.from_noise(velocity, *noise, solver=self.solver)
+        velocity = self.velocity
+        x, memory = self.start.from_noise(velocity, zeros, zeros, solver=self.solver)
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver) - self._log_abs_det(x, memory)
         return self.solver.integrate(velocity, x, memory), log_prob.to(self.dtype)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.
 
-        :math:`\tfrac12 k d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinant of the start: a
+        :math:`d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinant of the start: a
         constant unless the start has a learned scale.
         """
         entropy = torch.as_tensor(self._entropy, dtype=self.dtype, device=self.device)

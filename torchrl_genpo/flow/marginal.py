@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 __all__ = ["MarginalEstimate", "marginal_log_prob", "propose_memory"]
 
-DEGREES_OF_FREEDOM = 8.0  # of the proposal: tails heavier than normal ones, yet efficient for 20 dimensions
+DEGREES_OF_FREEDOM = 8.0  # the proposal has heavier tails than the normal law, and is yet efficient for 20 dimensions
 GAUSS_NEWTON_STEPS = 4
-NUM_STARTS = 8  # of the search, where no memory is known
-NUM_DRAWS = 32  # memories that tell the extent of the broad law
+NUM_STARTS = 8  # the search begins at so many points where no memory is known
+NUM_DRAWS = 32  # so many memories tell the extent of the broad law
 BROAD_WEIGHT = 0.1
 
 
 class MarginalEstimate(NamedTuple):
-    """Estimate of ``log p(action)``, ``[...]``, and its effective sample size, ``[...]``."""
+    """An estimate of ``log p(action)``, ``[...]``, and its effective sample size, ``[...]``."""
 
     log_prob: Tensor
     effective_sample_size: Tensor
 
 
 def marginal_log_prob(pair_log_prob: Tensor, log_proposal: Tensor) -> MarginalEstimate:
-    """Log-mean-exp of importance weights.
+    """Estimates the log density of an action by the log of the mean of importance weights.
 
-    The mean of the weights is an unbiased estimate of the density of the action; its log is biased
-    low by about half of its relative variance.
+    The mean of the weights is an unbiased estimate of the density; its log is biased low by about half of its
+    relative variance.
 
     Args:
         pair_log_prob (Tensor): log density of each pair (action, sampled memory), ``[n, ...]``.
@@ -65,17 +65,17 @@ def propose_memory(
     with the mean and variance of the memories that the flow draws, lest a mode be missed.
 
     It costs ``GAUSS_NEWTON_STEPS + 1`` inversions with their Jacobian, of one forward-mode
-    derivative for each of the ``(k-1) d`` numbers of a memory, at each starting point.
+    derivative for each of the ``d`` numbers of a memory, at each starting point.
 
     Args:
         flow (ReversibleFlow): the distribution of pairs.
         action (Tensor): ``[*batch, d]``.
         num_samples (int): memories an action.
-        memory (Tensor, optional): where the search begins, ``[*batch, (k-1) d]``. Defaults to a state
+        memory (Tensor, optional): where the search begins, ``[*batch, d]``. Defaults to a state
             that had the velocity at the action, and memories that the flow draws.
 
     Returns:
-        Memories ``[n, *batch, (k-1) d]`` and their log proposal density ``[n, *batch]``.
+        Memories ``[n, *batch, d]`` and their log proposal density ``[n, *batch]``.
     """
     action = action.double()
     broad = None
@@ -109,10 +109,9 @@ def propose_memory(
 
 
 def _straight_memory(flow: ReversibleFlow, action: Tensor) -> Tensor:
-    """The memory ``[*batch, (k-1) d]`` of a state that came with the velocity that it has at the action."""
+    """The memory ``[*batch, d]`` of a state that came with the velocity that it has at the action."""
     dt = flow.solver.dt
-    v = flow.velocity(action, 1 - dt).double()
-    return torch.cat([action - j * dt * v for j in range(1, 1 + flow.solver.num_memories)], -1)
+    return action - dt * flow.velocity(action, 1 - dt).double()
 
 
 def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +126,7 @@ def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor,
 
 @contextlib.contextmanager
 def _kernels_with_forward_mode() -> Iterator[None]:
-    """Without the fused kernels of a transformer: of its attention, and of a whole layer that is not in training."""
+    """Switches off the fused kernels of a transformer's attention and of its layers in evaluation mode."""
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -21,7 +21,8 @@ __all__ = ["integrate_reversibly", "invert_reversibly"]
 def integrate_reversibly(
     solver: ReversibleSolver, velocity: VelocityField, x: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``solver.integrate`` whose backward pass steps back through the states (and so inherits their rounding)."""
+    """Integrates as ``solver.integrate`` does; the backward pass steps back through the states and so inherits their
+    rounding."""
     return _apply(solver, velocity, x, memory, inverse=False)
 
 
@@ -29,7 +30,7 @@ def integrate_reversibly(
 def invert_reversibly(
     solver: ReversibleSolver, velocity: VelocityField, x: Tensor, memory: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """``solver.invert`` whose backward pass steps forward again, the stable direction."""
+    """Inverts as ``solver.invert`` does; the backward pass steps forward again, which is the stable direction."""
     return _apply(solver, velocity, x, memory, inverse=True)
 
 
@@ -44,17 +45,15 @@ def _apply(solver: ReversibleSolver, velocity: Any, x: Tensor, memory: Tensor, i
 
 
 class _Reversible(torch.autograd.Function):
-    """One pass of a solver, in either direction, that saves its results only."""
+    """One pass of a solver, in either direction, that saves nothing but its results."""
 
     @staticmethod
     def forward(
         ctx: Any, solver: Any, function: Any, inverse: bool, x: Tensor, memory: Tensor, *tensors: Tensor
     ) -> Any:
-        states = solver.split(x, memory)
         for i in reversed(range(solver.num_steps)) if inverse else range(solver.num_steps):
-            v = function(states[1 if inverse else 0], i * solver.dt, *tensors)
-            states = (solver.step_back if inverse else solver.step)(i, states, v)
-        x, memory = solver.join(states)
+            v = function(memory if inverse else x, i * solver.dt, *tensors)
+            x, memory = (solver.step_back if inverse else solver.step)(x, memory, v)
         ctx.solver, ctx.function, ctx.inverse, ctx.dtype = solver, function, inverse, v.dtype
         ctx.save_for_backward(x, memory, *tensors)
         return x, memory
@@ -64,23 +63,25 @@ class _Reversible(torch.autograd.Function):
     def backward(ctx: Any, grad_x: Tensor, grad_memory: Tensor) -> tuple[Tensor | None, ...]:
         solver, inverse = ctx.solver, ctx.inverse
         x, memory, *saved = ctx.saved_tensors
-        states, grads = solver.split(x, memory), solver.split(grad_x, grad_memory)
         inputs = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in saved]
         wanted = [tensor for tensor in inputs if tensor.requires_grad]
         sums: list[Tensor | None] = [None] * len(wanted)
         for i in range(solver.num_steps) if inverse else reversed(range(solver.num_steps)):
-            # the state that this step evaluated the velocity at, present on both of its sides
-            at = states[0 if inverse else 1].detach().to(ctx.dtype).requires_grad_()
+            # the state at which this step evaluated the velocity is present on both of its sides
+            at = (x if inverse else memory).detach().to(ctx.dtype).requires_grad_()
             with torch.enable_grad():
                 v = ctx.function(at, i * solver.dt, *inputs)
-            states = (solver.step if inverse else solver.step_back)(i, states, v.detach())
-            grads, grad_v = (solver.step_back_gradient if inverse else solver.step_gradient)(i, grads)
+            x, memory = (solver.step if inverse else solver.step_back)(x, memory, v.detach())
+            gradient = solver.step_back_gradient if inverse else solver.step_gradient
+            grad_x, grad_memory, grad_v = gradient(grad_x, grad_memory)
             grad_v = grad_v.to(v.dtype)
             grad_at, *parts = torch.autograd.grad(v, [at, *wanted], grad_v, allow_unused=True)
-            grads[1 if inverse else 0] = grads[1 if inverse else 0] + grad_at
+            if inverse:
+                grad_memory = grad_memory + grad_at
+            else:
+                grad_x = grad_x + grad_at
             _add(sums, parts)
             del v, at, parts, grad_at, grad_v  # the next evaluation needs most memory
-        grad_x, grad_memory = solver.join(grads)
         filled = iter(sums)
         return (None, None, None, grad_x, grad_memory, *(next(filled) if t.requires_grad else None for t in saved))
 

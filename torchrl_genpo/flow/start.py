@@ -26,31 +26,29 @@ class Start(nn.Module, ABC):
     """Where the pair :math:`(x_0, x_{-1})` comes from: an invertible map of standard normal noise.
 
     A start says how a pair is built from two noise tensors (:meth:`from_noise`), how that is undone
-    (:meth:`to_noise`) and its log determinant (:meth:`log_abs_det`). Sampling, density and entropy
-    follow from these three.
+    (:meth:`to_noise`) and what its log determinant is (:meth:`log_abs_det`). Sampling, density and entropy
+    follow from these three. Each of them is given ``velocity``, the conditioned velocity ``(x, t) -> [..., d]``, of
+    which some starts need a value or the ``context``, and ``solver``, the solver that integrates
+    (``ReversibleSolver()`` by default), of which some need the size of a step.
 
-    ``velocity`` is the conditioned velocity ``(x, t) -> [..., d]``, for starts that need its value or
-    its ``context``; ``solver`` the one that integrates (:class:`ReversibleSolver` () by default), which knows the
-    size of a step and of the memory.
-
-    The noise may be scaled, by one positive factor for each number: ``"unit"`` (1), ``"learned"`` (a
-    parameter, 1 at first) or ``"state_dependent"`` (a linear head on the activated context of the
-    velocity, 1 at first, within ``exp(+-3)``). The log of the scale enters the density, which stays
-    exact and Jacobian-free, and the entropy of the pair becomes a differentiable closed form.
+    The noise may be scaled by one positive factor for each number: ``"unit"`` (the factor is 1), ``"learned"`` (it is
+    a parameter) or ``"state_dependent"`` (it is a linear head on the activated context of the velocity, within
+    ``exp(+-3)``). The log of the scale enters the density, which stays exact and Jacobian-free, and the entropy of the
+    pair becomes a differentiable closed form.
 
     Args:
-        scale (str): as above.
-        rows (int): number of scaled states of size ``action_dim``.
+        scale (str): ``"unit"``, ``"learned"`` or ``"state_dependent"``.
+        rows (int): number of states that are scaled: 2 for the whole pair, 1 for :math:`x_0` alone.
         action_dim (int, optional): ``d``; needed unless the scale is ``"unit"``.
-        context_dim (int, optional): size of the context (``VelocityMLP.context_dim``), for
-            ``"state_dependent"`` only.
-        initial_scale (float, optional): what a scale is at first. Defaults to ``1``.
+        context_dim (int, optional): size of the context (``VelocityMLP.context_dim``); needed for, and only for,
+            ``"state_dependent"``.
+        initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
 
     Raises:
         ValueError: for an unknown scale, or a size that is missing or has no effect.
     """
 
-    LOG_SCALE_BOUND = 3.0  # a head may be wrong about an observation it never saw, but not by more than this
+    LOG_SCALE_BOUND = 3.0  # a head may be wrong about an observation that it never saw, but not by more than this
 
     def __init__(
         self,
@@ -82,7 +80,7 @@ class Start(nn.Module, ABC):
         self.initial_scale = float(initial_scale)
         self.rows = rows
         self.action_dim = action_dim
-        # row 0 scales x_0, the others its memory; the log keeps the scale positive
+        # row 0 scales x_0, row 1 its memory; the log keeps the scale positive
         self.log_scale = nn.Parameter(torch.zeros(rows, action_dim)) if scale == "learned" and action_dim else None
         self.head: nn.Linear | None = None
         if scale == "state_dependent" and context_dim and action_dim:
@@ -107,13 +105,13 @@ class Start(nn.Module, ABC):
     def from_noise(
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        """Maps standard normal tensors ``[..., d]`` and ``[..., (k-1) d]`` to the pair ``(x_0, memory_0)``."""
+        """Maps two standard normal tensors ``[..., d]`` to the pair ``(x_0, memory_0)``."""
 
     @abstractmethod
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        """Exact inverse of :meth:`from_noise`."""
+        """Undoes :meth:`from_noise` exactly."""
 
     @abstractmethod
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
@@ -140,28 +138,26 @@ class Start(nn.Module, ABC):
             device (torch.device, optional): device of the noise.
 
         Returns:
-            ``x_0 [..., d]``, ``memory_0 [..., (k-1) d]`` and their joint log density ``[...]``.
+            The pair ``x_0 [..., d]``, ``memory_0 [..., d]`` and its log density ``[...]``.
         """
-        d, k = shape[-1], 1 + solver.num_memories
-        draws = torch.randn((k, *shape), dtype=dtype, device=device).unbind(0)
-        noise, memory_noise = solver.join(draws)
+        noise, memory_noise = torch.randn((2, *shape), dtype=dtype, device=device).unbind(0)
         x, memory = self.from_noise(velocity, noise, memory_noise, solver=solver)
-        return x, memory, _normal_log_density(noise, memory_noise) - self.log_abs_det(velocity, d, solver=solver)
+        log_det = self.log_abs_det(velocity, shape[-1], solver=solver)
+        return x, memory, _normal_log_density(noise, memory_noise) - log_det
 
     def log_prob(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> Tensor:
-        """Joint log density ``[...]`` of the pair ``x [..., d]``, ``memory [..., (k-1) d]``."""
+        """Log density ``[...]`` of the pair ``x [..., d]``, ``memory [..., d]``."""
         noise = self.to_noise(velocity, x, memory, solver=solver)
         return _normal_log_density(*noise) - self.log_abs_det(velocity, x.shape[-1], solver=solver)
 
     def entropy(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
-        numbers = (1 + solver.num_memories) * d
-        return 0.5 * numbers * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
+        return d * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
 
     def log_scales(self, velocity: VelocityField) -> Tensor | None:
-        """Logs of the scales, ``[..., rows, d]``, or ``None`` for unit scale."""
+        """Logs of the scales, ``[..., rows, d]``, or ``None`` for a unit scale."""
         if self.head is None:
             return self.log_scale
         context = getattr(velocity, "context", None)
@@ -186,8 +182,7 @@ class IndependentStart(Start):
             observation. See :class:`Start`. Defaults to ``"unit"``.
         action_dim (int, optional): ``d``; needed for, and only for, a scale that is not ``"unit"``.
         context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
-        num_memories (int, optional): ``solver.num_memories``. Defaults to ``1``.
-        initial_scale (float, optional): what a scale is at first. Defaults to ``1``.
+        initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
 
     References:
         GenPO++, arXiv 2606.06967 (unit scale). The other scales are ours.
@@ -208,10 +203,9 @@ class IndependentStart(Start):
         scale: Scale = "unit",
         action_dim: int | None = None,
         context_dim: int | None = None,
-        num_memories: int = 1,
         initial_scale: float = 1.0,
     ) -> None:
-        super().__init__(scale, 1 + num_memories, action_dim, context_dim, initial_scale)
+        super().__init__(scale, 2, action_dim, context_dim, initial_scale)
         if scale == "unit" and action_dim is not None:
             raise ValueError(f"action_dim={action_dim} has no effect with scale='unit'; drop it or use 'learned'.")
 
@@ -233,27 +227,27 @@ class IndependentStart(Start):
 
     @staticmethod
     def _scaled(x: Tensor, memory: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-        return x * scales[..., 0, :], memory * scales[..., 1:, :].flatten(-2)
+        return x * scales[..., 0, :], memory * scales[..., 1, :]
 
 
 class ConsistentStart(Start):
     r"""A memory that lies where the flow would have been one step earlier, up to noise of size tau.
 
-    .. math:: x_{-j} = x_0 - j\,\Delta t\, v(x_0, 0) + \tau\, \xi_j, \qquad \xi_j \sim N(0, I)
+    .. math:: x_{-1} = x_0 - \Delta t\, v(x_0, 0) + \tau\, \xi, \qquad \xi \sim N(0, I)
 
     A flow that was trained to carry :math:`N(0, I)` to the data is integrated as it was trained,
     where the paper's independent memory moves its start. The map of the noise is a shear and a
-    scale, so its log determinant is :math:`(k-1)\, d \log \tau`, and :math:`v(x_0, 0)` is the solver's own
+    scale, so its log determinant is :math:`d \log \tau`, and :math:`v(x_0, 0)` is the solver's own
     first evaluation, so it costs none (one more with ``gradient="reversible"``).
 
     Args:
         tau (float, optional): size of the memory's noise, positive. Defaults to ``0.3``.
         learn_tau (str, optional): ``"shared"`` makes tau a parameter, ``"per_dimension"`` one for each
             action dimension. Defaults to ``None``, a fixed one.
-        scale (str, optional): scale of :math:`x_0`, see :class:`Start`. Defaults to ``"unit"``.
+        scale (str, optional): how :math:`x_0` is scaled, see :class:`Start`. Defaults to ``"unit"``.
         action_dim (int, optional): ``d``; needed for ``"per_dimension"`` and a scale that is not ``"unit"``.
         context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
-        initial_scale (float, optional): what a scale is at first. Defaults to ``1``.
+        initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
 
     Raises:
         ValueError: if tau is not positive, or an option is unknown or lacks a size.
@@ -311,31 +305,25 @@ class ConsistentStart(Start):
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
         x = noise if log_scales is None else noise * log_scales.squeeze(-2).exp()
-        tau = self.tau if self.log_tau is None else self._tiled(self.log_tau.exp(), solver)
+        tau = self.tau if self.log_tau is None else self.log_tau.exp()
         return x, self._centre(velocity, x, solver) + tau * memory_noise
 
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
-        tau = self.tau if self.log_tau is None else self._tiled(self.log_tau.exp(), solver)
+        tau = self.tau if self.log_tau is None else self.log_tau.exp()
         memory_noise = (memory - self._centre(velocity, x, solver)) / tau
         return x if log_scales is None else x * log_scales.squeeze(-2).neg().exp(), memory_noise
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         log_scales = self.log_scales(velocity)
         log_tau = math.log(self.tau) if self.log_tau is None else self.log_tau.mean()
-        return solver.num_memories * d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))
+        return d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))
 
     @staticmethod
     def _centre(velocity: VelocityField, x: Tensor, solver: PairSolver) -> Tensor:
-        v = velocity(x, 0.0)
-        earlier = [x.sub(v, alpha=j * solver.dt) for j in range(1, 1 + solver.num_memories)]
-        return earlier[0] if len(earlier) == 1 else torch.cat(earlier, -1)
-
-    @staticmethod
-    def _tiled(tau: Tensor, solver: PairSolver) -> Tensor:
-        return tau.repeat(solver.num_memories) if tau.ndim else tau
+        return x.sub(velocity(x, 0.0), alpha=solver.dt)
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, learn_tau={self.learn_tau!r}, {super().extra_repr()}"

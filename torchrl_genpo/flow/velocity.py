@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Velocity fields v(x, t | observation): the networks of a flow policy."""
+"""Velocity fields v(x, t | observation), which are the networks of a flow policy."""
 
 from __future__ import annotations
 
@@ -13,7 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ConditionedVelocity", "Mish", "SinusoidalTimeEmbedding", "Velocity", "VelocityMLP", "batch_shape"]
+__all__ = [
+    "ConditionedVelocity",
+    "Mish",
+    "SinusoidalTimeEmbedding",
+    "Velocity",
+    "VelocityMLP",
+    "VelocityTransformer",
+    "batch_shape",
+]
+
+OUTPUT_GAIN = 0.01  # the last layer is small: the first policy is almost the start itself, without saturated actions
 
 
 @runtime_checkable
@@ -40,7 +50,7 @@ class Velocity(Protocol):
 
 
 def batch_shape(velocity: Velocity, observation: Tensor) -> torch.Size:
-    """The dimensions of an observation that count samples: all but the last ``observation_ndim``, 1 unless given."""
+    """The dimensions of an observation that count samples: all but the last ``observation_ndim`` (1 unless given)."""
     return observation.shape[: observation.ndim - getattr(velocity, "observation_ndim", 1)]
 
 
@@ -73,10 +83,10 @@ class ConditionedVelocity:
         return value
 
     def functional(self) -> tuple[Callable[..., Tensor], list[Tensor]]:
-        """A pure function ``(x, t, *tensors)`` and the tensors: context, parameters and buffers.
+        """A pure function ``(x, t, *tensors)``, and the tensors: context, parameters and buffers.
 
         Raises:
-            TypeError: if the velocity is no module, or its context no tensor.
+            TypeError: if the velocity is no module, or its context is no tensor.
         """
         module, context, dtype = self.velocity, self.context, self.dtype
         if not isinstance(module, nn.Module) or not isinstance(context, Tensor):
@@ -91,6 +101,16 @@ class ConditionedVelocity:
             return torch.func.functional_call(module, dict(zip(state, values, strict=True)), (x, t, context))
 
         return function, [context, *state.values()]
+
+
+def _joined(network: VelocityMLP | VelocityTransformer, observations: Sequence[Tensor]) -> Tensor:
+    observation = observations[0] if len(observations) == 1 else torch.cat(list(observations), -1)
+    if observation.shape[-1] != network.obs_dim:
+        raise ValueError(
+            f"{type(network).__name__} was built for observations of size {network.obs_dim}, got "
+            f"{observation.shape[-1]}."
+        )
+    return observation
 
 
 class Mish(nn.Module):
@@ -125,7 +145,7 @@ class SinusoidalTimeEmbedding(nn.Module):
         torch.Size([16])
     """
 
-    MAX_FREQUENCY = 100.0  # resolves steps of 1/100 of the unit interval, finer than any solver here takes
+    MAX_FREQUENCY = 100.0  # it resolves steps of 1/100 of the unit interval, finer than any solver here takes
 
     def __init__(
         self, dim: int = 32, hidden_sizes: Sequence[int] = (64, 64), activation: type[nn.Module] = Mish
@@ -177,8 +197,6 @@ class VelocityMLP(nn.Module):
         torch.Size([8, 2])
     """
 
-    OUTPUT_GAIN = 0.01  # the first policy is almost the start itself: no saturated actions at first
-
     def __init__(
         self,
         obs_dim: int,
@@ -207,7 +225,7 @@ class VelocityMLP(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Orthogonal weights, zero biases and a small last layer, as is usual for PPO."""
+        """Draws orthogonal weights, zero biases and a small last layer, as is usual for PPO."""
         linears = [m for m in self.trunk if isinstance(m, nn.Linear)]
         first = [self.observation_layer, self.state_layer, self.time_layer]
         # orthogonal as one matrix, so that the split changes neither the function nor its initial law
@@ -218,24 +236,19 @@ class VelocityMLP(nn.Module):
                 layer.weight.copy_(block)
         nn.init.zeros_(self.observation_layer.bias)
         for layer in linears:
-            nn.init.orthogonal_(layer.weight, self.OUTPUT_GAIN if layer is linears[-1] else math.sqrt(2))
+            nn.init.orthogonal_(layer.weight, OUTPUT_GAIN if layer is linears[-1] else math.sqrt(2))
             nn.init.zeros_(layer.bias)
 
     def condition(self, *observations: Tensor) -> Tensor:
         """The observation's share of the first layer, ``[..., hidden_sizes[0]]``.
 
         Args:
-            *observations (Tensor): one or more, ``[..., n_k]`` with the ``n_k`` summing to ``obs_dim``.
+            *observations (Tensor): one or more observations ``[..., n_k]``, whose sizes ``n_k`` sum to ``obs_dim``.
 
         Raises:
             ValueError: if the sizes do not sum to ``obs_dim``.
         """
-        observation = observations[0] if len(observations) == 1 else torch.cat(observations, -1)
-        if observation.shape[-1] != self.obs_dim:
-            raise ValueError(
-                f"VelocityMLP was built for observations of size {self.obs_dim}, got {observation.shape[-1]}."
-            )
-        return self.observation_layer(observation)
+        return self.observation_layer(_joined(self, observations))
 
     def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
         time = self.time_layer(self.time_embedding(t))
@@ -247,3 +260,102 @@ class VelocityMLP(nn.Module):
 
     def extra_repr(self) -> str:
         return f"obs_dim={self.obs_dim}, action_dim={self.action_dim}"
+
+
+class VelocityTransformer(nn.Module):
+    """A transformer over chunks of actions, with one token for each action and one for observation and time.
+
+    It is PyTorch's own ``nn.TransformerEncoder``, with the layer norm first and without dropout, for a likelihood must
+    not be random. Of its parameters only the positions grow with the length of the chunk.
+
+    Args:
+        obs_dim (int): size of the observation (of all observations together, if there are several).
+        action_dim (int): size ``d`` of the whole chunk, one action after the other.
+        chunk_size (int): actions of a chunk; a divisor of ``action_dim``.
+        width (int, optional): size of a token. Defaults to ``128``.
+        num_layers (int, optional): encoder layers. Defaults to ``3``.
+        num_heads (int, optional): attention heads; a divisor of ``width``. Defaults to ``4``.
+        time_embedding_dim (int, optional): number of sines and cosines that encode the time. Defaults to ``32``.
+
+    Raises:
+        ValueError: if a size is not positive or does not divide.
+
+    References:
+        Chi et al., "Diffusion Policy", arXiv 2303.04137 (transformers over chunks of actions).
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_genpo import VelocityTransformer
+        >>> velocity = VelocityTransformer(obs_dim=4, action_dim=16, chunk_size=8, width=32, num_heads=2)
+        >>> context = velocity.condition(torch.randn(5, 4))
+        >>> velocity(torch.randn(5, 16), 0.2, context).shape
+        torch.Size([5, 16])
+    """
+
+    def __init__(
+        self,
+        obs_dim: int,
+        action_dim: int,
+        chunk_size: int,
+        width: int = 128,
+        num_layers: int = 3,
+        num_heads: int = 4,
+        time_embedding_dim: int = 32,
+    ) -> None:
+        super().__init__()
+        if min(obs_dim, action_dim, chunk_size, width, num_layers, num_heads) < 1:
+            raise ValueError(
+                "All sizes must be at least 1, got "
+                f"{obs_dim=}, {action_dim=}, {chunk_size=}, {width=}, {num_layers=}, {num_heads=}."
+            )
+        if action_dim % chunk_size:
+            raise ValueError(f"An action of size {action_dim} is no chunk of {chunk_size} actions of one size.")
+        if width % num_heads:
+            raise ValueError(f"width={width} is not divisible by num_heads={num_heads}.")
+        self.obs_dim, self.action_dim, self.chunk_size = obs_dim, action_dim, chunk_size
+        self.context_dim = width
+        self.observation_layer = nn.Sequential(nn.Linear(obs_dim, width), Mish(), nn.Linear(width, width))
+        self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, (width,))
+        self.time_layer = nn.Linear(width, width)
+        self.state_layer = nn.Linear(action_dim // chunk_size, width)
+        self.position = nn.Parameter(torch.empty(chunk_size, width))
+        layer = nn.TransformerEncoderLayer(
+            width, num_heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, num_layers, nn.LayerNorm(width), enable_nested_tensor=False)
+        self.output_layer = nn.Linear(width, action_dim // chunk_size)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws PyTorch's initial weights anew for every layer, and a small last layer."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.LayerNorm)):
+                module.reset_parameters()
+            elif isinstance(module, nn.MultiheadAttention):
+                module._reset_parameters()
+        nn.init.normal_(self.position, std=0.02)
+        nn.init.orthogonal_(self.output_layer.weight, OUTPUT_GAIN)
+        nn.init.zeros_(self.output_layer.bias)
+
+    def condition(self, *observations: Tensor) -> Tensor:
+        """The observation's embedding, ``[..., width]``.
+
+        Args:
+            *observations (Tensor): one or more observations ``[..., n_k]``, whose sizes ``n_k`` sum to ``obs_dim``.
+
+        Raises:
+            ValueError: if the sizes do not sum to ``obs_dim``.
+        """
+        return self.observation_layer(_joined(self, observations))
+
+    def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
+        actions = self.state_layer(x.unflatten(-1, (self.chunk_size, -1))) + self.position
+        first = context + self.time_layer(self.time_embedding(t))
+        # samples may have more leading dimensions than their observations
+        first = first.expand(*actions.shape[:-2], -1).unsqueeze(-2)
+        tokens = torch.cat([first, actions], -2)
+        encoded = self.encoder(tokens.reshape(-1, *tokens.shape[-2:])).view_as(tokens)
+        return self.output_layer(encoded[..., 1:, :]).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"obs_dim={self.obs_dim}, action_dim={self.action_dim}, chunk_size={self.chunk_size}"

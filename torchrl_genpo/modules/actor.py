@@ -34,13 +34,16 @@ __all__ = ["ReversibleFlowActor"]
 class ReversibleFlowActor(SafeProbabilisticModule):
     """A flow policy with exact likelihoods, as one probabilistic TensorDict module.
 
-    Reads observations and writes ``action`` ``[..., d]``, ``action_memory`` ``[..., d]`` (``[..., (k-1) d]`` for a
-    solver of ``k`` steps) and ``action_log_prob`` ``[...]``. The environment executes the action; the memory is
-    stored beside it because only the pair can be inverted, and ``action_log_prob`` is the log density of
-    the pair (arXiv 2606.06967). Collection costs ``solver.num_steps`` velocity evaluations and no inversion.
+    It reads observations and writes ``action`` ``[..., d]``, ``action_memory`` ``[..., d]`` and ``action_log_prob``
+    ``[...]``. The environment executes the action; the memory is stored beside it because only the pair can be
+    inverted, and ``action_log_prob`` is the log density of the pair (arXiv 2606.06967). Collection costs
+    ``solver.num_steps`` velocity evaluations and no inversion.
 
-    Under ``ExplorationType.RANDOM`` the noise is drawn; ``DETERMINISTIC``, ``MODE``, ``MEAN`` and
-    ``MEDIAN`` all mean zero noise.
+    Under ``ExplorationType.RANDOM`` the noise is drawn; ``DETERMINISTIC``, ``MODE``, ``MEAN`` and ``MEDIAN`` all mean
+    zero noise.
+
+    It may be a part of a sequence, behind a normaliser or an encoder and before the units of the action. The losses
+    of this package take the whole sequence.
 
     Args:
         velocity (Velocity): a module with ``action_dim``, ``condition(*observations)`` and
@@ -54,8 +57,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         action_key (NestedKey, optional): defaults to ``"action"``.
         memory_key (NestedKey, optional): defaults to ``"action_memory"``.
         log_prob_key (NestedKey, optional): defaults to ``"action_log_prob"``.
-        spec (TensorSpec, optional): spec of the action, for the record only: it is never enforced.
-        safe (bool, optional): must be ``False``: projecting the action after it was scored would
+        spec (TensorSpec, optional): spec of the action; it is recorded and never enforced.
+        safe (bool, optional): must be ``False``, because to project the action after it was scored would
             break the likelihood. Bounds belong to the environment.
         default_interaction_type (InteractionType, optional): what to do outside of
             ``set_exploration_type``. Defaults to ``RANDOM``.
@@ -107,11 +110,6 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         start_dim = getattr(start, "action_dim", None)
         if start_dim is not None and start_dim != velocity.action_dim:
             raise ValueError(f"The start has action_dim={start_dim}, the velocity action_dim={velocity.action_dim}.")
-        if isinstance(start, IndependentStart) and start.scale != "unit" and start.rows != 1 + solver.num_memories:
-            raise ValueError(
-                f"The start scales {start.rows - 1} memories, the solver has {solver.num_memories}: build it with "
-                f"num_memories={solver.num_memories}."
-            )
         if isinstance(spec, Composite):
             spec = spec[action_key]
         if spec is not None and spec.ndim and spec.shape[-1] != velocity.action_dim:
@@ -136,7 +134,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
 
     @property
     def action_key(self) -> NestedKey:
-        """Key of the executed action."""
+        """Key of the action."""
         return self.dist_sample_keys[0]
 
     @property
@@ -159,9 +157,9 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     def get_dist(self, tensordict: TensorDictBase) -> ReversibleFlow:
         """The distribution of the pair for the observations of a tensordict.
 
-        If the tensordict holds a pair it is scored at once, and ``dist.log_prob(action)`` returns its
-        density. (TorchRL's PPO builds the distribution inside ``params.to_module`` but scores outside
-        of it, where a distribution that holds the network would silently use other parameters.)
+        If the tensordict holds a pair, it is scored at once, and ``dist.log_prob(action)`` returns its density.
+        (TorchRL's PPO builds the distribution inside of ``params.to_module`` but scores outside of it, where a
+        distribution that holds the network would silently use other parameters.)
         """
         pair = (tensordict.get(self.action_key, None), tensordict.get(self.memory_key, None))
         return self._build_dist(tensordict, None if pair[0] is None or pair[1] is None else pair)
@@ -169,7 +167,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     build_dist_from_params = get_dist
 
     def log_prob(self, tensordict: TensorDictBase, *, dist: ReversibleFlow | None = None) -> Tensor:
-        """Log density ``[...]`` of the pair stored in the tensordict.
+        """Log density ``[...]`` of the pair that is stored in the tensordict.
 
         Raises:
             KeyError: if the action or its memory is missing.
@@ -182,10 +180,10 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     def draw_memories(self, tensordict: TensorDictBase, num_samples: int = 8, batch_size: int = 1024) -> TensorDictBase:
         """Adds what the density of the executed action alone needs, under the present parameters.
 
-        To be called once on every collected batch, before the first update, for
-        ``GenPOLoss(ratio="action")`` and its diagnostics. Writes
+        ``GenPOLoss(ratio="action")`` calls it on every collected batch before the first update. (With a policy that
+        is a sequence, ``actor, seen = encode(policy, tensordict)`` finds the actor and what it reads.) It writes
 
-        - ``memory_samples`` ``[..., n, (k-1) d]``, memories that could have come with the action,
+        - ``memory_samples`` ``[..., n, d]``, memories that could have come with the action,
         - ``memory_log_proposal`` ``[..., n]``, their log proposal density,
         - ``marginal_log_prob`` ``[...]``, the estimated log density of the action,
         - ``effective_sample_size`` ``[...]`` of that estimate, between 1 and ``n``, and
@@ -194,8 +192,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         Args:
             tensordict (TensorDictBase): what the actor read and wrote.
             num_samples (int, optional): memories an action. Defaults to ``8``.
-            batch_size (int, optional): actions at a time, for the Jacobians of thousands fill a memory. Defaults to
-                ``1024``.
+            batch_size (int, optional): number of actions at a time, because the Jacobians of thousands would fill the
+                machine's memory. Defaults to ``1024``.
 
         Raises:
             KeyError: if a part of what the actor read and wrote is missing.
@@ -228,7 +226,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
 
     @staticmethod
     def read_pair(tensordict: TensorDictBase, action_key: NestedKey, memory_key: NestedKey) -> Pair:
-        """The pair of a tensordict, or a ``KeyError`` that names what is missing."""
+        """Reads the pair of a tensordict, or raises a ``KeyError`` that names what is missing."""
         action, memory = tensordict.get(action_key, None), tensordict.get(memory_key, None)
         for key, value in ((action_key, action), (memory_key, memory)):
             if value is None:

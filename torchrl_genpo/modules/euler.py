@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Euler's rule: how a flow is sampled where no density is needed."""
+"""Sampling a flow by Euler's rule, where no density is needed."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections.abc import Sequence
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModuleBase, dispatch
-from torch import Tensor
+from tensordict.nn import TensorDictModuleBase, TensorDictSequential, dispatch
+from torch import Tensor, nn
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 
 from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, euler
-from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
+from torchrl_genpo.modules.sequence import flow_of, steps
 
 __all__ = ["EulerActor", "draw_noise"]
 
 
 class EulerActor(TensorDictModuleBase):
-    """Samples a flow by Euler's rule: no density, but what a pre-trained flow was meant for.
+    """Samples a flow by Euler's rule, as a pre-trained flow is meant to be sampled; the action has no density.
 
     Args:
         velocity (Velocity): such as :class:`~torchrl_genpo.VelocityMLP`.
@@ -59,14 +59,24 @@ class EulerActor(TensorDictModuleBase):
         self.in_keys, self.out_keys = as_keys(in_keys), [action_key]
 
     @classmethod
-    def of(cls, actor: ReversibleFlowActor, num_steps: int | None = None) -> EulerActor:
-        """The same velocity as an actor's, with its keys and, unless given, its number of steps."""
+    def of(cls, policy: nn.Module, num_steps: int | None = None) -> TensorDictModuleBase:
+        """Samples the velocity of another policy, with the same keys and, by default, its solver's number of steps.
+
+        Args:
+            policy (nn.Module): a :class:`~torchrl_genpo.ReversibleFlowActor`, or a sequence with one, of which a
+                sequence with this module in its place is made.
+            num_steps (int, optional): velocity evaluations an action. Defaults to ``solver.num_steps`` of the actor.
+        """
+        actor = flow_of(policy)
         num_steps = actor.solver.num_steps if num_steps is None else num_steps
-        return cls(actor.velocity, num_steps, in_keys=actor.in_keys, action_key=actor.action_key)
+        euler_actor = cls(actor.velocity, num_steps, in_keys=actor.in_keys, action_key=actor.action_key)
+        if policy is actor:
+            return euler_actor
+        return TensorDictSequential(*(euler_actor if step is actor else step for step in steps(policy)))
 
     @dispatch(auto_batch_size=False)
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Writes the action; from zero noise unless the exploration type is ``RANDOM``."""
+        """Writes the action, which comes from zero noise unless the exploration type is ``RANDOM``."""
         observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
         shape = (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim)
@@ -75,6 +85,6 @@ class EulerActor(TensorDictModuleBase):
 
 
 def draw_noise(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Normal noise; zeros if not to explore."""
+    """Draws normal noise, or returns zeros unless the exploration type is ``RANDOM``."""
     is_random = exploration_type() in (None, ExplorationType.RANDOM)
     return (torch.randn if is_random else torch.zeros)(tuple(shape), dtype=dtype, device=device)

@@ -1,10 +1,11 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What policies and losses read of a tensordict."""
+"""How policies and losses read a tensordict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
@@ -12,12 +13,13 @@ from tensordict.utils import unravel_key
 from torch import Tensor, nn
 
 from torchrl_genpo.flow import Velocity
+from torchrl_genpo.modules.sequence import encode
 
-__all__ = ["as_keys", "network_dtype", "read"]
+__all__ = ["as_keys", "condition", "network_dtype", "read"]
 
 
 def as_keys(keys: str | Sequence[NestedKey]) -> list[NestedKey]:
-    """A list of keys; one alone may be a string, as for every TensorDict module.
+    """Makes a list of keys; a single one may be a string, as for every TensorDict module.
 
     Examples:
         >>> as_keys("observation"), as_keys([("agent", "observation"), "goal"])
@@ -27,7 +29,7 @@ def as_keys(keys: str | Sequence[NestedKey]) -> list[NestedKey]:
 
 
 def network_dtype(network: nn.Module | Velocity, like: Tensor) -> torch.dtype:
-    """The dtype that a network computes in: of its first parameter, or else of ``like``.
+    """The dtype that a network computes in, which is that of its first parameter, or else that of ``like``.
 
     Examples:
         >>> network_dtype(nn.Linear(2, 2).double(), torch.zeros(2, dtype=torch.uint8))
@@ -40,7 +42,7 @@ def network_dtype(network: nn.Module | Velocity, like: Tensor) -> torch.dtype:
 
 
 def read(tensordict: TensorDictBase, *keys: NestedKey) -> list[Tensor]:
-    """The tensors of these keys, or a ``KeyError`` that names those that are not there.
+    """Reads the tensors of these keys, or raises a ``KeyError`` that names those that are missing.
 
     Examples:
         >>> from tensordict import TensorDict
@@ -57,3 +59,23 @@ def read(tensordict: TensorDictBase, *keys: NestedKey) -> list[Tensor]:
         names = [", ".join(map(repr, found)) for found in (missing, tensordict.keys())]
         raise KeyError(f"The data has no {names[0]}; it has {names[1] or 'nothing'}.")
     return values
+
+
+def condition(policy: nn.Module, tensordict: TensorDictBase) -> tuple[Any, Any]:
+    """The velocity of a policy and its context for the observations of a tensordict.
+
+    Args:
+        policy (nn.Module): a module with a ``velocity`` and ``in_keys``, or a sequence with one such member, of which
+            the modules before that member are run.
+        tensordict (TensorDictBase): the data with the observations; it is left as it is.
+
+    Examples:
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32,)))
+        >>> velocity, context = condition(actor, TensorDict(observation=torch.zeros(8, 4), batch_size=[8]))
+        >>> context.shape
+        torch.Size([8, 32])
+    """
+    flow, seen = encode(policy, tensordict)
+    return flow.velocity, flow.velocity.condition(*read(seen, *flow.in_keys))

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Flow matching: pre-training a flow policy on demonstrations."""
+"""Flow matching, which trains a flow policy on demonstrations."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_genpo.flow import Velocity
-from torchrl_genpo.modules.inputs import network_dtype, read
+from torchrl_genpo.modules.inputs import condition, network_dtype, read
+from torchrl_genpo.modules.sequence import flow_of
 
 __all__ = ["FlowMatchingLoss", "flow_matching_error"]
 
 
 def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-    """Error ``[..., d]`` of a velocity on the straight path from noise to action, whose own is their difference.
+    """Error ``[..., d]`` of a velocity on the straight path from noise to action, where it should be their difference.
 
     Args:
         velocity (Velocity): the network.
         context (Any): what ``velocity.condition`` returned for the observations.
         action (Tensor): ``[..., d]``, end of the path.
-        noise (Tensor): ``[..., d]``, its beginning.
-        time (Tensor): ``[...]``, where on it, in ``[0, 1]``.
+        noise (Tensor): ``[..., d]``, beginning of the path.
+        time (Tensor): ``[...]``, the place on it, in ``[0, 1]``.
 
     Examples:
         >>> import torch
@@ -43,14 +44,15 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
 
 
 class FlowMatchingLoss(LossModule):
-    r"""Rectified flow, conditioned on the observation, for every policy with a velocity.
+    r"""Rectified flow, conditioned on the observation, for every policy that has a velocity.
 
     With :math:`x_1` the action of the data, :math:`x_0 \sim N(0, I)` and :math:`t \sim U[0, 1]`, one of each for
     every sample,
 
     .. math:: L = \mathbb{E}\, \big| v_\theta\big((1-t)\, x_0 + t\, x_1,\, t \mid o\big) - (x_1 - x_0) \big|^2 / d .
 
-    Only the velocity is trained. Any solver and start can then integrate it; a
+    The velocity is trained, and what the policy has before it, such as an encoder. Any solver and start can then
+    integrate it; a
     :class:`~torchrl_genpo.ConsistentStart` expects the :math:`x_0` that was trained, the paper's independent
     start a narrower one (``benchmarks/results/fidelity.md``).
 
@@ -59,8 +61,9 @@ class FlowMatchingLoss(LossModule):
         Liu et al., "Flow Straight and Fast", arXiv 2209.03003 (rectified flow).
 
     Args:
-        actor_network (TensorDictModule): a :class:`~torchrl_genpo.ReversibleFlowActor`, or any other module with
-            ``velocity``, ``in_keys`` and ``action_key``.
+        actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor`, any other module
+            with ``velocity``, ``in_keys`` and ``action_key``, or a sequence with one of them. The action of the data
+            is that module's own, before the units of the task.
 
     Keyword Args:
         reduction (str, optional): ``"none"``, ``"mean"`` or ``"sum"`` over the samples. Defaults to
@@ -84,7 +87,7 @@ class FlowMatchingLoss(LossModule):
 
     @dataclass
     class _AcceptedKeys:
-        """``action``, that of the data (the actor's own key by default), and ``action_is_pad``, where it is made up."""
+        """The keys of the action (by default the actor's own) and of the mask that says where it is padding."""
 
         action: NestedKey = "action"
         action_is_pad: NestedKey = "action_is_pad"
@@ -98,22 +101,18 @@ class FlowMatchingLoss(LossModule):
     target_actor_network_params: TensorDictParams
 
     def __init__(self, actor_network: TensorDictModuleBase, *, reduction: str = "mean") -> None:
-        if not hasattr(actor_network, "velocity"):
-            raise TypeError(
-                f"FlowMatchingLoss trains a policy with a velocity, such as ReversibleFlowActor, "
-                f"got {type(actor_network).__name__}."
-            )
+        actor = flow_of(actor_network)
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
         self._in_keys: list[NestedKey] | None = None
         super().__init__()
         self.reduction = reduction
         self.convert_to_functional(actor_network, "actor_network")
-        self.set_keys(action=actor_network.action_key)
+        self.set_keys(action=actor.action_key)
 
     @property
     def in_keys(self) -> list[NestedKey]:
-        """The observations and the action."""
+        """The keys of the observations and of the action."""
         if self._in_keys is None:
             self._in_keys = [*self.actor_network.in_keys, self.tensor_keys.action]
         return self._in_keys
@@ -129,7 +128,7 @@ class FlowMatchingLoss(LossModule):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes ``loss_flow_matching`` for observations ``[..., obs_dim]`` and actions ``[..., d]``.
 
-        Numbers of the action that ``action_is_pad`` ``[..., d]``, if it is there, marks as padding do not count.
+        Numbers of the action that ``action_is_pad`` ``[..., d]`` marks as padding, if it is there, do not count.
         """
         (action,) = read(tensordict, self.tensor_keys.action)
         if self.reduction == "mean" and not action.numel():
@@ -137,8 +136,7 @@ class FlowMatchingLoss(LossModule):
         noise = torch.randn_like(action)
         time = torch.rand_like(action[..., 0])
         with self.actor_network_params.to_module(self.actor_network):
-            velocity = self.actor_network.velocity
-            context = velocity.condition(*read(tensordict, *self.actor_network.in_keys))
+            velocity, context = condition(self.actor_network, tensordict)
             error = flow_matching_error(velocity, context, action, noise, time)
         is_pad = tensordict.get(self.tensor_keys.action_is_pad, None)
         if is_pad is None:

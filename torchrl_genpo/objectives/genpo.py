@@ -8,17 +8,20 @@ import contextlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
-from tensordict.nn import TensorDictModule, dispatch
-from torch import Tensor
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
+from torch import Tensor, nn
 from torchrl.objectives.ppo import ClipPPOLoss
 
-from torchrl_genpo.flow import ReversibleFlow, marginal_log_prob
+from torchrl_genpo.flow import Pair, ReversibleFlow, marginal_log_prob
 from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.sequence import encode, flow_of, steps
 
 __all__ = ["GenPOLoss"]
 
-DRAWN_KEYS = ("memory_samples", "memory_log_proposal", "pair_gap")  # that ReversibleFlowActor.draw_memories writes
+DRAWN_KEYS = ("memory_samples", "memory_log_proposal", "pair_gap")  # what the loss reads of draw_memories
+WRITTEN_KEYS = (*DRAWN_KEYS, "marginal_log_prob", "effective_sample_size")  # all that draw_memories writes
 
 
 class GenPOLoss(ClipPPOLoss):
@@ -32,35 +35,43 @@ class GenPOLoss(ClipPPOLoss):
 
     ``ratio="action"`` uses that conditional mean instead, the likelihood ratio of the executed action
     alone: the densities of the action before and after are estimated with the same sampled memories,
-    which :meth:`prepare` adds to each collected batch before its first update.
+    which :meth:`draw_memories` adds to each collected batch before its first update.
     It costs as many inversions a sample as there are memories; ``clip_fraction`` and ``kl_approx`` are
     then those of the action.
+
+    The policy may be a sequence of modules, such as a normaliser, an encoder, the actor and the units of its action,
+    of which everything before the actor is trained too. The keys of the loss are those of the actor in it.
 
     One more key is read, ``action_memory``, and one more output written: ``inversion_error``, the
     largest gap in the batch between the log density of the pair that was stored and the one computed
     now. At unchanged parameters (the first mini-batch after collection) it is the numerical error of
     the inversion; later it also holds the change of the policy. (With ``ratio="action"`` it is always
-    the gap that :meth:`prepare` found, before the first update.)
+    the gap that :meth:`draw_memories` found, before the first update.)
+
+    With ``delay_actor=True`` the proximal policy has its own delayed parameters but the present buffers, such as the
+    statistics of a normaliser: they are not trained, and no policy ever acted with delayed ones.
 
     Args:
-        actor_network (ReversibleFlowActor): the policy.
+        actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor`, or a sequence with
+            one.
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
-        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. Needs a start
+        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. It needs a start
             with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
         ratio (str, optional): ``"pair"``, the exact ratio of the pair, or ``"action"``, the estimated one of
             the action alone. Defaults to ``"pair"``.
-        num_memories (int, optional): sampled for each action by :meth:`prepare`, with ``ratio="action"``. Defaults
-            to ``8``.
+        num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action, with
+            ``ratio="action"``. Defaults to ``8``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
     Raises:
-        TypeError: if ``actor_network`` is not a :class:`~torchrl_genpo.ReversibleFlowActor`.
+        TypeError: if ``actor_network`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, or more than one
+            probabilistic module.
         ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio; in ``forward``,
             for an empty batch.
-        KeyError: in ``forward``, if the data lacks the memory, or the memories of ``draw_memories``.
+        KeyError: in ``forward``, if the data lacks the memory, or what :meth:`draw_memories` writes.
 
     Examples:
         >>> import torch
@@ -80,7 +91,7 @@ class GenPOLoss(ClipPPOLoss):
 
     @dataclass
     class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """Keys of ``ClipPPOLoss``, and ``action_memory``."""
+        """The keys of ``ClipPPOLoss``, and ``action_memory``."""
 
         action_memory: NestedKey = "action_memory"
 
@@ -90,7 +101,7 @@ class GenPOLoss(ClipPPOLoss):
 
     def __init__(
         self,
-        actor_network: ReversibleFlowActor | None = None,
+        actor_network: TensorDictModuleBase | None = None,
         critic_network: TensorDictModule | None = None,
         *,
         entropy_bonus: bool = False,
@@ -99,12 +110,19 @@ class GenPOLoss(ClipPPOLoss):
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
-        actor = kwargs.pop("actor", None) if actor_network is None else actor_network
+        policy = kwargs.pop("actor", None) if actor_network is None else actor_network
+        actor = flow_of(policy)
         if not isinstance(actor, ReversibleFlowActor):
             raise TypeError(
                 f"GenPOLoss scores a ReversibleFlowActor, got {type(actor).__name__}. "
                 "For other policies use torchrl.objectives.ClipPPOLoss."
             )
+        for step in steps(policy):
+            if step is not actor and isinstance(step, ProbabilisticTensorDictModule):
+                raise TypeError(
+                    f"GenPOLoss scores the ReversibleFlowActor of a policy alone, and this one also draws from a "
+                    f"{type(step).__name__}. Use torchrl.objectives.ClipPPOLoss, which scores both."
+                )
         if ratio not in ("pair", "action"):
             raise ValueError(f"ratio must be 'pair' or 'action', got {ratio!r}.")
         if entropy_bonus and actor.start.has_constant_entropy:
@@ -115,10 +133,13 @@ class GenPOLoss(ClipPPOLoss):
             )
         self.ratio = ratio
         self.num_memories = num_memories
-        super().__init__(actor, critic_network, entropy_bonus=entropy_bonus, **kwargs)
-        self.set_keys(action_memory=actor.memory_key)
-        if ratio == "action":
-            self.set_keys(sample_log_prob="marginal_log_prob")
+        super().__init__(policy, critic_network, entropy_bonus=entropy_bonus, **kwargs)
+        log_prob_key = actor.log_prob_keys[0] if ratio == "pair" else "marginal_log_prob"
+        self.set_keys(action=actor.action_key, action_memory=actor.memory_key, sample_log_prob=log_prob_key)
+        self._buffer_keys: list[NestedKey] = []
+        if self.delay_actor:
+            params = self.actor_network_params.items(True, True)
+            self._buffer_keys = [key for key, value in params if not isinstance(value, nn.Parameter)]
         self._current_log_prob: Tensor | None = None
 
     def _set_in_keys(self) -> None:
@@ -130,7 +151,7 @@ class GenPOLoss(ClipPPOLoss):
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """Those of ``ClipPPOLoss`` and ``inversion_error``."""
+        """The outputs of ``ClipPPOLoss`` and ``inversion_error``."""
         if self._out_keys is None:
             self._out_keys = [*super().out_keys, "inversion_error"]
         return self._out_keys
@@ -139,26 +160,31 @@ class GenPOLoss(ClipPPOLoss):
     def out_keys(self, values: list[NestedKey]) -> None:
         self._out_keys = values
 
-    def prepare(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Adds what ``ratio="action"`` needs; does nothing otherwise.
+    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Prepares a collected batch for its updates: draws memories if the ratio is that of the action."""
+        return self.draw_memories(tensordict) if self.ratio == "action" else tensordict
 
-        To be called on every collected batch before its first update, see :meth:`ReversibleFlowActor.draw_memories`.
+    @torch.no_grad()
+    def draw_memories(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Adds what ``ratio="action"`` needs to a collected batch, see :meth:`ReversibleFlowActor.draw_memories`.
+
+        It is to be called before the first update, under the parameters that collected the batch.
         """
-        if self.ratio == "action":
-            with self._in_place(self.actor_network_params):
-                self.actor_network.draw_memories(tensordict, self.num_memories)
-        return tensordict
+        with self._in_place(self.actor_network_params):
+            actor, seen = encode(self.actor_network, tensordict)
+            drawn = actor.draw_memories(seen, self.num_memories)
+        return tensordict.update(drawn.select(*WRITTEN_KEYS))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
-        action, _ = self.actor_network.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
+        action, _ = self._read_pair(tensordict)
         if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         if self.ratio == "action" and any(tensordict.get(key, None) is None for key in DRAWN_KEYS):
             raise KeyError(
-                "ratio='action' needs memories sampled under the policy that collected the data: call "
-                "loss.prepare(data) (or actor.draw_memories) once on every batch before the first update."
+                "ratio='action' needs memories that were sampled under the policy that collected the data: call "
+                "loss.draw_memories(data) once on every batch before the first update."
             )
         td_out = super().forward(tensordict)
         log_prob, self._current_log_prob = self._current_log_prob, None
@@ -172,17 +198,18 @@ class GenPOLoss(ClipPPOLoss):
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None
     ) -> tuple[Tensor, ReversibleFlow, bool]:
-        action, memory = self.actor_network.read_pair(
-            tensordict, self.tensor_keys.action, self.tensor_keys.action_memory
-        )
+        action, memory = self._read_pair(tensordict)
         if action.requires_grad or memory.requires_grad:
             raise RuntimeError("The stored action or its memory requires grad: detach the data.")
         is_current = params is None
         if params is None:
             params = self.actor_network_params
+        else:
+            for key in self._buffer_keys:  # TorchRL's updaters of target parameters leave buffers as they were
+                params.get(key).copy_(self.actor_network_params.get(key))
         with self._in_place(params):
-            dist = self.actor_network.get_dist(tensordict.select(*self.actor_network.in_keys))
-            # inside: the distribution holds the live network
+            dist = self._dist(tensordict)
+            # scored here, because the distribution holds the live network
             if self.ratio == "action":
                 log_prob = self._marginal(dist, action, *(tensordict.get(key) for key in DRAWN_KEYS[:2]))
             else:
@@ -191,8 +218,16 @@ class GenPOLoss(ClipPPOLoss):
             self._current_log_prob = log_prob.detach()  # handed to forward, which takes it away
         return log_prob, dist, False
 
+    def _read_pair(self, tensordict: TensorDictBase) -> Pair:
+        return ReversibleFlowActor.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
+
+    def _dist(self, tensordict: TensorDictBase) -> ReversibleFlow:
+        """The distribution of the pair for the observations of a tensordict."""
+        actor, seen = encode(self.actor_network, tensordict)
+        return actor.get_dist(seen.select(*actor.in_keys))  # without the stored pair, which it would score
+
     def _in_place(self, params: TensorDictParams) -> Any:
-        """Context in which the actor has these parameters."""
+        """The context in which the policy has these parameters."""
         if not self.functional:
             return contextlib.nullcontext()
         return params.to_module(self.actor_network, preserve_module_state=False)

@@ -18,10 +18,10 @@ def trained_policies() -> dict[str, Path]:
     """Names and checkpoints of the policies that come with the library.
 
     Examples:
-        >>> from torchrl_genpo.loading import load_policy
+        >>> from torchrl_genpo.training.checkpoint import load_policy
         >>> from torchrl_genpo.trained import trained_policies
-        >>> policy, env, cfg = load_policy(trained_policies()["half_cheetah"], num_envs=2, seed=0)
+        >>> policy, env, options = load_policy(trained_policies()["half_cheetah"], num_envs=2, seed=0)
         >>> env.rollout(3, policy)["action"].shape
         torch.Size([2, 3, 6])
     """
-    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.torchrl"))}
+    return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.pt"))}

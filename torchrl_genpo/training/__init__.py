@@ -1,11 +1,12 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the entry scripts and the examples share: update, evaluation, checkpoints, and the loop over them (``loop``)."""
+"""The one training loop, and the parts of it that scripts of their own may use."""
 
-from torchrl_genpo.training.checkpoint import Progress, load_checkpoint, make_checkpoint
 from torchrl_genpo.training.evaluation import compare_ratios, episode_log, evaluate, statistics_columns
-from torchrl_genpo.training.numbers import DivergedError, LastGood, check_data, check_finite
-from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
+from torchrl_genpo.training.finite import DivergedError, LastGood, check_data, check_finite
+from torchrl_genpo.training.metrics import read_metrics
+from torchrl_genpo.training.progress import Progress
+from torchrl_genpo.training.update import augment, batch_keys, make_update, update_metrics
 
 __all__ = [
     "DivergedError",
@@ -18,10 +19,8 @@ __all__ = [
     "compare_ratios",
     "episode_log",
     "evaluate",
-    "load_checkpoint",
-    "make_checkpoint",
     "make_update",
-    "prepare",
+    "read_metrics",
     "statistics_columns",
     "update_metrics",
 ]

@@ -1,99 +1,312 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What a run saves and restores."""
+"""One file for all that a run has to keep: tensors and plain values, written whole or not at all."""
 
 from __future__ import annotations
 
+import copy
+import io
+import os
+import pickle
+import random
 import zipfile
-from collections import deque
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
+import yaml
+from tensordict.nn import TensorDictSequential
 from torch import nn
-from torchrl.checkpoint import Checkpoint, CheckpointError, GlobalRNGState
 from torchrl.envs import EnvBase
 
-from torchrl_genpo.runs import SyncedCheckpoint
-from torchrl_genpo.untrusted import check_checkpoint
+from torchrl_genpo.config.compose import validate
+from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
+from torchrl_genpo.trained import trained_policies
+from torchrl_genpo.training.build import build_env, make_policy
+from torchrl_genpo.training.metrics import read_metrics
 
-if TYPE_CHECKING:
-    from torchrl_genpo.training.collection import Collection
+__all__ = [
+    "SHAPING",
+    "RandomState",
+    "best_checkpoint",
+    "build_policy",
+    "checkpoints_of",
+    "find_checkpoint",
+    "frames_of",
+    "is_intact",
+    "kind_of",
+    "load_policy",
+    "load_pretrained",
+    "options_of",
+    "read_checkpoint",
+    "restore",
+    "save_checkpoint",
+    "select_option",
+    "write_atomically",
+]
 
-__all__ = ["Progress", "load_checkpoint", "make_checkpoint"]
+FORMAT = 1
+SHAPING = (
+    *("policy.hidden_sizes", "policy.activation", "policy.time_embedding_dim", "policy.transformer"),
+    *("env.options.chunk_size", "env.options.observation_keys"),
+)
+"""Options that a policy keeps from its pre-training."""
+
+BROKEN = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError)
 
 
-class Progress:
-    """Counters of a run that outlive a restart.
-
-    Args:
-        window (int, optional): episodes whose returns are kept. Defaults to ``20``.
-
-    Examples:
-        >>> progress = Progress(window=2)
-        >>> progress.last_returns([1.0])
-        [1.0]
-        >>> progress.last_returns([2.0, 3.0, 4.0])
-        [2.0, 3.0, 4.0]
-        >>> progress.last_returns([])
-        [3.0, 4.0]
-    """
-
-    def __init__(self, window: int = 20) -> None:
-        self.frames = 0
-        self.seconds = 0.0
-        self.returns: deque[float] = deque(maxlen=window)
-
-    def last_returns(self, ended: list[float]) -> list[float]:
-        """Those of the episodes that have just ended, filled up to the window with the ones before."""
-        self.returns.extend(ended)
-        return ended if len(ended) > len(self.returns) else list(self.returns)
+class RandomState:
+    """The global random state of Python, NumPy and PyTorch, as a part of a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The counters as plain numbers."""
-        return {"frames": self.frames, "seconds": self.seconds, "returns": list(self.returns)}
+        """The states as tensors and plain values."""
+        kind, keys, *rest = np.random.get_state()
+        return {
+            "python": random.getstate(),
+            "numpy": [kind, torch.from_numpy(np.array(keys, np.int64)), *rest],
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the counters."""
-        self.frames, self.seconds = int(state_dict["frames"]), float(state_dict["seconds"])
-        self.returns = deque(map(float, state_dict["returns"]), maxlen=self.returns.maxlen)
-
-
-def make_checkpoint(
-    *,
-    loss: nn.Module,
-    env: EnvBase,
-    optimizer: torch.optim.Optimizer | None = None,
-    schedule: Any = None,
-    adaptive_sigma: Any = None,
-    collection: Collection | None = None,
-    progress: Progress | None = None,
-) -> Checkpoint:
-    """Binds the parts of a run to a TorchRL checkpoint: one archive, written aside and renamed.
-
-    With all parts a run continues exactly (with fresh episodes where
-    :func:`~torchrl_genpo.envs.simulator_state` cannot save the simulator, or workers have it); with ``loss`` and
-    ``env`` alone it is what evaluation needs (weights and normalisation).
-    """
-    parts: dict[str, Any] = {"loss": loss, "normalization": env.transform}
-    if collection is not None:  # the one that continues, not an evaluation
-        parts |= {"rng": GlobalRNGState(), **collection.parts()}
-    optional = {
-        "optimizer": optimizer,
-        "schedule": schedule,
-        "adaptive_sigma": adaptive_sigma,
-        "progress": progress,
-    }
-    parts |= {name: part for name, part in optional.items() if part is not None}
-    return SyncedCheckpoint(**parts)
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restores the states, those of GPUs only where there are as many as before."""
+        random.setstate(state_dict["python"])
+        kind, keys, *rest = state_dict["numpy"]
+        np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))
+        torch.set_rng_state(state_dict["torch"].cpu())
+        if state_dict["cuda"] and torch.cuda.device_count() == len(state_dict["cuda"]):
+            torch.cuda.set_rng_state_all([state.cpu() for state in state_dict["cuda"]])
 
 
-def load_checkpoint(checkpoint: Checkpoint, path: Path, device: torch.device | str = "cpu") -> None:
-    """Restores every part of a checkpoint, or raises a ``ValueError`` that says why it cannot."""
-    check_checkpoint(Path(path))
+def _sync(path: Path) -> None:
+    """Waits until a file, or what a folder lists, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        checkpoint.load(path, map_location=device)
-    except (CheckpointError, zipfile.BadZipFile, OSError) as error:
-        raise ValueError(
-            f"Cannot load checkpoint {path}: {error} It is cut short, damaged, or of another configuration."
-        ) from error
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    _sync(temporary)
+    os.replace(temporary, path)
+    _sync(path.parent)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a text file so that it is whole, old or new, whatever happens."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    _publish(temporary, path)
+
+
+def save_checkpoint(path: Path, frames: int, config: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    """Saves the state of some parts of a run.
+
+    The file is on the disk before it takes its name: a crash leaves the old one or the new one.
+
+    Args:
+        path (Path): the file.
+        frames (int): trained so far.
+        config (mapping): the options of the run, plain values.
+        parts (mapping): what to save, by name; each has a ``state_dict`` of tensors and plain values.
+    """
+    content = {"format": FORMAT, "frames": frames, "config": dict(config)}
+    content |= {name: part.state_dict() for name, part in parts.items()}
+    buffer = io.BytesIO()  # PyTorch writing to the disk itself would not say that the disk is full
+    torch.save(content, buffer)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(buffer.getbuffer())
+        _publish(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads a checkpoint; it can hold tensors and plain values alone, and no code.
+
+    Raises:
+        ValueError: if the file is no checkpoint of this library, cut short or damaged, or holds anything else.
+    """
+    try:
+        if not is_intact(path):
+            raise ValueError("it is missing, cut short or damaged")
+        content = torch.load(path, map_location=device, weights_only=True)
+        if content["format"] > FORMAT:
+            raise ValueError(f"it has format {content['format']}, and this version reads up to {FORMAT}")
+        if not isinstance(content["config"], dict) or not isinstance(content["frames"], int):
+            raise ValueError("its configuration is none")
+    except BROKEN as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}.") from error
+    return content
+
+
+def restore(checkpoint: Mapping[str, Any], parts: Mapping[str, Any], path: Path) -> None:
+    """Puts every part back to its saved state.
+
+    Raises:
+        ValueError: if the checkpoint lacks a part, or was saved with another configuration.
+    """
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(checkpoint[name])
+        except (KeyError, RuntimeError, ValueError, TypeError) as error:
+            reason = f"it has no {name!r}" if name not in checkpoint else str(error).replace("\n", " ")
+            raise ValueError(f"Cannot load {name!r} from {path}: it is of another configuration ({reason}).") from error
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint is complete and every part of it has its checksum (CRC-32, which the archive keeps)."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, ValueError):
+        return False
+
+
+def frames_of(path: Path) -> int:
+    """The frames after which a checkpoint was saved, by its name."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a run's folder, the oldest first."""
+    return sorted((run / "checkpoints").glob("checkpoint-*.pt"), key=frames_of)
+
+
+def best_checkpoint(run: Path, column: str | None) -> Path | None:
+    """The checkpoint after which ``metrics.csv`` has the highest value of a column; ``None`` if none was evaluated."""
+    metrics_path = run / "metrics.csv"
+    if column is None or not metrics_path.exists():
+        return None
+    metrics = read_metrics(metrics_path)
+    values = dict(zip(metrics.get("frames", []), metrics.get(column, []), strict=False))
+    scored = [(values.get(frames_of(path), float("nan")), path) for path in checkpoints_of(run)]
+    known = [(value, path) for value, path in scored if value == value and is_intact(path)]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """A checkpoint itself, the best one of a run's folder, or a policy that comes with the library, by its name.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if (path / "checkpoints").is_dir():
+        config_path = path / "config.yaml"
+        config = yaml.safe_load(config_path.read_text()) if config_path.exists() else {}
+        column = (config.get("checkpoint") or {}).get("keep_best") if isinstance(config, dict) else None
+        found = best_checkpoint(path, column) or next(filter(is_intact, reversed(checkpoints_of(path))), None)
+        if found is None:
+            raise FileNotFoundError(f"{path} has no readable checkpoint.")
+        return found
+    if path.is_dir():
+        raise FileNotFoundError(f"{path} is neither a checkpoint nor the folder of a run, which has one 'checkpoints'.")
+    if path.exists():
+        return path
+    trained, name = trained_policies(), path.as_posix()
+    if name not in trained:
+        raise FileNotFoundError(
+            f"There is no checkpoint and no run {path}. Policies that come with the library: {', '.join(trained)}."
+        )
+    return trained[name]
+
+
+def load_policy(
+    path: Path,
+    num_envs: int | None,
+    seed: int,
+    device: str = "cpu",
+    overrides: Mapping[str, Any] | None = None,
+) -> tuple[TensorDictSequential, EnvBase, TrainOptions | PretrainOptions]:
+    """Rebuilds the policy of a checkpoint, of training or of pre-training, and its environment.
+
+    Args:
+        path (Path): the checkpoint.
+        num_envs (int, optional): size of the environment; ``None`` for that of the run's evaluations.
+        seed (int): of the environment.
+        device (str, optional): defaults to ``"cpu"``.
+        overrides (mapping, optional): other values of its options, by dotted name.
+
+    Returns:
+        The policy, its environment and its options.
+
+    Raises:
+        ValueError: if the file is not a checkpoint, damaged or of another configuration, or lacks what is overridden.
+    """
+    checkpoint = read_checkpoint(path, device)
+    options = options_of(checkpoint, {"device": device, **(overrides or {})})
+    return *build_policy(checkpoint, options, path, num_envs, seed), options
+
+
+def build_policy(
+    checkpoint: Mapping[str, Any],
+    options: TrainOptions | PretrainOptions,
+    path: Path,
+    num_envs: int | None = None,
+    seed: int = 0,
+) -> tuple[TensorDictSequential, EnvBase]:
+    """The policy of a checkpoint that was read, with its options, and its environment; see :func:`load_policy`."""
+    env = build_env(options, options.eval.num_envs if num_envs is None else num_envs, seed)
+    policy = make_policy(options, env)
+    _load_weights(policy, checkpoint, path, with_start="pretrain" not in checkpoint["config"])
+    return policy, env
+
+
+def _load_weights(policy: nn.Module, checkpoint: Mapping[str, Any], path: Path, with_start: bool) -> None:
+    """Loads a policy; its start stays as it is if it is none of what was trained."""
+    saved = checkpoint.get("policy", {})
+    if not with_start:
+        start = {key: value for key, value in policy.state_dict().items() if ".start." in key}
+        saved = {key: value for key, value in saved.items() if ".start." not in key} | start
+    restore({"policy": saved}, {"policy": policy}, path)
+
+
+def options_of(
+    checkpoint: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
+) -> TrainOptions | PretrainOptions:
+    """The options that a checkpoint was saved with, some of them replaced by dotted name."""
+    config = copy.deepcopy(checkpoint["config"])
+    for name, value in (overrides or {}).items():
+        *sections, key = name.split(".")
+        section = config
+        for part in sections:
+            section = section.setdefault(part, {})
+            if not isinstance(section, dict):
+                raise ValueError(f"The checkpoint has no option {name}: {part} is no section.")
+        section[key] = value
+    return validate(config, kind_of(checkpoint))
+
+
+def kind_of(checkpoint: Mapping[str, Any]) -> Any:
+    """The schema of a checkpoint's options."""
+    return PretrainOptions if "pretrain" in checkpoint["config"] else TrainOptions
+
+
+def load_pretrained(options: TrainOptions, policy: TensorDictSequential) -> None:
+    """Loads what pre-training shaped from ``policy.init``: the network and the ranges of its data, not the start.
+
+    Raises:
+        ValueError: if that was trained with another network, task or length of chunks.
+    """
+    path = find_checkpoint(Path(str(options.policy.init)))
+    checkpoint = read_checkpoint(path, options.device)
+    mine, theirs = options.model_dump(mode="json"), checkpoint["config"]
+    for name in ("env.name", *SHAPING):
+        here, there = (select_option(config, name) for config in (mine, theirs))
+        if here != there:
+            raise ValueError(f"policy.init={path} was trained with {name}={there}; this run has {name}={here}.")
+    _load_weights(policy, checkpoint, path, with_start=False)
+
+
+def select_option(config: Any, name: str) -> Any:
+    """An option of a saved configuration by its dotted name; ``None`` where there is none."""
+    for key in name.split("."):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config

@@ -7,22 +7,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from omegaconf import DictConfig
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
+from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.envs import one_simulation, simulator_state, stagger_episodes
-from torchrl_genpo.training.checkpoint import Progress
+from torchrl_genpo.training.progress import Progress
 
 __all__ = ["Collection", "LocalCollection", "make_collection"]
 
-KINDS = ("sync", "multi_sync", "multi_async", "ray", "rpc")
-
 
 class Collection(Protocol):
-    """What the loop asks of a collection; iterated over, it yields batches ``[num_envs, time]``, normalised.
+    """What the loop asks of a collection; iterated over, it yields raw batches ``[num_envs, time]``.
 
     Attributes:
         metrics (dict): of the last batch, as columns of ``metrics.csv``.
@@ -68,29 +66,31 @@ class LocalCollection:
     """Collection in this process, from the environment itself; resumes exactly where the simulator can.
 
     Args:
-        cfg (DictConfig): of the run.
-        env (EnvBase): normalising.
-        actor (TensorDictModule): the policy.
+        options (TrainOptions): of the run.
+        env (EnvBase): the environment.
+        policy (TensorDictModuleBase): the policy.
         seed (int): of this process.
         progress (Progress): of the run.
     """
 
-    def __init__(self, cfg: DictConfig, env: EnvBase, actor: TensorDictModule, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, options: TrainOptions, env: EnvBase, policy: TensorDictModuleBase, seed: int, progress: Progress
+    ) -> None:
         self.metrics: dict[str, float] = {}
         self.columns: list[str] = []
         self._env, self._seed, self._progress = env, seed, progress
         self._collector = Collector(
             env,
-            actor,
-            frames_per_batch=cfg.collector.frames_per_batch,
+            policy,
+            frames_per_batch=options.collector.frames_per_batch,
             total_frames=-1,  # the loop counts, over all ranks
-            device=cfg.device,
+            device=options.device,
             trust_policy=True,
             track_traj_ids=False,
             auto_register_policy_transforms=False,
-            no_cuda_sync=cfg.device == "cpu",
-            compile_policy={"mode": cfg.compile.mode} if cfg.compile.enabled else None,
-            cudagraph_policy=cfg.compile.cudagraphs or None,
+            no_cuda_sync=options.device == "cpu",
+            compile_policy={"mode": options.compile.mode} if options.compile.enabled else None,
+            cudagraph_policy=options.compile.cudagraphs or None,
         )
         stagger_episodes(env)
 
@@ -118,23 +118,21 @@ class LocalCollection:
 
 
 def make_collection(
-    cfg: DictConfig, env: EnvBase, actor: TensorDictModule, seed: int, progress: Progress
+    options: TrainOptions, env: EnvBase, policy: TensorDictModuleBase, seed: int, progress: Progress
 ) -> Collection:
-    """Builds what ``cfg.collector.kind`` says; arguments as of :class:`LocalCollection`.
+    """Builds what ``collector.kind`` says; the arguments are those of :class:`LocalCollection`.
 
     Raises:
-        ValueError: for an unknown kind, or one that the environment or the number of workers does not allow.
+        ValueError: for a kind that the environment or the number of workers does not allow.
         ImportError: if the kind needs a package that is missing.
     """
-    kind = cfg.collector.kind
-    if kind not in KINDS:
-        raise ValueError(f"Unknown collector {kind!r}; choose from {', '.join(KINDS)}.")
+    kind = options.collector.kind
     if kind == "sync":
-        return LocalCollection(cfg, env, actor, seed, progress)
-    if one_simulation(cfg.env.name):
+        return LocalCollection(options, env, policy, seed, progress)
+    if one_simulation(options.env.name):
         raise ValueError(
-            f"collector={kind} is for simulators on CPUs; for {cfg.env.name} on several GPUs use torchrun."
+            f"collector={kind} is for simulators on CPUs; for {options.env.name} on several GPUs use torchrun."
         )
     from torchrl_genpo.training.workers import WorkerCollection
 
-    return WorkerCollection(cfg, env, actor, seed, progress)
+    return WorkerCollection(options, env, policy, seed, progress)

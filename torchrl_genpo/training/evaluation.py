@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from torchrl_genpo.flow import marginal_log_prob
@@ -23,7 +23,7 @@ STATISTICS = ("log", "metrics")  # where an environment tells of an episode; the
 
 @torch.no_grad()
 def evaluate(
-    env: EnvBase, actor: TensorDictModule, seed: int, rounds: int = 1, max_steps: int = 10_000
+    env: EnvBase, policy: TensorDictModuleBase, seed: int, rounds: int = 1, max_steps: int = 10_000
 ) -> dict[str, float]:
     """Mean return of one episode a round in each environment, with zero noise and with random noise.
 
@@ -31,8 +31,8 @@ def evaluate(
     it was.
 
     Args:
-        env (EnvBase): batched environment with ``episode_reward``; normalisation should be frozen.
-        actor (TensorDictModule): the policy.
+        env (EnvBase): batched environment with ``episode_reward``.
+        policy (TensorDictModuleBase): the policy, whose statistics stand still.
         seed (int): of initial states and noise.
         rounds (int, optional): episodes of each environment. Defaults to ``1``.
         max_steps (int, optional): an unfinished episode counts with its return so far.
@@ -48,7 +48,7 @@ def evaluate(
         with torch.random.fork_rng(), set_exploration_type(exploration):
             torch.manual_seed(seed)
             env.set_seed(seed)
-            ends = _mean_end(env, actor, rounds, max_steps)
+            ends = _mean_end(env, policy, rounds, max_steps)
         if (shares := ends.pop("reached_goal", None)) is not None:
             ends["goal_entropy"] = torch.special.entr(shares / shares.sum().clamp_min(1e-9)).sum()
         for key, value in ends.items():
@@ -56,14 +56,14 @@ def evaluate(
     return results
 
 
-def _mean_end(env: EnvBase, actor: TensorDictModule, rounds: int, max_steps: int) -> dict[str, torch.Tensor]:
+def _mean_end(env: EnvBase, policy: TensorDictModuleBase, rounds: int, max_steps: int) -> dict[str, torch.Tensor]:
     """The mean end of ``rounds`` episodes of each environment, which do not wait for each other between them."""
     td = env.reset()
     counts = torch.zeros_like(td["done"], dtype=torch.long)
     totals: dict[str, Any] = defaultdict(float)
     weights: dict[str, Any] = defaultdict(float)
     for step_index in range(rounds * max_steps):
-        step, td = env.step_and_maybe_reset(actor(td))
+        step, td = env.step_and_maybe_reset(policy(td))
         is_last = step_index == rounds * max_steps - 1
         counted = (step["next", "done"] | is_last) & (counts < rounds)
         counts += counted

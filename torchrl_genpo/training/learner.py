@@ -1,64 +1,74 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What one batch does to the networks: advantages, mini-batches, learning rates, sigma."""
+"""What one batch does to the networks: reward scale, advantages, mini-batches, learning rates, normalisation."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from omegaconf import DictConfig
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictSequential
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
-from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR, SoftUpdate
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo.configuration import make_adaptive_sigma
-from torchrl_genpo.distributed import Ranks
+from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.envs import IsaacLabSymmetry
-from torchrl_genpo.models import has_exact_density, noise_parameters, observation_keys
+from torchrl_genpo.modules import encode
+from torchrl_genpo.training.build import PAIR_FLOWS, noise_parameters, normalizers, observation_keys
 from torchrl_genpo.training.evaluation import compare_ratios
-from torchrl_genpo.training.numbers import check_data, check_finite
-from torchrl_genpo.training.update import augment, batch_keys, make_update, prepare, update_metrics
+from torchrl_genpo.training.finite import check_data, check_finite
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.reward_scale import RewardScale
+from torchrl_genpo.training.update import augment, batch_keys, make_update, update_metrics
 
 __all__ = ["Learner"]
 
 
 class Learner:
-    """Optimizer, its schedules, and the passes over a batch.
+    """Optimizer, its schedules, the running statistics, and the passes over a batch.
 
     Args:
-        cfg (DictConfig): of the run, see ``torchrl_genpo/config/genpo.yaml``.
+        options (TrainOptions): of the run.
         env (EnvBase): says which observations there are.
-        actor (TensorDictModule): the policy.
-        critic (ValueOperator): the value network.
+        policy (TensorDictSequential): the policy.
+        critic (TensorDictSequential): the value network.
         loss (ClipPPOLoss): of both.
         ranks (Ranks): the processes that train together.
+
+    Attributes:
+        optimizer (Optimizer): over the parameters of ``loss``.
+        schedule (KLAdaptiveLR or None): of its learning rates.
+        reward_scale (RewardScale or None): the scale of the rewards, unless they stay as they are.
     """
 
     def __init__(
         self,
-        cfg: DictConfig,
+        options: TrainOptions,
         env: EnvBase,
-        actor: TensorDictModule,
-        critic: ValueOperator,
+        policy: TensorDictSequential,
+        critic: TensorDictSequential,
         loss: ClipPPOLoss,
         ranks: Ranks,
     ) -> None:
-        optim = cfg.optim
-        self.cfg, self.actor, self.critic, self.loss, self.ranks = cfg, actor, critic, loss, ranks
-        self._finite_keys = [("next", key) for key in (*observation_keys(env), "reward")]
-        self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
-        self.symmetry = IsaacLabSymmetry(env) if cfg.env.get("symmetry") else None
+        optim = options.optim
+        self.options, self.policy, self.critic, self.loss, self.ranks = options, policy, critic, loss, ranks
+        keys = observation_keys(env)
+        self._finite_keys = [*(("next", key) for key in (*keys, "reward")), *keys]
+        self._normalizers = normalizers(policy, critic) if options.env.normalize_observation else []
+        self.reward_scale = RewardScale().to(options.device) if options.env.scale_reward else None
+        self.gae = GAE(gamma=options.loss.gamma, lmbda=options.loss.gae_lambda, value_network=critic, average_gae=False)
+        self.symmetry = IsaacLabSymmetry(env) if options.env.symmetry else None
         images = 1 if self.symmetry is None else self.symmetry.order
         self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(cfg.collector.frames_per_batch * images, device=cfg.device),
+            storage=LazyTensorStorage(options.collector.frames_per_batch * images, device=options.device),
             sampler=SamplerWithoutReplacement(),
-            batch_size=cfg.loss.mini_batch_size * images,
+            batch_size=options.loss.mini_batch_size * images,
         )
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": self._actor_parameters, "lr": optim.lr},
             {"params": list(loss.critic_network_params.parameters()), "lr": optim.critic_lr or optim.lr},
         ]
@@ -71,16 +81,15 @@ class Learner:
         self.schedule = None
         if optim.schedule == "kl_adaptive":
             self.schedule = KLAdaptiveLR(self.optimizer, optim.target_kl, min_lr=optim.min_lr, max_lr=optim.max_lr)
-        self.adaptive_sigma = make_adaptive_sigma(cfg, actor)
-        decay = cfg.loss.proximal_decay
+        decay = options.loss.proximal_decay
         proximal = None if decay is None else SoftUpdate(loss, eps=decay)
         self._updates = {  # a CUDA graph goes on giving the actor gradients, or none, as when it was captured
             is_warming_up: make_update(
                 loss,
                 self.optimizer,
                 optim.max_grad_norm,
-                compile_mode=cfg.compile.mode if cfg.compile.enabled else None,
-                cudagraphs=cfg.compile.cudagraphs,
+                compile_mode=options.compile.mode if options.compile.enabled else None,
+                cudagraphs=options.compile.cudagraphs,
                 ranks=ranks,
                 proximal=proximal,
             )
@@ -88,10 +97,11 @@ class Learner:
         }
 
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
-        """Improves policy and critic by a collected batch.
+        """Improves policy and critic by a collected batch, then lets it move the normalisation.
 
         Args:
-            data (TensorDictBase): ``[*envs, time]``; value and advantage are added to it.
+            data (TensorDictBase): ``[*envs, time]``, raw; values, advantages and the scale of its rewards are changed
+                in place.
             frames_before (int): of the run, before this batch.
 
         Returns:
@@ -100,50 +110,51 @@ class Learner:
         Raises:
             DivergedError: for a number that is not finite in the data, the loss, its gradient or the parameters.
         """
-        cfg = self.cfg
+        options = self.options
         written = [key for key in ("action", "action_log_prob") if key in data.keys()]
         check_data(data, [*self._finite_keys, *written], self.ranks)
         batch = self._prepare(data)
-        watched = None
-        if has_exact_density(self.actor) and cfg.diagnostics.samples:
-            spread = batch[:: max(1, len(batch) // cfg.diagnostics.samples)]  # over all environments and steps
-            watched = self.actor.draw_memories(spread[: cfg.diagnostics.samples], cfg.diagnostics.num_memories)
-        is_warming_up = frames_before < cfg.optim.critic_warmup
+        flow, watched = None, None
+        if options.policy.name in PAIR_FLOWS and options.diagnostics.samples:
+            spread = batch[:: max(1, len(batch) // options.diagnostics.samples)]  # over all environments and steps
+            flow, seen = encode(self.policy, spread[: options.diagnostics.samples])
+            watched = flow.draw_memories(seen, options.diagnostics.num_memories)
+        is_warming_up = frames_before < options.optim.critic_warmup
         for parameter in self._actor_parameters:
             parameter.requires_grad_(not is_warming_up)
-        if cfg.optim.schedule == "linear":
-            remaining = 1 - frames_before / cfg.collector.total_frames
+        if options.optim.schedule == "linear":
+            remaining = 1 - frames_before / options.collector.total_frames
             for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
                 group["lr"] = rate * remaining
             self._restore_critic_rate()
         self.buffer.empty()
         self.buffer.extend(batch)
         outputs = []
-        for _ in range(cfg.loss.epochs):
+        for _ in range(options.loss.epochs):
             outputs += [self._updates[is_warming_up](mini_batch) for mini_batch in self.buffer]
         check_finite(dict(self.loss.named_parameters()), "the parameters after the update", self.ranks)
         if not is_warming_up:
-            self._follow_kl(outputs[-(len(outputs) // cfg.loss.epochs) :])
+            self._follow_kl(outputs[-(len(outputs) // options.loss.epochs) :])
 
         row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0}
         row |= update_metrics(torch.stack(outputs))
-        if watched is not None:
-            ratios = compare_ratios(self.actor, watched, cfg.loss.clip_epsilon)
+        if flow is not None and watched is not None:
+            ratios = compare_ratios(flow, watched, options.loss.clip_epsilon)
             row |= {f"diagnostics/{key}": value for key, value in ratios.items()}
-        if self.adaptive_sigma is not None:
-            row["train/sigma"] = self.actor.solver.sigma
-            quantity = torch.tensor(row[f"train/{cfg.solver.adapt.quantity}"], device=cfg.device)
-            self.adaptive_sigma.step(self.ranks.mean(quantity).item())
+        for normalizer in self._normalizers:  # last: stored and recomputed densities are of the same statistics
+            normalizer.update(data.get(normalizer.in_keys[0]), self.ranks.sum)
         return row
 
     def _prepare(self, data: TensorDictBase) -> TensorDictBase:
         """The samples ``[n]`` to draw mini-batches from, with advantages, mirror images and what the loss keeps."""
+        if self.reward_scale is not None:
+            self.reward_scale(data, self.ranks.sum)
         with torch.no_grad():
             self.gae(data)
-        batch = data.select(*batch_keys(self.loss, self.actor), strict=False).reshape(-1)
+        batch = data.select(*batch_keys(self.loss, self.policy), strict=False).reshape(-1)
         if self.symmetry is not None:
-            batch = augment(batch, self.symmetry, self.actor, self.critic, self.cfg.loss.mini_batch_size)
-        return prepare(self.loss, batch)
+            batch = augment(batch, self.symmetry, self.policy, self.critic, self.options.loss.mini_batch_size)
+        return self.loss.before_updates(batch) if hasattr(self.loss, "before_updates") else batch
 
     def _follow_kl(self, last_epoch: list[TensorDictBase]) -> None:
         """Sets an adaptive rate once an update, by its last epoch.
@@ -157,6 +168,6 @@ class Learner:
         self._restore_critic_rate()
 
     def _restore_critic_rate(self) -> None:
-        """A rate of the critic's own follows no schedule."""
-        if self.cfg.optim.critic_lr is not None:
+        """Keeps the critic's rate where it has one of its own, which follows no schedule."""
+        if self.options.optim.critic_lr is not None:
             self.optimizer.param_groups[1]["lr"] = self._rates[1]

@@ -13,29 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from tensordict import TensorDictBase
 from tqdm import tqdm
 
-from torchrl_genpo.configuration import as_dict, build_env, build_models
-from torchrl_genpo.distributed import Ranks, SharedNormalization
-from torchrl_genpo.envs import (
-    WorkerError,
-    close_quietly,
-    copy_normalization,
-    frozen_normalization,
-    name_worker_failure,
-    one_simulation,
-)
-from torchrl_genpo.limits import did_you_mean
-from torchrl_genpo.loading import load_pretrained
-from torchrl_genpo.recording import draw_learning_curve, make_logger
-from torchrl_genpo.runs import RunFolder, StopRequest
-from torchrl_genpo.training.checkpoint import Progress, load_checkpoint, make_checkpoint
+from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.config.schema import TrainOptions
+from torchrl_genpo.envs import WorkerError, close_quietly, name_worker_failure, one_simulation
+from torchrl_genpo.training.build import build_env, build_models
+from torchrl_genpo.training.checkpoint import RandomState, load_pretrained, read_checkpoint, restore
 from torchrl_genpo.training.collection import make_collection
 from torchrl_genpo.training.evaluation import episode_log, evaluate, statistics_columns
+from torchrl_genpo.training.finite import DivergedError, LastGood
 from torchrl_genpo.training.learner import Learner
-from torchrl_genpo.training.numbers import DivergedError, LastGood
+from torchrl_genpo.training.metrics import draw_learning_curve
+from torchrl_genpo.training.progress import Progress
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.recording import make_logger
+from torchrl_genpo.training.run_folder import RunFolder
+from torchrl_genpo.training.signals import StopRequest
 
 __all__ = ["EVAL_SEED", "Training", "set_seeds"]
 
@@ -54,58 +49,58 @@ def set_seeds(seed: int) -> None:
 class Training:
     """The parts of a run and the loop over its updates; of several ranks the first alone evaluates and writes.
 
-    An update is all or nothing: when a number that is not finite turns up in it, parameters, optimizer and
-    normalisation go back to where they were before it, and the next batch has its turn.
+    An update is all or nothing: when a number that is not finite turns up in it, networks, statistics and optimizer go
+    back to where they were before it, and the next batch has its turn.
 
     Args:
-        cfg (DictConfig): of the run, see ``torchrl_genpo/config/genpo.yaml``.
+        options (TrainOptions): of the run.
         folder (RunFolder): where it writes, and what it resumes.
         ranks (Ranks): the processes that train together.
     """
 
-    def __init__(self, cfg: DictConfig, folder: RunFolder, ranks: Ranks) -> None:
-        self.cfg, self.folder, self.ranks = cfg, folder, ranks
-        seed = cfg.seed + RANK_SEEDS * ranks.rank
+    def __init__(self, options: TrainOptions, folder: RunFolder, ranks: Ranks) -> None:
+        self.options, self.folder, self.ranks = options, folder, ranks
+        seed = options.seed + RANK_SEEDS * ranks.rank
         set_seeds(seed)
-        self.env = env = build_env(cfg, cfg.env.num_envs, seed)
+        self.env = env = build_env(options, options.env.num_envs, seed)
         self.eval_env = None
-        if ranks.is_first and not one_simulation(cfg.env.name):
-            self.eval_env = build_env(cfg, cfg.eval.num_envs, EVAL_SEED)
-        self.actor, critic, self.loss = build_models(cfg, env)
+        if ranks.is_first and not one_simulation(options.env.name):
+            self.eval_env = build_env(options, options.eval.num_envs, EVAL_SEED)
+        self.policy, critic, self.loss = build_models(options, env)
         ranks.copy_from_first(self.loss.parameters())
-        if cfg.policy.get("init") and folder.resume_from is None:
-            load_pretrained(cfg, env, self.actor)
-        self.learner = Learner(cfg, env, self.actor, critic, self.loss, ranks)
-        self.progress = Progress(max(20, cfg.env.num_envs))
-        self.collection = make_collection(cfg, env, self.actor, seed, self.progress)
-        self.checkpoint = make_checkpoint(
-            loss=self.loss,
-            env=env,
-            optimizer=self.learner.optimizer,
-            schedule=self.learner.schedule,
-            adaptive_sigma=self.learner.adaptive_sigma,
-            collection=self.collection if ranks.is_first else None,
-            progress=self.progress,
-        )
+        if options.policy.init and folder.resume_from is None:
+            load_pretrained(options, self.policy)
+        self.learner = Learner(options, env, self.policy, critic, self.loss, ranks)
+        self.progress = Progress(max(20, options.env.num_envs))
+        self.collection = make_collection(options, env, self.policy, seed, self.progress)
         columns = [*self.collection.columns, *statistics_columns(env)]
         folder.columns += [column for column in columns if column not in folder.columns]
-        if (best := cfg.checkpoint.keep_best) is not None and best not in folder.columns:
+        if (best := options.checkpoint.keep_best) is not None and best not in folder.columns:
             raise ValueError(f"checkpoint.keep_best={best} is no column.{did_you_mean(best, folder.columns)}")
         self._saved: tuple[int, Path] | None = None  # frames and path of the newest checkpoint
         if folder.resume_from is not None:
-            load_checkpoint(self.checkpoint, folder.resume_from, cfg.device)
+            restore(read_checkpoint(folder.resume_from, options.device), self._parts(), folder.resume_from)
             self._saved = self.progress.frames, folder.resume_from
             if ranks.is_first:
                 folder.truncate_metrics(self.progress.frames or -1)
-        self.normalization = SharedNormalization(env, ranks)
-        self.last_good = LastGood(self.loss, self.learner.optimizer, env)
-        self.logger = make_logger(folder=folder.path, config=as_dict(cfg), **cfg.logger) if ranks.is_first else None
+        scale = self.learner.reward_scale
+        self.last_good = LastGood(self.loss, self.learner.optimizer, *([] if scale is None else [scale]))
+        self.logger = None
+        if ranks.is_first:
+            self.logger = make_logger(options.logger, folder.path, options.model_dump(mode="json"))
         if ranks.is_first and not self.progress.frames:
-            row = {}
-            if cfg.policy.get("init"):  # first, for it may remain the best
-                row = {"frames": 0} | self._evaluate()
-                self._log(row)
-            self.save(row)  # from here on every run can be resumed
+            if options.policy.init:  # first, for it may remain the best
+                self._log({"frames": 0} | self._evaluate())
+            self.save()  # from here on every run can be resumed
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds: with all of it a run continues exactly, where the simulator's state can be saved."""
+        learner = self.learner
+        parts = {"policy": self.policy, "loss": self.loss, "optimizer": learner.optimizer, "progress": self.progress}
+        optional = {"schedule": learner.schedule, "reward_scale": learner.reward_scale}
+        if self.ranks.is_first:
+            optional |= {"random": RandomState(), **self.collection.parts()}
+        return parts | {name: part for name, part in optional.items() if part is not None}
 
     def run(self, stop: StopRequest) -> None:
         """Trains to the last frame, or saves when it is told to stop; draws the learning curve.
@@ -117,9 +112,9 @@ class Training:
             DivergedError: after ``tolerance.undone_updates`` updates in a row that met numbers that are not finite.
             WorkerError: if a process of the environment died or hung.
         """
-        cfg, progress = self.cfg, self.progress
+        options, progress = self.options, self.progress
         bar = tqdm(
-            total=cfg.collector.total_frames,
+            total=options.collector.total_frames,
             initial=progress.frames,
             unit="frames",
             unit_scale=True,
@@ -159,12 +154,14 @@ class Training:
             if not self.ranks.is_first:
                 continue
             try:
-                if self._is_due(cfg.eval.interval, frames_before):
+                if self._is_due(options.eval.interval, frames_before):
                     row |= self._evaluate()
             finally:
                 self._log(row)
-            if self._is_due(cfg.eval.interval, frames_before) or self._is_due(cfg.checkpoint.interval, frames_before):
-                self.save(row)  # whatever was evaluated may be the best
+            if self._is_due(options.eval.interval, frames_before) or self._is_due(
+                options.checkpoint.interval, frames_before
+            ):
+                self.save()  # whatever was evaluated may be the best
             bar.update(progress.frames - frames_before)
             shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
             bar.set_postfix(
@@ -175,13 +172,13 @@ class Training:
             self.save()
         self.collection.close()
         if self.ranks.is_first:
-            title = f"{cfg.env.name}, {cfg.policy.name}, seed {cfg.seed}"
+            title = f"{options.env.name}, {options.policy.name}, seed {options.seed}"
             draw_learning_curve(self.folder.metrics_path, self.folder.path / "learning_curve.png", title)
 
     @property
     def is_finished(self) -> bool:
         """Whether all frames are trained."""
-        return self.progress.frames >= self.cfg.collector.total_frames
+        return self.progress.frames >= self.options.collector.total_frames
 
     def close(self) -> None:
         """Ends collection and environments, whatever state their processes are in."""
@@ -190,10 +187,10 @@ class Training:
             if env is not None:
                 close_quietly(env)
 
-    def save(self, row: dict[str, float] | None = None) -> Path:
-        """Saves a checkpoint, once at a frame: a second one would lose ``row``, what was logged of the evaluation."""
+    def save(self) -> Path:
+        """Saves a checkpoint, once at a frame."""
         if self._saved is None or self._saved[0] != self.progress.frames:
-            path = self.folder.save(self.checkpoint, self.progress.frames, as_dict(self.cfg), row)
+            path = self.folder.save(self.progress.frames, self.options.model_dump(mode="json"), self._parts())
             self._saved = self.progress.frames, path
         return self._saved[1]
 
@@ -202,7 +199,6 @@ class Training:
 
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """One update from a collected batch ``[*envs, time]``; returns what is logged of it."""
-        self.normalization.merge()
         row = self.learner.learn(data, frames_before) | self.collection.metrics
         self.collection.update_policy_weights_()
         if returns := self.progress.last_returns(data["next", "episode_reward"][data["next", "done"]].tolist()):
@@ -211,9 +207,8 @@ class Training:
 
     def _undo(self, error: DivergedError, data: TensorDictBase, count: int) -> None:
         """Starts new episodes after a bad batch; after too many in a row keeps the batch and gives up."""
-        limit = self.cfg.tolerance.undone_updates
+        limit = self.options.tolerance.undone_updates
         sys.stderr.write(f"\nUpdate undone at frame {self.progress.frames} ({count} of {limit} in a row). {error}\n")
-        self.normalization = SharedNormalization(self.env, self.ranks)  # counts from what was restored
         if count < limit:
             self.collection.update_policy_weights_()
             self.collection.restart_episodes()
@@ -226,18 +221,16 @@ class Training:
         raise DivergedError(message) from error
 
     def _evaluate(self) -> dict[str, float]:
-        """Evaluates with the present normalisation; where one simulation has to do, in the training's own."""
+        """Evaluates the present policy; where one simulation has to do, in the training's own."""
         if self.eval_env is not None:
-            copy_normalization(self.env, self.eval_env)
             try:
-                return evaluate(self.eval_env, self.actor, EVAL_SEED, self.cfg.eval.rounds)
+                return evaluate(self.eval_env, self.policy, EVAL_SEED, self.options.eval.rounds)
             except Exception as error:
                 failure = name_worker_failure(self.eval_env, error)
                 if failure is None:
                     raise
                 raise WorkerError(f"During evaluation: {failure} Saved {self.save()}") from error
-        with frozen_normalization(self.env):
-            results = evaluate(self.env, self.actor, EVAL_SEED)
+        results = evaluate(self.env, self.policy, EVAL_SEED)
         if not self.is_finished:
             self.collection.restart_episodes()
         return results

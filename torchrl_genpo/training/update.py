@@ -9,13 +9,14 @@ from collections.abc import Callable
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import nn
+from torch import Tensor, nn
 from torchrl.objectives import ClipPPOLoss, TargetNetUpdater
 
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.training.numbers import DivergedError, check_finite
+from torchrl_genpo.modules import encode, steps
+from torchrl_genpo.training.finite import DivergedError, check_finite
+from torchrl_genpo.training.ranks import Ranks
 
-__all__ = ["augment", "batch_keys", "make_update", "prepare", "update_metrics"]
+__all__ = ["augment", "batch_keys", "make_update", "update_metrics"]
 
 WATCHED = ("kl_approx", "inversion_error")  # beside the losses, whose clip hides a ratio that is not finite
 CAPTURE_AFTER = 5  # calls, in the last of which a CUDA graph is captured
@@ -96,36 +97,26 @@ def make_update(
     return update
 
 
-def batch_keys(loss: ClipPPOLoss, actor: TensorDictModule) -> list[NestedKey]:
+def batch_keys(loss: ClipPPOLoss, policy: TensorDictModule) -> list[NestedKey]:
     """What an update reads of the collected data, after the advantages were estimated."""
     read = [key for key in loss.in_keys if not (isinstance(key, tuple) and key[0] == "next")]
-    written = [key for key in actor.out_keys if key not in ("loc", "scale")]
-    return [*dict.fromkeys([*read, *written, "advantage", "value_target", "state_value"])]
-
-
-def prepare(loss: ClipPPOLoss, batch: TensorDictBase) -> TensorDictBase:
-    """Adds to a collected batch, before its first update, what a loss wants kept of the policy that collected it.
-
-    Stock PPO wants nothing; see :meth:`torchrl_genpo.GenPOLoss.prepare` and those of
-    :mod:`torchrl_genpo.baselines`.
-    """
-    return loss.prepare(batch) if hasattr(loss, "prepare") else batch
+    return [*dict.fromkeys([*read, *policy.out_keys, "advantage", "value_target", "state_value"])]
 
 
 @torch.no_grad()
 def augment(
     data: TensorDictBase,
     mirror: Callable[[TensorDictBase], TensorDictBase],
-    actor: TensorDictModule,
+    policy: TensorDictModule,
     critic: TensorDictModule,
     batch_size: int,
 ) -> TensorDictBase:
     """Adds mirror images to flat data, with the log-probabilities and values that the present networks give them.
 
     Args:
-        data (TensorDictBase): ``[n]``, collected by ``actor``.
+        data (TensorDictBase): ``[n]``, collected by ``policy``.
         mirror (Callable): see :class:`~torchrl_genpo.envs.IsaacLabSymmetry`.
-        actor (TensorDictModule): the policy that collected the data.
+        policy (TensorDictModule): what collected the data.
         critic (TensorDictModule): the value network.
         batch_size (int): samples that are evaluated at a time.
 
@@ -138,11 +129,18 @@ def augment(
     for part in images.split(batch_size):
         values.append(critic(part.select(*critic.in_keys))["state_value"])
         if "action_log_prob" in images.keys():
-            log_probs.append(actor.log_prob(part))
+            log_probs.append(_log_prob(policy, part))
     images["state_value"] = torch.cat(values)
     if log_probs:
         images["action_log_prob"] = torch.cat(log_probs)
     return torch.cat([data, images])
+
+
+def _log_prob(policy: TensorDictModule, data: TensorDictBase) -> Tensor:
+    if not any(hasattr(step, "velocity") for step in steps(policy)):
+        return policy.log_prob(data)
+    flow, seen = encode(policy, data)
+    return flow.log_prob(seen)
 
 
 def update_metrics(outputs: TensorDictBase) -> dict[str, float]:

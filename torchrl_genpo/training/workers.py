@@ -1,10 +1,8 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Collection by TorchRL's distributed collectors, with one running normalisation for all workers.
+"""Collection by TorchRL's distributed collectors, in processes of this machine or of others.
 
-Workers simulate without normalisation and act by a :class:`BehaviorPolicy`, in which frozen statistics precede the
-policy. The learner normalises a batch with the statistics of the version that collected it, and only then lets the raw
-batch move them. So the stored log-probability is that of exactly the observation that an update sees.
+Workers act by copies of the policy, its normaliser included. Every step tells which version of the policy acted.
 """
 
 from __future__ import annotations
@@ -12,72 +10,53 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
-import signal
 import socket
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase
+from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
 from torchrl.collectors import BaseCollector, MultiAsyncCollector, MultiSyncCollector
 from torchrl.envs import EnvBase
 from torchrl.weight_update import MultiProcessWeightSyncScheme
 
-from torchrl_genpo.configuration import as_dict, build_env
-from torchrl_genpo.envs import BatchNormalizer, WorkerError, normalization_transforms
-from torchrl_genpo.models import observation_keys
-from torchrl_genpo.training.checkpoint import Progress
+from torchrl_genpo.config.schema import TrainOptions
+from torchrl_genpo.envs import WorkerError
+from torchrl_genpo.training.build import build_env
+from torchrl_genpo.training.progress import Progress
+from torchrl_genpo.training.signals import ignore_signals
 
-__all__ = ["BehaviorPolicy", "WorkerCollection", "make_worker_env"]
+__all__ = ["VersionedPolicy", "WorkerCollection", "make_worker_env"]
 
 COLUMNS = ("collect/staleness", "collect/max_staleness", "collect/dropped")  # that only workers have
 
 VERSION = "policy_version"
 Makers = list[Callable[[], EnvBase]]
-FIRST_STEPS = 32  # in each of the learner's environments, for statistics to begin with
 
 
-class BehaviorPolicy(TensorDictModuleBase):
-    """What acts in a worker: frozen normalisation, the policy, and the version of both.
+class VersionedPolicy(TensorDictModuleBase):
+    """What acts in a worker: the policy, and the version of it.
 
-    All that changes with an update is a parameter or a buffer, so that TorchRL's weight synchronisation carries it.
-    Reads raw observations, writes what the policy writes and ``policy_version`` ``[...]``, int64: the version that
-    acted. (TorchRL's own ``PolicyVersion`` counts the updates that a worker has received, not the learner's.)
+    All that changes between updates is a parameter or a buffer, so that TorchRL's weight synchronisation carries it.
+    Writes what the policy writes and ``policy_version`` ``[...]``, int64: the version that acted. (TorchRL's own
+    ``PolicyVersion`` counts the updates that a worker has received, not the learner's.)
 
     Args:
-        actor (TensorDictModule): the policy.
-        statistics (TensorDictBase): see :meth:`~torchrl_genpo.envs.BatchNormalizer.statistics`.
+        policy (TensorDictModuleBase): the policy.
     """
 
-    def __init__(self, actor: TensorDictModule, statistics: TensorDictBase) -> None:
+    def __init__(self, policy: TensorDictModuleBase) -> None:
         super().__init__()
-        self.in_keys, self.out_keys = list(actor.in_keys), [*actor.out_keys, VERSION]
-        self.actor = actor
-        self._normalized = [key for key in self.in_keys if key in statistics["loc"].keys()]
-        for key in self._normalized:
-            for name in ("loc", "scale"):
-                self.register_buffer(f"{key}_{name}", statistics[name, key].clone())
+        self.in_keys, self.out_keys = list(policy.in_keys), [*policy.out_keys, VERSION]
+        self.policy = policy
+        self.version: Tensor
         self.register_buffer("version", torch.zeros((), dtype=torch.int64))
-        sigma = getattr(getattr(actor, "solver", None), "sigma", None)
-        if isinstance(sigma, float):  # moves with an AdaptiveSigma
-            self.register_buffer("sigma", torch.tensor(sigma, dtype=torch.float64))
         self._received: deque[TensorDictBase] = deque(maxlen=1)
-
-    def set_statistics(self, statistics: TensorDictBase, version: int) -> None:
-        """Takes over the learner's present statistics, version and sigma; the weights are its own."""
-        for key in self._normalized:
-            for name in ("loc", "scale"):
-                self.get_buffer(f"{key}_{name}").copy_(statistics[name, key])
-        self.version.fill_(version)
-        if hasattr(self, "sigma"):
-            self.sigma.fill_(self.actor.solver.sigma)
 
     def weights(self) -> TensorDict:
         """A copy of all parameters and buffers."""
@@ -88,18 +67,12 @@ class BehaviorPolicy(TensorDictModuleBase):
         self._received.append(weights)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Acts on raw observations."""
+        """Acts, and writes which version did."""
         if self._received:
             mine = TensorDict.from_module(self)
             for key, value in self._received.pop().items(True, True):
                 mine[key].data = value  # not in place: the memory may be that of all workers
-        if hasattr(self, "sigma") and (sigma := self.sigma.item()) != self.actor.solver.sigma:
-            self.actor.solver.sigma = sigma
-        seen = tensordict.select(*self.in_keys)
-        for key in self._normalized:
-            statistics = (self.get_buffer(f"{key}_{name}") for name in ("loc", "scale"))
-            seen[key] = BatchNormalizer.normalize_observation(seen[key], *statistics)
-        tensordict.update(self.actor(seen).exclude(*self.in_keys))
+        tensordict = self.policy(tensordict)
         return tensordict.set(VERSION, self.version.expand(tensordict.batch_size).clone())
 
 
@@ -119,32 +92,20 @@ class _BetweenSteps(MultiProcessWeightSyncScheme):
                 break
 
 
-def make_worker_env(
-    config: dict[str, Any], num_envs: int, seed: int, state: dict[str, Tensor], ignore_signals: bool = False
-) -> EnvBase:
-    """The environment of one worker: raw numbers, on the CPU.
+def make_worker_env(config: dict[str, Any], num_envs: int, seed: int, is_deaf: bool = False) -> EnvBase:
+    """The environment of one worker, on the CPU.
 
     Args:
-        config (dict): of the run.
+        config (dict): the options of the run.
         num_envs (int): of this worker.
         seed (int): of this worker, for its policy too.
-        state (dict): of the transforms of the learner's environment; ranges that stand still come from it.
-        ignore_signals (bool, optional): SIGINT and SIGTERM, which a terminal or a scheduler sends to every process: the
-            learner decides when to stop. Defaults to ``False``.
+        is_deaf (bool, optional): whether signals are ignored, see :func:`ignore_signals`. Defaults to ``False``.
     """
-    if ignore_signals and threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-    cfg = OmegaConf.create(config)
-    torch.set_num_threads(cfg.num_threads)
-    wanted = cfg.env.normalize_observation, cfg.env.scale_reward
-    cfg.device, cfg.env.normalize_observation, cfg.env.scale_reward = "cpu", False, False
-    env = build_env(cfg, num_envs, seed)
-    keys = observation_keys(env) if wanted[0] else []
-    for transform in normalization_transforms(keys, cfg.loss.gamma if wanted[1] else None, deferred=True):
-        env.append_transform(transform)
-    mine = env.transform.state_dict()
-    env.transform.load_state_dict(mine | {key: value for key, value in state.items() if key in mine})
+    if is_deaf:
+        ignore_signals()
+    options = TrainOptions.model_validate(config | {"device": "cpu"})
+    torch.set_num_threads(options.num_threads)
+    env = build_env(options, num_envs, seed)
     torch.manual_seed(seed)
     return env
 
@@ -165,30 +126,32 @@ class WorkerCollection:
     episodes.
 
     Args:
-        cfg (DictConfig): of the run.
-        env (EnvBase): of the learner; holds the statistics, and collects a few steps to begin them.
-        actor (TensorDictModule): the policy that is trained.
+        options (TrainOptions): of the run.
+        env (EnvBase): of the learner.
+        policy (TensorDictModuleBase): the policy that is trained.
         seed (int): of this process.
         progress (Progress): of the run.
     """
 
-    def __init__(self, cfg: DictConfig, env: EnvBase, actor: TensorDictModule, seed: int, progress: Progress) -> None:
+    def __init__(
+        self, options: TrainOptions, env: EnvBase, policy: TensorDictModuleBase, seed: int, progress: Progress
+    ) -> None:
         self.columns = list(COLUMNS)
         self.metrics: dict[str, float] = {}
-        self._cfg, self._env, self._actor, self._seed, self._progress = cfg, env, actor, seed, progress
-        options = self._options = cfg.collector
-        for name, number in (("env.num_envs", cfg.env.num_envs), ("frames_per_batch", options.frames_per_batch)):
-            if number % options.num_workers or number < options.num_workers:
-                raise ValueError(f"{name}={number} must be a multiple of collector.num_workers={options.num_workers}.")
-        if options.kind == "ray" and importlib.util.find_spec("ray") is None:
+        self._run, self._seed, self._progress = options, seed, progress
+        self._options: Any = options.collector
+        workers = self._options.num_workers
+        sizes = {"env.num_envs": options.env.num_envs, "frames_per_batch": self._options.frames_per_batch}
+        for name, number in sizes.items():
+            if number % workers or number < workers:
+                raise ValueError(f"{name}={number} must be a multiple of collector.num_workers={workers}.")
+        if self._options.kind == "ray" and importlib.util.find_spec("ray") is None:
             raise ImportError('collector=ray needs Ray: pip install "torchrl-genpo[ray]"')
-        self._is_async = options.kind == "multi_async" or not options.get("synchronous", True)
-        if options.kind == "rpc" and torch.distributed.is_initialized():
+        self._is_async = self._options.kind == "multi_async" or not getattr(self._options, "synchronous", True)
+        if self._options.kind == "rpc" and torch.distributed.is_initialized():
             raise ValueError("collector=rpc has a process group of its own: under torchrun use multi_sync or ray.")
-        self._normalizer = BatchNormalizer(env)
-        self._statistics: dict[int, TensorDict] = {}  # by version
         self._version = -1
-        self._learner = BehaviorPolicy(actor, self._normalizer.statistics())
+        self._learner = VersionedPolicy(policy)
         self._collector: BaseCollector | None = None
 
     def __iter__(self) -> Iterator[TensorDictBase]:
@@ -204,20 +167,14 @@ class WorkerCollection:
         except Exception as error:
             self.close()
             raise WorkerError(f"Collection failed ({self._options.kind}): {type(error).__name__}: {error}") from error
-        batch = TensorDict.cat(rollouts).to(self._cfg.device)
-        version = batch[VERSION]
-        oldest = min(self._statistics)
-        table = TensorDict.stack([self._statistics[number] for number in range(oldest, self._version + 1)])
-        raw = batch.select(*(("next", key) for key in batch["next"].keys())).clone()
-        self._normalizer.normalize(batch, table.to(batch.device)[version - oldest])
-        self._normalizer.update(raw)
-        staleness = (self._version - version).float()
+        batch = TensorDict.cat(rollouts).to(self._run.device)
+        staleness = (self._version - batch[VERSION]).float()
         self.metrics["collect/staleness"] = staleness.mean().item()
         self.metrics["collect/max_staleness"] = staleness.max().item()
         return batch
 
     def update_policy_weights_(self) -> None:
-        """Sends weights and statistics with the next batch, when both are settled."""
+        """Sends the weights with the next batch, when the statistics of the normaliser are settled too."""
         self._has_news = True
 
     def restart_episodes(self) -> None:
@@ -225,7 +182,7 @@ class WorkerCollection:
         self.close()
 
     def parts(self) -> dict[str, Any]:
-        """Nothing: weights and statistics are the learner's, simulators begin anew."""
+        """Nothing: simulators begin anew."""
         return {}
 
     def close(self) -> None:
@@ -252,16 +209,12 @@ class WorkerCollection:
 
     @property
     def _max_staleness(self) -> int:
-        return self._options.get("max_staleness", 0) if self._is_async else 0
+        return getattr(self._options, "max_staleness", 0) if self._is_async else 0
 
     def _publish(self) -> None:
-        """Makes a new version of weights and statistics, and sends it."""
+        """Makes a new version of the policy, and sends it."""
         self._version += 1
-        statistics = self._statistics[self._version] = self._normalizer.statistics().cpu()
-        for version in list(self._statistics):
-            if version < self._version - self._max_staleness:
-                del self._statistics[version]
-        self._learner.set_statistics(statistics, self._version)
+        self._learner.version.fill_(self._version)
         self._has_news = False
         if self._collector is None:
             return
@@ -272,23 +225,17 @@ class WorkerCollection:
             self._collector.update_policy_weights_(weights)
 
     def _start(self) -> None:
-        if not self._normalizer.has_seen_data:
-            with torch.no_grad():
-                self._env.rollout(FIRST_STEPS, self._actor, break_when_any_done=False)
-        self._statistics.clear()
         self._publish()
         self._sent = copy.deepcopy(self._learner).cpu()
         options, seed = self._options, self._seed + self._progress.frames
-        num_envs = self._cfg.env.num_envs // options.num_workers
-        state = {key: value.cpu() for key, value in self._env.transform.state_dict().items() if torch.is_tensor(value)}
+        num_envs = self._run.env.num_envs // options.num_workers
         makers = [
             partial(
                 make_worker_env,
-                as_dict(self._cfg),
+                self._run.model_dump(mode="json"),
                 num_envs,
                 seed + worker * num_envs,
-                state,
-                ignore_signals=options.kind.startswith("multi"),
+                is_deaf=options.kind.startswith("multi"),
             )
             for worker in range(options.num_workers)
         ]
@@ -352,6 +299,6 @@ class WorkerCollection:
             sync=True,
             collector_kwargs={"trust_policy": True, "auto_register_policy_transforms": False},
             launcher=options.launcher,
-            slurm_kwargs=as_dict(options.slurm),
+            slurm_kwargs=dict(options.slurm),
             tcp_port=options.port or _free_port(),
         )

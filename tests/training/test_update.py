@@ -1,0 +1,170 @@
+"""Evaluation, the update and the parts of a run that the entry script and the examples share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.envs import make_env
+from torchrl_genpo.training import (
+    DivergedError,
+    augment,
+    check_finite,
+    compare_ratios,
+    episode_log,
+    evaluate,
+    make_update,
+)
+
+
+def make_actor(solver=None):
+    return ReversibleFlowActor(VelocityMLP(4, 1, (16, 16)), solver=solver, start=IndependentStart("learned", 1))
+
+
+def make_critic():
+    return ValueOperator(MLP(in_features=4, out_features=1, num_cells=[16]))
+
+
+@pytest.fixture
+def parts():
+    torch.manual_seed(0)
+    env = make_env("pendulum", num_envs=3, seed=0)
+    actor = make_actor()
+    return env, actor, GenPOLoss(actor, make_critic(), clip_epsilon=0.2)
+
+
+def batch_of(actor, size=32):
+    with torch.no_grad():
+        data = actor(TensorDict(observation=torch.randn(size, 4), batch_size=[size]))
+    data["advantage"], data["value_target"] = torch.randn(2, size, 1)
+    return data
+
+
+def test_ratios_of_pair_and_action_are_compared(parts):
+    _, actor, _ = parts
+    data = actor.draw_memories(batch_of(actor, 8192), 16)
+    same = compare_ratios(actor, data, 0.2)
+    assert abs(same["kl_pair"]) < 1e-4 and abs(same["kl_action"]) < 1e-4 and same["ess"] > 0.5
+    assert same["clip_fraction_pair"] == same["clip_fraction_action"] == 0
+    with torch.no_grad():
+        for parameter in actor.velocity.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    moved = compare_ratios(actor, data, 0.2)
+    assert moved["kl_pair"] > moved["kl_action"] > 0  # information is only lost by forgetting the memory
+    assert moved["clip_fraction_pair"] > moved["clip_fraction_action"] > 0
+
+
+def test_mirror_images_have_the_ratio_of_their_own_action(parts):
+    """``env.symmetry=true loss.ratio=action``: memories are drawn for images as for what was collected."""
+    _, actor, _ = parts
+    critic = make_critic()
+    loss = GenPOLoss(actor, critic, clip_epsilon=0.2, ratio="action", num_memories=64)
+    torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
+
+    def mirror(data):
+        image = data.clone()
+        for key in ("observation", "action", "action_memory"):
+            image[key] = -image[key]
+        return torch.cat([data, image])
+
+    data = batch_of(actor)
+    data["state_value"] = critic(data.select("observation"))["state_value"].detach()
+    batch = loss.before_updates(augment(data, mirror, actor, critic, batch_size=10))
+    assert torch.equal(batch["action"][32:], -batch["action"][:32])
+    assert torch.equal(batch["advantage"][32:], batch["advantage"][:32])
+    expected = actor.get_dist(batch.select("observation")).action_log_prob(batch["action"], 2000).log_prob
+    torch.testing.assert_close(batch["marginal_log_prob"], expected.detach(), atol=0.1, rtol=0)
+    assert (batch["marginal_log_prob"][32:] - batch["marginal_log_prob"][:32]).abs().max() > 0.1
+    out = loss(batch)
+    assert abs(out["max_ratio"] - 1) < 1e-4 and out["inversion_error"] < 1e-4
+    torch.testing.assert_close(batch["action_log_prob"], actor.log_prob(batch), atol=1e-4, rtol=0)
+
+
+def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):
+    env, actor, _ = parts
+    state = torch.get_rng_state()
+    first = evaluate(env, actor, seed=7)
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(3)
+    assert first == evaluate(env, actor, seed=7)
+    assert first != evaluate(env, actor, seed=8)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_evaluation_counts_the_first_episodes_of_each_environment(parts, rounds):
+    env, actor, _ = parts
+    result = evaluate(env, actor, seed=7, rounds=rounds)
+    with set_exploration_type(ExplorationType.DETERMINISTIC), torch.no_grad():
+        env.set_seed(7)
+        steps = env.rollout(1000, actor, break_when_any_done=False)
+    returns = []
+    for i in range(3):
+        ends = steps["next", "done"][i, :, 0].nonzero()[:rounds, 0]
+        returns += steps["next", "episode_reward"][i, ends, 0].tolist()
+    assert len(returns) == 3 * rounds
+    assert result["eval/zero_noise/return"] == pytest.approx(sum(returns) / len(returns))
+
+
+@pytest.mark.parametrize("compile_mode", [None, "default"])
+def test_an_update_is_one_clipped_gradient_step(compile_mode):
+    actor = make_actor(ReversibleSolver(num_steps=2))  # soon compiled
+    loss = GenPOLoss(actor, make_critic(), clip_epsilon=0.2)
+    batch = batch_of(actor)
+    out = loss(batch)
+    (out["loss_objective"] + out["loss_critic"]).backward()
+    params = [p for p in loss.parameters() if p.requires_grad]
+    norm = torch.cat([p.grad.flatten() for p in params]).norm()
+    expected = [p.detach() - 0.1 * p.grad * min(1, 0.01 / norm.item()) for p in params]
+    update = make_update(loss, torch.optim.SGD(params, 0.1), 0.01, compile_mode=compile_mode)
+    result = update(batch)
+    torch.testing.assert_close(result["grad_norm"], norm, rtol=1e-4, atol=0)
+    torch.testing.assert_close(result["loss_objective"], out["loss_objective"].detach())
+    for parameter, value in zip(params, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-4, atol=1e-6)
+
+
+def test_an_update_that_is_not_finite_changes_nothing_and_says_where(parts):
+    _, actor, loss = parts
+    params = list(loss.parameters())
+    before = [p.detach().clone() for p in params]
+    update = make_update(loss, torch.optim.Adam(params), 1.0)
+    batch = batch_of(actor)
+    batch["advantage"][3] = float("nan")
+    with pytest.raises(DivergedError, match="loss_objective"):
+        update(batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, params, strict=True))
+
+
+def test_a_ratio_that_is_not_finite_is_found_where_the_clip_hides_it(parts):
+    _, actor, loss = parts
+    batch = batch_of(actor)
+    batch["advantage"][3], batch["action"][3] = -1.0, 1e25
+    with pytest.raises(DivergedError, match="kl_approx"):
+        make_update(loss, torch.optim.Adam(loss.parameters()), 1.0)(batch)
+
+
+def test_data_that_is_not_finite_is_named():
+    check_finite({"observation": torch.zeros(3)}, "the data")
+    with pytest.raises(DivergedError, match=r"the data.*reward"):
+        check_finite({"observation": torch.zeros(3), "reward": torch.tensor([1.0, float("inf")])}, "the data")
+
+
+def test_statistics_are_means_over_ended_episodes_where_they_apply():
+    nan = float("nan")
+    following = {
+        "done": torch.tensor([[True], [True], [False], [True]]),
+        "log": TensorDict({"fell": torch.tensor([[1.0], [0.0], [1.0], [0.0]])}, batch_size=4),
+        "metrics": TensorDict(
+            {"a": torch.tensor([[3.0], [nan], [8.0], [5.0]]), "b": torch.tensor([[nan], [nan], [2.0], [nan]])},
+            batch_size=4,
+        ),
+        "success": torch.tensor([[1.0], [1.0], [1.0], [0.0]]),
+    }
+    data = TensorDict({"next": TensorDict(following, batch_size=4)}, batch_size=4)
+    assert episode_log(data) == pytest.approx({"task/fell": 1 / 3, "task/a": 4.0, "train/success": 2 / 3})
+    data["next", "done"] = torch.zeros(4, 1, dtype=torch.bool)
+    assert episode_log(data) == {}

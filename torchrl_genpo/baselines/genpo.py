@@ -1,0 +1,179 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""GenPO, whose likelihoods are exact by means of dummy actions (arXiv 2505.18763)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from tensordict import NestedKey, TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from torch import Tensor
+
+from torchrl_genpo.baselines.coupling import CouplingSolver
+from torchrl_genpo.flow import ReversibleFlow, VelocityField
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.sequence import flow_of
+from torchrl_genpo.objectives import GenPOLoss
+
+__all__ = ["AlternatingCoupling", "DummyActionLoss", "JacobianFlow", "JacobianFlowActor"]
+
+
+class AlternatingCoupling(CouplingSolver):
+    r"""The solver of GenPO: alternating updates of an action and its dummy, then mixing.
+
+    .. math::
+        x' &= x + \Delta t\, v(y, t_i), & y' &= y + \Delta t\, v(x', t_i), \\
+        x_{i+1} &= p\, x' + (1-p)\, y', & y_{i+1} &= p\, y' + (1-p)\, x_{i+1} .
+
+    The updates are shears, so one step has :math:`|\det| = p^{2d}` whatever the velocity is. It costs two evaluations
+    a step, in sampling and in scoring, twice those of :class:`~torchrl_genpo.ReversibleSolver`.
+
+    References:
+        GenPO, arXiv 2505.18763, after EDICT, arXiv 2211.12446 (inversion by coupled registers).
+
+    Args:
+        num_steps (int, optional): steps :math:`M`. Defaults to ``5``.
+        mixing (float, optional): :math:`p` in ``(0, 1]``. Defaults to ``0.95``, as in the authors' code.
+
+    Raises:
+        ValueError: if ``num_steps`` is not a positive integer, ``mixing`` is outside of ``(0, 1]``, or float64 could
+            not hold the inversion.
+
+    Examples:
+        >>> import torch
+        >>> from torchrl_genpo.baselines import AlternatingCoupling
+        >>> solver = AlternatingCoupling(num_steps=5, mixing=0.95)
+        >>> velocity = lambda x, t: torch.sin(3 * x) + t
+        >>> x_0, y_0 = torch.randn(2, 4, 3, dtype=torch.float64)
+        >>> action, memory = solver.integrate(velocity, x_0, y_0)
+        >>> noise = solver.invert(velocity, action, memory)
+        >>> torch.allclose(noise[0], x_0) and torch.allclose(noise[1], y_0)
+        True
+    """
+
+    def __init__(self, num_steps: int = 5, mixing: float = 0.95) -> None:
+        if not 0 < mixing <= 1:
+            raise ValueError(f"mixing must lie in (0, 1], got {mixing}: at 0 a register is lost. GenPO uses 0.95.")
+        self.mixing = float(mixing)
+        super().__init__(num_steps)
+
+    @property
+    def step_log_det(self) -> float:
+        return 2 * math.log(self.mixing)
+
+    def step(self, i: int, velocity: VelocityField, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.add(velocity(y, i * self.dt), alpha=self.dt)
+        y = y.add(velocity(x, i * self.dt), alpha=self.dt)
+        x = torch.lerp(y, x, self.mixing)
+        return x, torch.lerp(x, y, self.mixing)
+
+    def step_back(self, i: int, velocity: VelocityField, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        y = (y - (1 - self.mixing) * x) / self.mixing
+        x = (x - (1 - self.mixing) * y) / self.mixing
+        y = y.sub(velocity(x, i * self.dt), alpha=self.dt)
+        return x.sub(velocity(y, i * self.dt), alpha=self.dt), y
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_steps={self.num_steps}, mixing={self.mixing})"
+
+
+class DummyActionLoss(GenPOLoss):
+    r"""PPO on the exact ratio of a doubled action, with GenPO's compression loss.
+
+    ``loss_compression`` is :math:`\lambda\, \mathbb{E}|x - y|^2 / d` of freshly sampled actions: it keeps the dummy
+    action from exploring what is never executed. It costs one more integration, unless its coefficient is 0.
+
+    Args:
+        actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor` with a
+            :class:`~torchrl_genpo.baselines.CouplingSolver`, or a sequence with one.
+        critic_network (TensorDictModule, optional): the value operator.
+
+    Keyword Args:
+        compression_coeff (float, optional): :math:`\lambda`. Defaults to ``0.01``.
+        **kwargs: any other keyword of :class:`~torchrl_genpo.GenPOLoss`.
+
+    Raises:
+        TypeError: if the solver of the actor has no registers.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+        >>> from torchrl_genpo.baselines import AlternatingCoupling, DummyActionLoss
+        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2), solver=AlternatingCoupling())
+        >>> loss = DummyActionLoss(actor, None, critic_coeff=None)
+        >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
+        >>> out = loss(data.set("advantage", torch.randn(8, 1)))
+        >>> bool(out["loss_compression"] > 0), bool((out["max_ratio"] - 1).abs() < 1e-4)
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        critic_network: TensorDictModule | None = None,
+        *,
+        compression_coeff: float = 0.01,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(actor_network, critic_network, **kwargs)
+        solver = flow_of(actor_network).solver
+        if not isinstance(solver, CouplingSolver):
+            raise TypeError(
+                f"DummyActionLoss compresses the registers of a CouplingSolver; this actor has {solver}. "
+                "Use AlternatingCoupling or SelfAdjointCoupling, or GenPOLoss."
+            )
+        self.register_coeff_buffer("compression_coeff", compression_coeff)
+        self._compresses = compression_coeff > 0
+
+    @property
+    def out_keys(self) -> list[NestedKey]:
+        """The outputs of ``GenPOLoss``, and ``loss_compression`` unless its coefficient is 0."""
+        if self._out_keys is None:
+            self._out_keys = [*super().out_keys, *(["loss_compression"] if self._compresses else [])]
+        return self._out_keys
+
+    @out_keys.setter
+    def out_keys(self, values: list[NestedKey]) -> None:
+        self._out_keys = values
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
+        td_out = super().forward(tensordict)
+        if self._compresses:
+            with self._in_place(self.actor_network_params):
+                _, memory = self._dist(tensordict).rsample()
+            gap = (2 * memory).square().mean(-1)
+            td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
+        return td_out
+
+
+class JacobianFlow(ReversibleFlow):
+    """A :class:`~torchrl_genpo.ReversibleFlow` that computes the determinant of its map by automatic differentiation.
+
+    The result is the solver's constant, at the price of the whole Jacobian of every sample, as GenPO's published code
+    pays it: :math:`2d` backward passes and a determinant, which the update differentiates once more. It serves to time
+    that code, and as a test.
+    """
+
+    def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor:
+        is_differentiated = torch.is_grad_enabled()
+        with torch.enable_grad():
+            noise = torch.cat([x, memory], -1).detach().requires_grad_()
+            pair = torch.cat(self.solver.integrate(self.velocity, *noise.tensor_split([x.shape[-1]], -1)), -1)
+            rows = [
+                torch.autograd.grad(number.sum(), noise, retain_graph=True, create_graph=is_differentiated)[0]
+                for number in pair.unbind(-1)
+            ]
+            log_det = torch.linalg.slogdet(torch.stack(rows, -2)).logabsdet
+        return log_det if is_differentiated else log_det.detach()
+
+
+class JacobianFlowActor(ReversibleFlowActor):
+    """A :class:`~torchrl_genpo.ReversibleFlowActor` whose density is that of :class:`JacobianFlow`."""
+
+    flow_class = JacobianFlow

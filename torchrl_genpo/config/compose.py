@@ -1,0 +1,192 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""From a command line to checked options: Hydra composes the files, the schema checks what comes out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from typing import Any, Literal, TypeAlias, TypeVar, overload
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+
+from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.config.describe import alternatives, default_values, section_at
+from torchrl_genpo.config.env_options import FAMILIES
+from torchrl_genpo.config.parts import TransformerOptions
+from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
+
+__all__ = ["GROUPS", "SCHEMAS", "ConfigName", "compose", "compose_config", "known_to_hydra", "validate"]
+
+T = TypeVar("T", TrainOptions, PretrainOptions)
+
+ConfigName: TypeAlias = Literal["genpo", "pretrain"]
+
+SCHEMAS: dict[str, Any] = {"genpo": TrainOptions, "pretrain": PretrainOptions}
+"""What the options of a file of groups are checked by."""
+
+GROUPS = ("collector", "solver", "start", "policy", "logger", "env")
+"""The sections of which one of several alternatives is chosen by its name."""
+
+WITH_FILES = ("genpo", "genpo_jacobian", "self_adjoint_flow")
+"""Policies whose files choose a solver, too; so their defaults have other names than their files."""
+
+
+@overload
+def compose(overrides: Sequence[str] = (), config_name: Literal["genpo"] = "genpo") -> TrainOptions: ...
+
+
+@overload
+def compose(overrides: Sequence[str] = (), *, config_name: Literal["pretrain"]) -> PretrainOptions: ...
+
+
+def compose(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") -> TrainOptions | PretrainOptions:
+    """Composes and checks options, as a command does with its command line.
+
+    Args:
+        overrides (sequence of str): as on a command line.
+        config_name (str): ``genpo`` for :class:`TrainOptions`, ``pretrain`` for :class:`PretrainOptions`.
+
+    Raises:
+        ValueError: for a value that the schema refuses.
+        hydra.errors.HydraException: for a group or an option that does not exist.
+
+    Examples:
+        >>> options = compose(["env=hopper", "env.num_envs=4"])
+        >>> options.env.name, options.collector.steps_per_env
+        ('hopper', 512)
+    """
+    return validate(compose_config(overrides, config_name), SCHEMAS[config_name])
+
+
+def compose_config(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") -> DictConfig:
+    """Composes options without checking them."""
+    state = GlobalHydra.instance()
+    running, state.hydra = state.hydra, None  # a command that composes again is in the midst of Hydra's own run
+    try:
+        with known_to_hydra(), hydra.initialize_config_module("torchrl_genpo.config", version_base="1.3"):
+            return hydra.compose(config_name, list(overrides))
+    finally:
+        state.hydra = running
+
+
+@contextlib.contextmanager
+def known_to_hydra() -> Iterator[None]:
+    """Makes the schema's defaults known to Hydra, so that it knows each option that a command line may set.
+
+    TorchRL registers configurations of its trainers in the one store of a process, some under the names of our groups
+    (``collector/sync``, ``logger/csv``). Within this context the store has ours alone, afterwards what it had before.
+    """
+    store = ConfigStore.instance()
+    others = store.repo
+    store.repo = {name: node for name, node in others.items() if name.startswith(("hydra", "_"))}
+    try:
+        _register(store)
+        yield
+    finally:
+        store.repo = others
+
+
+def _register(store: ConfigStore) -> None:
+    for name, schema in (("options", TrainOptions), ("pretrain_options", PretrainOptions)):
+        values = default_values(schema)
+        store.store(name=name, node={key: value for key, value in values.items() if key not in GROUPS})
+    for group in set(GROUPS) - {"env"}:
+        for name, section in alternatives(TrainOptions.model_fields[group].annotation).items():
+            node = default_values(section)
+            if group == "policy" and name in WITH_FILES:
+                store.store(name=f"policy_{name}", node=node)
+            else:
+                store.store(group=group, name=name, node=node)
+    store.store(name="policy_transformer", node=default_values(TransformerOptions))
+    for name, section in FAMILIES.items():
+        if name == "gymnasium":
+            store.store(group="env", name=name, node=default_values(section))
+        else:
+            store.store(name=f"env_{name}", node=default_values(section))
+
+
+def validate(cfg: DictConfig | Mapping[str, Any], kind: type[T] = TrainOptions) -> T:  # type: ignore[assignment]
+    """Checks options against their schema.
+
+    Args:
+        cfg (DictConfig or mapping): as Hydra composed them, or as a run saved them.
+        kind (type): :class:`TrainOptions` or :class:`PretrainOptions`.
+
+    Raises:
+        ValueError: names each option that is wrong as on the command line, its value and what it may be.
+
+    Examples:
+        >>> validate({"seed": -1})
+        Traceback (most recent call last):
+        ValueError: seed=-1: Input should be greater than or equal to 0.
+    """
+    values: Any = cfg
+    if OmegaConf.is_config(cfg):
+        try:
+            values = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[arg-type]
+        except (OmegaConfBaseException, TypeError, ZeroDivisionError) as error:
+            raise ValueError(f"The options cannot be resolved: {str(error).splitlines()[0]}") from error
+        if missing := OmegaConf.missing_keys(cfg):
+            raise ValueError(f"{', '.join(sorted(missing))} is missing: give it a value.")
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(dict.fromkeys(_explained(error, kind, values)))) from None
+
+
+def _explained(error: ValidationError, kind: type[BaseModel], values: Any, prefix: str = "") -> Iterator[str]:
+    for details in error.errors(include_url=False):
+        name, section = section_at(kind, details["loc"])
+        value, why, context = details["input"], details["msg"], details.get("ctx", {})
+        if details["loc"] and isinstance(details["loc"][-1], int):  # of a list: show all of it
+            value = reduce(lambda part, key: part[key], name.split("."), values)
+        name = prefix + name
+        if details["type"] == "values":  # of a mapping that has a schema of its own
+            yield from _explained(context["error"], context["model"], value, f"{name}.")
+            continue
+        if details["type"] == "value_error":
+            why = str(context["error"])
+            if not details["loc"] or isinstance(value, Mapping):  # of several options, which it names itself
+                yield why if why.endswith(".") else f"{why}."
+                continue
+        elif details["type"] == "missing":
+            yield f"{name} is missing: give it a value."
+            continue
+        elif details["type"] == "extra_forbidden":
+            known = section.model_fields if section is not None else {}
+            close = did_you_mean(name.rpartition(".")[2], known)
+            why = "There is no such option" + (f".{close}" if close else "")
+            if isinstance(value, Mapping):
+                yield f"{name}: {why}{'' if close else '.'}"
+                continue
+        elif details["type"] == "union_tag_invalid":
+            key, value = _chooser(kind, name), context["tag"]
+            why = f"Input should be {context['expected_tags']}"
+            why += did_you_mean(str(value), context["expected_tags"].replace("'", "").split(", ")).replace(" ", ". ", 1)
+            name = f"{name}.{key}"
+        elif details["type"] in ("model_type", "model_attributes_type", "dict_type"):
+            why = f"{name or 'The configuration'} must be a mapping of options"
+        elif details["type"] == "literal_error" and isinstance(value, str):
+            close = did_you_mean(value, context["expected"].replace(" or ", ", ").replace("'", "").split(", "))
+            why += f".{close}" if close else ""
+        yield f"{name}={_shown(value)}: {why}{'' if why.endswith(('.', '?')) else '.'}"
+
+
+def _chooser(kind: type[BaseModel], group: str) -> str:
+    """The option by which an alternative of a group is chosen."""
+    section = next(iter(alternatives(kind.model_fields[group].annotation).values()))
+    return next(key for key in ("name", "kind", "backend") if key in section.model_fields)
+
+
+def _shown(value: Any) -> str:
+    """A value as a command line has it, not too long."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value!s:.200}"

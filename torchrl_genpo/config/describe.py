@@ -1,0 +1,206 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""What the schema says of each option: for the documentation, for hints in errors, and for tests of every bound."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
+from pydantic import BaseModel, Tag
+from pydantic.fields import FieldInfo
+
+__all__ = ["Option", "alternatives", "default_values", "options_of", "options_table", "section_at"]
+
+MISSING = "???"
+"""What Hydra writes for a value that has to be given."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of the command line.
+
+    Attributes:
+        name (str): its dotted name.
+        choice (str): the alternative of a section that has it, such as ``solver=two_step``; empty where all have it.
+        type (str): what it may be, with its bounds.
+        default (Any): the default; ``???`` where there is none.
+        description (str): what it is for.
+        field (FieldInfo): the field of the schema.
+    """
+
+    name: str
+    choice: str
+    type: str
+    default: Any
+    description: str
+    field: FieldInfo
+
+
+def alternatives(annotation: Any) -> dict[str, type[BaseModel]]:
+    """The sections that a field may hold, by the name that chooses one; a single one has the name ``""``.
+
+    Args:
+        annotation (Any): of a field of the schema.
+    """
+    found: dict[str, type[BaseModel]] = {}
+    for tag, kind in _members(annotation):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found[tag] = kind
+    return found
+
+
+def _members(annotation: Any, tag: str = "") -> Iterator[tuple[str, Any]]:
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        kind, *metadata = typing.get_args(annotation)
+        tags = [item.tag for item in metadata if isinstance(item, Tag)]
+        yield from _members(kind, tags[0] if tags else tag)
+    elif origin in (typing.Union, types.UnionType):
+        for kind in typing.get_args(annotation):
+            yield from _members(kind, tag)
+    else:
+        yield tag, annotation
+
+
+def default_values(model: type[BaseModel]) -> dict[str, Any]:
+    """The defaults of a section as plain nested values, ``???`` where there is none."""
+    return {name: _default(field) for name, field in model.model_fields.items()}
+
+
+def _default(field: FieldInfo) -> Any:
+    if field.is_required():
+        return MISSING
+    value = field.get_default(call_default_factory=True, validated_data={})
+    sections = alternatives(field.annotation)
+    if isinstance(value, BaseModel):
+        return default_values(type(value)) if set(sections) == {""} else value.model_dump(exclude_none=False)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> Iterator[Option]:
+    """Every option of a schema, those of all alternatives of a section one after the other.
+
+    Examples:
+        >>> from torchrl_genpo.config.schema import TrainOptions
+        >>> next(option.type for option in options_of(TrainOptions) if option.name == "loss.gamma")
+        'number, 0 to 1'
+    """
+    for name, field in model.model_fields.items():
+        full = f"{prefix}{name}"
+        sections = alternatives(field.annotation)
+        if sections:
+            for tag, section in sections.items():
+                yield from options_of(section, f"{full}.", f"{full}={tag}" if tag else choice)
+        else:
+            yield Option(full, choice, describe_type(field), _default(field), field.description or "", field)
+
+
+def describe_type(field: FieldInfo) -> str:
+    """What a field may hold, in words: ``integer, at least 1 and at most 100, or null``."""
+    kinds = [kind for _, kind in _members(field.annotation) if kind is not type(None)]
+    is_optional = len(kinds) < len(list(_members(field.annotation)))
+    text = " or ".join(filter(None, (_in_words(kind) for kind in kinds)))
+    text += _bounds(limits_of(field))
+    return f"{text}, or null" if is_optional or (field.default is None and not is_optional) else text
+
+
+def limits_of(field: FieldInfo) -> list[Any]:
+    """The bounds of a number, of the field itself and within an optional one."""
+    found = list(field.metadata)
+    stack = [field.annotation]
+    while stack:
+        kind = stack.pop()
+        origin = typing.get_origin(kind)
+        if origin is Annotated:
+            inner, *metadata = typing.get_args(kind)
+            stack.append(inner)
+            for item in metadata:
+                found += item.metadata if isinstance(item, FieldInfo) else [item]
+        elif origin in (typing.Union, types.UnionType):
+            stack += typing.get_args(kind)
+    return [item for item in found if isinstance(item, (Ge, Gt, Le, Lt, MultipleOf))]
+
+
+def _in_words(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin is tuple:
+        return f"list of {_plural(arguments[0])}"
+    if origin is dict or kind is dict:
+        return "mapping"
+    return {int: "integer", float: "number", bool: "true or false", str: "text"}.get(
+        kind, getattr(kind, "__name__", "")
+    )
+
+
+def _plural(kind: Any) -> str:
+    item = next(inner for _, inner in _members(kind))
+    words = _in_words(item)
+    return {"integer": "integers", "text": "texts", "number": "numbers"}.get(words, words)
+
+
+def _bounds(limits: list[Any]) -> str:
+    low = next((item for item in limits if isinstance(item, (Ge, Gt))), None)
+    high = next((item for item in limits if isinstance(item, (Le, Lt))), None)
+    if low is None and high is None:
+        return ""
+    if isinstance(low, Ge) and isinstance(high, Le):
+        text = f", {low.ge:.10g} to {high.le:.10g}"
+    else:
+        above = "" if low is None else f"above {low.gt:g}" if isinstance(low, Gt) else f"at least {low.ge:g}"
+        below = "" if high is None else f"below {high.lt:g}" if isinstance(high, Lt) else f"at most {high.le:.10g}"
+        text = ", " + " and ".join(filter(None, (above, below)))
+    step = next((item.multiple_of for item in limits if isinstance(item, MultipleOf)), None)
+    return text + (f", a multiple of {step}" if step else "")
+
+
+def section_at(model: type[BaseModel], location: typing.Sequence[int | str]) -> tuple[str, type[BaseModel] | None]:
+    """The option that an error of pydantic's is about.
+
+    Args:
+        model (type): the schema.
+        location (sequence): where pydantic found the error, the tags of alternatives included.
+
+    Returns:
+        The option's dotted name without tags and indices, and the section that has it.
+    """
+    names: list[str] = []
+    section: type[BaseModel] | None = model
+    owner: type[BaseModel] | None = model
+    choices: dict[str, type[BaseModel]] = {}
+    for part in location:
+        if section is not None:
+            names.append(str(part))
+            owner = section
+            field = section.model_fields.get(str(part))
+            choices = {} if field is None else alternatives(field.annotation)
+            section = choices.get("")
+        elif part in choices:
+            section = choices[str(part)]
+    return ".".join(names), owner
+
+
+def options_table(model: type[BaseModel]) -> str:
+    """All options as tables in Markdown, one for each section and alternative.
+
+    Args:
+        model (type): ``TrainOptions`` or ``PretrainOptions``.
+    """
+    lines: list[str] = []
+    heading = None
+    for option in options_of(model):
+        section = option.choice or option.name.partition(".")[0] if "." in option.name else ""
+        if section != heading:
+            heading = section
+            lines += ["", f"### {f'`{section}`' if section else 'The run'}", ""] if lines or section else []
+            lines += ["| option | values | default | what it is for |", "| --- | --- | --- | --- |"]
+        default = "null" if option.default is None else str(option.default).replace("|", "\\|")
+        default = default.lower() if isinstance(option.default, bool) else default
+        lines.append(f"| `{option.name}` | {option.type} | `{default}` | {option.description} |")
+    return "\n".join(lines).strip() + "\n"

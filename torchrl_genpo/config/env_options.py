@@ -1,0 +1,208 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""The options of environments, by the family that the prefix of ``env.name`` names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, create_model
+from pydantic_core import PydanticCustomError
+
+from torchrl_genpo.config.fields import Options, Text, Texts
+
+__all__ = [
+    "FAMILIES",
+    "EnvOptions",
+    "GymnasiumOptions",
+    "IsaacLabOptions",
+    "RoboMimicOptions",
+    "XHandOptions",
+    "family",
+]
+
+
+class _NoSymmetry:
+    symmetry: ClassVar[bool] = False
+
+
+class _Env(Options):
+    name: Text = Field(description="The task: a name of genpo-envs, or an id that the family's simulator registers.")
+    num_envs: int = Field(default=16, ge=1, le=2**17, description="The number of environments of each process.")
+    normalize_observation: bool = Field(
+        default=True, description="Whether the policy normalises observations by running statistics."
+    )
+    scale_reward: bool = Field(
+        default=True, description="Whether rewards are divided by the running deviation of the discounted return."
+    )
+
+
+class GymnasiumOptions(_NoSymmetry, _Env):
+    """A task of Gymnasium, or of a module that registers one: ``<module>:<id>``."""
+
+    options: ClassVar[None] = None
+
+
+class IsaacLabTaskOptions(Options):
+    """Keyword arguments of :func:`~torchrl_genpo.envs.make_isaaclab_env`."""
+
+    physics: Text | None = Field(default=None, description="Isaac Lab 3.x: the physics; null means newton_mjwarp.")
+    asset_root: Text | None = Field(
+        default=None, description="A folder of Isaac Lab's assets, where its server cannot be reached."
+    )
+    reward_scale: float = Field(default=1.0, ge=-1e6, le=1e6, description="A constant factor of the reward.")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Changes to the task's configuration: +env.options.overrides.episode_length_s=5.",
+    )
+
+
+class IsaacLabOptions(_Env):
+    """A manager-based task of Isaac Lab: ``isaaclab/<task>``."""
+
+    num_envs: int = Field(default=4096, ge=1, le=2**17, description="The number of environments of each process.")
+    normalize_observation: bool = Field(
+        default=False, description="Whether the policy normalises observations by running statistics."
+    )
+    scale_reward: bool = Field(
+        default=False, description="Whether rewards are divided by the running deviation of the discounted return."
+    )
+    symmetry: bool = Field(
+        default=False, description="Whether updates see mirror images of the data too, where the task defines them."
+    )
+    options: IsaacLabTaskOptions = Field(
+        default_factory=IsaacLabTaskOptions, description="The options of Isaac Lab's tasks."
+    )
+
+
+class RoboMimicTaskOptions(Options):
+    """Keyword arguments of :func:`~torchrl_genpo.envs.make_robomimic_env`."""
+
+    chunk_size: int = Field(default=4, ge=1, le=10**4, description="The control steps of one action.")
+    end_at_success: bool = Field(default=True, description="Whether an episode ends when the task is solved.")
+    reward_shaping: bool = Field(default=False, description="Whether robosuite's dense reward replaces the sparse one.")
+    horizon: int | None = Field(
+        default=None, ge=1, le=10**9, description="The control steps of an episode; null for the task's own."
+    )
+    dataset: Text | None = Field(
+        default=None, description="A robomimic file, whose environment is used as it was recorded."
+    )
+    observation_keys: Texts | None = Field(
+        default=None, description="The parts of the observation; null for the task's own."
+    )
+    simulation_timestep: float = Field(
+        default=0.002, gt=0, le=1, description="The time step of the physics, s; 0.005 is twice as fast."
+    )
+    num_workers: int = Field(default=2, ge=0, le=4096, description="The largest number of simulating processes.")
+
+
+class RoboMimicOptions(_NoSymmetry, _Env):
+    """A robosuite task for fine-tuning a policy that was pre-trained on demonstrations: ``robomimic/<task>``."""
+
+    num_envs: int = Field(default=20, ge=1, le=2**17, description="The number of environments of each process.")
+    normalize_observation: bool = Field(
+        default=False, description="Running statistics; pre-training sets the ranges of the data instead."
+    )
+    scale_reward: bool = Field(
+        default=False, description="Whether rewards are divided by the running deviation of the discounted return."
+    )
+    options: RoboMimicTaskOptions = Field(
+        default_factory=RoboMimicTaskOptions, description="The options of robosuite's tasks."
+    )
+
+
+def _values_of(module: str, name: str, *without: str) -> AfterValidator:
+    """Checks a mapping as some values of a dataclass; its module is imported only then, for a simulator is heavy."""
+
+    def check(values: dict[str, Any]) -> dict[str, Any]:
+        if not values:
+            return values
+        cls = getattr(importlib.import_module(f"torchrl_genpo.envs.xhand.{module}"), name)
+        hints = typing.get_type_hints(cls)
+        fields: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            if field.init and field.name not in without:
+                is_list = typing.get_origin(hints[field.name]) is tuple
+                hint = Annotated[hints[field.name], Field(strict=False)] if is_list else hints[field.name]
+                fields[field.name] = (hint, field.default)
+        model = create_model(name, __base__=Options, **fields)
+        try:
+            given = model.model_validate(values).model_dump(exclude_unset=True)
+        except ValidationError as error:
+            raise PydanticCustomError("values", "some values are wrong", {"model": model, "error": error}) from None
+        try:
+            cls(**given)  # has checks of its own
+        except ValueError as error:
+            raise PydanticCustomError("refused", "{why}", {"why": str(error)}) from None
+        return given
+
+    return AfterValidator(check)
+
+
+class XHandTaskOptions(Options):
+    """Keyword arguments of :func:`~torchrl_genpo.envs.make_xhand_env`."""
+
+    nuts: Annotated[
+        tuple[Literal["hexagon", "square", "round", "triangle", "cross"], ...], Field(min_length=1, strict=False)
+    ] = Field(
+        default=("hexagon", "square", "round"), description="The nuts, by turns; triangle and cross are held out."
+    )
+    scene: Annotated[dict[str, Any], _values_of("scene", "Scene", "nut")] = Field(
+        default_factory=dict, description="Values of the scene: +env.options.scene.side=left."
+    )
+    randomize: bool = Field(default=True, description="Whether episodes differ by more than the nut.")
+    randomization: Annotated[dict[str, Any], _values_of("randomization", "Randomization")] = Field(
+        default_factory=dict, description="Ranges to draw from: +env.options.randomization.friction=[0.5,1]."
+    )
+    rewards: Annotated[dict[str, Any], _values_of("rewards", "RewardWeights")] = Field(
+        default_factory=dict, description="Weights of the terms of the reward: +env.options.rewards.turning=4."
+    )
+    history: int = Field(default=3, ge=1, le=1000, description="The control steps that an observation holds.")
+    all_joints: bool = Field(
+        default=False, description="Whether an action has twelve numbers; those of ring and little finger do nothing."
+    )
+    max_steps: int = Field(default=400, ge=1, le=10**9, description="The control steps of an episode, of 50 ms each.")
+    num_threads: int | None = Field(
+        default=None, ge=1, le=4096, description="The threads of the simulation; null for one on each processor."
+    )
+
+
+class XHandOptions(_NoSymmetry, _Env):
+    """The XHand that loosens nuts: ``xhand/nut_bolt``."""
+
+    num_envs: int = Field(default=128, ge=1, le=2**17, description="The number of hands of each process.")
+    options: XHandTaskOptions = Field(default_factory=XHandTaskOptions, description="The options of the hand's tasks.")
+
+
+FAMILIES: dict[str, type[_Env]] = {
+    "gymnasium": GymnasiumOptions,
+    "isaaclab": IsaacLabOptions,
+    "robomimic": RoboMimicOptions,
+    "xhand": XHandOptions,
+}
+"""The families of environments by the prefix of their tasks' names; Gymnasium's have none."""
+
+
+def family(env: Any) -> str:
+    """The family of an environment by the prefix of its name.
+
+    Examples:
+        >>> family({"name": "isaaclab/ant"}), family({"name": "Hopper-v5"})
+        ('isaaclab', 'gymnasium')
+    """
+    name = env.get("name") if isinstance(env, Mapping) else getattr(env, "name", None)
+    prefix = name.partition("/")[0] if isinstance(name, str) and "/" in name else ""
+    return prefix if prefix in FAMILIES else "gymnasium"
+
+
+EnvOptions: TypeAlias = Annotated[
+    Annotated[GymnasiumOptions, Tag("gymnasium")]
+    | Annotated[IsaacLabOptions, Tag("isaaclab")]
+    | Annotated[RoboMimicOptions, Tag("robomimic")]
+    | Annotated[XHandOptions, Tag("xhand")],
+    Discriminator(family),
+]

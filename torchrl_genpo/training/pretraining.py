@@ -1,0 +1,169 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Pre-training on demonstrations: flows by flow matching, a Gaussian by maximum likelihood."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import TensorDictSequential
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+from torchrl_genpo.config.env_options import RoboMimicTaskOptions
+from torchrl_genpo.config.schema import PretrainOptions
+from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
+from torchrl_genpo.envs import ROBOMIMIC_TASKS
+from torchrl_genpo.modules import ActionScale, EulerActor, ReversibleFlowActor, RunningNormalizer, flow_of, steps
+from torchrl_genpo.objectives import FlowMatchingLoss
+from torchrl_genpo.training.build import build_env, make_policy, without_scale
+from torchrl_genpo.training.checkpoint import RandomState, read_checkpoint, restore
+from torchrl_genpo.training.evaluation import evaluate
+from torchrl_genpo.training.finite import check_finite
+from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
+from torchrl_genpo.training.progress import Progress
+from torchrl_genpo.training.run_folder import RunFolder
+
+__all__ = ["COLUMNS", "pretrain", "sampled_by_euler"]
+
+COLUMNS = ["iteration", "train/loss"]
+
+
+def sampled_by_euler(policy: nn.Module) -> TensorDictSequential:
+    """The same policy, its velocity integrated by Euler's rule as it was pre-trained, without a density."""
+    flow = flow_of(policy)
+    return TensorDictSequential(*(EulerActor.of(flow) if step is flow else step for step in steps(policy)))
+
+
+def _task_options(options: PretrainOptions) -> RoboMimicTaskOptions:
+    if not isinstance(options.env.options, RoboMimicTaskOptions):
+        raise ValueError(f"Pre-training knows robomimic/<task>, not {options.env.name}.")
+    return options.env.options
+
+
+def _read_data(options: PretrainOptions) -> list[TensorDictBase]:
+    dataset = options.pretrain.dataset
+    if dataset is None:
+        raise ValueError("pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of genpo-collect.")
+    chosen, task = _task_options(options), ROBOMIMIC_TASKS.get(options.env.name.removeprefix("robomimic/"))
+    if task is None:
+        raise ValueError(f"Pre-training knows {', '.join(ROBOMIMIC_TASKS)}, not {options.env.name}.")
+    if chosen.dataset is None:
+        recorded, mine = (args["env_name"] for args in (read_env_args(dataset), task.env_args()))
+        if recorded != mine:
+            raise ValueError(
+                f"{dataset} is of {recorded}; {options.env.name} is {mine}. To train and evaluate in the environment "
+                f"of the file, set env.options.dataset={dataset}."
+            )
+    return read_demonstrations(
+        dataset,
+        chosen.observation_keys or task.observation_keys,
+        filter_key=options.pretrain.filter_key,
+        num_demonstrations=options.pretrain.num_demonstrations,
+    )
+
+
+def _set_ranges(
+    normalizer: RunningNormalizer, scale: ActionScale, demonstrations: list[TensorDictBase], options: PretrainOptions
+) -> None:
+    """Sets normaliser and action scale so that the numbers of the demonstrations lie in ``[-1, 1]``."""
+    observation, action = (data_range(demonstrations, key) for key in ("observation", "action"))
+    sizes = len(normalizer.mean), len(scale.loc) // _task_options(options).chunk_size
+    if (len(observation[0]), len(action[0])) != sizes:
+        raise ValueError(
+            f"{options.pretrain.dataset} has observations of size {len(observation[0])} and actions of size "
+            f"{len(action[0])}; {options.env.name} has {sizes[0]} and {sizes[1]}."
+        )
+    normalizer.mean.copy_(observation[0])
+    normalizer.deviation.copy_(observation[1])
+    normalizer.count.fill_(sum(len(demonstration) for demonstration in demonstrations))
+    for buffer, value in ((scale.loc, action[0]), (scale.scale, action[1])):
+        buffer.copy_(value.repeat(_task_options(options).chunk_size))
+
+
+def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
+    """Trains a policy on demonstrations, and evaluates it.
+
+    The checkpoints hold the moving average of the weights; ``genpo-train policy.init=<checkpoint>`` goes on from one.
+
+    Args:
+        options (PretrainOptions): of the run.
+        folder (RunFolder): where it writes, and what it resumes.
+
+    Returns:
+        The path of the last checkpoint.
+
+    Raises:
+        ValueError: for data that is missing, damaged or of another task.
+        DivergedError: if the loss is not finite.
+    """
+    settings = options.pretrain
+    set_seeds(options.seed)
+    demonstrations = _read_data(options)
+    env = build_env(options, max(options.eval.num_envs, _task_options(options).num_workers), EVAL_SEED)
+    policy = make_policy(options, env)
+    normalizer, scale = steps(policy)[0], steps(policy)[-1]
+    _set_ranges(normalizer, scale, demonstrations, options)  # type: ignore[arg-type]
+
+    is_flow = options.policy.name != "gaussian"
+    loss = FlowMatchingLoss(policy) if is_flow else None
+    trained = flow_of(policy).velocity if is_flow else policy
+    average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+    optimizer = torch.optim.AdamW(trained.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+    buffer = make_chunk_buffer(demonstrations, _task_options(options).chunk_size, settings.batch_size)
+    progress = Progress()
+    parts = {
+        "policy": average.module,  # what is evaluated, and fine-tuned
+        "trained": policy,
+        "average": average,
+        "optimizer": optimizer,
+        "random": RandomState(),
+        "progress": progress,
+    }
+    if folder.resume_from is not None:
+        restore(read_checkpoint(folder.resume_from, options.device), parts, folder.resume_from)
+        folder.truncate_metrics(progress.frames)
+
+    def save() -> Path:
+        return folder.save(progress.frames, options.model_dump(mode="json"), parts)
+
+    def loss_of(batch: TensorDict) -> Tensor:
+        batch["raw_action"] = scale.normalize(batch["action"])  # type: ignore[operator]
+        if settings.action_noise:
+            batch["raw_action"] += settings.action_noise * torch.randn_like(batch["raw_action"])
+        return -without_scale(policy).log_prob(batch).mean() if loss is None else loss(batch)["loss_flow_matching"]
+
+    path, losses = save(), []  # from here on the run can be resumed
+    bar = tqdm(total=settings.iterations, initial=progress.frames, unit="it")
+    while progress.frames < settings.iterations:
+        value = loss_of(buffer.sample().to(options.device))
+        check_finite({"loss": value}, f"iteration {progress.frames} (nothing was updated)")
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        average.update_parameters(policy)
+        progress.frames += 1
+        losses.append(value.item())
+        bar.update()
+        is_last = progress.frames == settings.iterations
+        if progress.frames % settings.log_interval == 0 or is_last:
+            folder.log({"iteration": progress.frames, "train/loss": sum(losses) / len(losses)})
+            bar.set_postfix(loss=f"{sum(losses) / len(losses):.4f}")
+            losses = []
+        if progress.frames % settings.checkpoint_interval == 0 or is_last:
+            path = save()
+    bar.close()
+
+    policy.load_state_dict(average.module.state_dict())
+    if options.eval.rounds:
+        ways: dict[str, nn.Module] = {options.policy.name: policy}
+        if is_flow and isinstance(flow_of(policy), ReversibleFlowActor):
+            ways = {"reversible": policy, "euler": sampled_by_euler(policy)}
+        results = {way: evaluate(env, policy, EVAL_SEED, options.eval.rounds) for way, policy in ways.items()}
+        (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+    env.close()
+    return path
