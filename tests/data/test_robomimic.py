@@ -165,6 +165,15 @@ def test_wrong_requests_are_explained(file):
         read_env_args(path)
 
 
+@pytest.mark.parametrize("text", ["{", "[" * 60_000, "null", '{"env_kwargs": 3}'])
+def test_a_description_of_the_environment_that_is_damaged_is_refused(file, text):
+    path, _ = file
+    damaged(path, lambda f: f["data"].attrs.__delitem__("env_args"))
+    damaged(path, lambda f: f["data"].attrs.create("env_args", text))
+    with pytest.raises(ValueError, match=r"env_args'\] (is no JSON|has no env_kwargs)"):
+        read_env_args(path)
+
+
 def test_a_write_that_fails_leaves_the_old_file_alone(file):
     path, written = file
     before = path.read_bytes()

@@ -11,8 +11,7 @@ from tensordict.nn import TensorDictModule
 
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.envs.multi_goal import MultiGoalEnv
-from torchrl_genpo.training import evaluate
-
+from torchrl_genpo.training.evaluation import evaluate
 
 
 def go(env, direction):

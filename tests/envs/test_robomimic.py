@@ -18,12 +18,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torchrl.checkpoint import Checkpoint
 from torchrl.envs import check_env_specs
+from torchrl_genpo.training.metrics import read_metrics
 
 from torchrl_genpo.data.robomimic import INSTALL, read_demonstrations
-from torchrl_genpo.envs import make_env
-from torchrl_genpo.runs import RunFolder, read_metrics
+from torchrl_genpo.envs import DiscountedReturn, make_env
+from torchrl_genpo.training.checkpoint import best_checkpoint, frames_of
 
 HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
 needs_robosuite = pytest.mark.skipif(not HAS_ROBOSUITE, reason=f"needs robosuite: {INSTALL}")
@@ -65,7 +65,7 @@ def test_a_task_fulfils_specs(task):
 @pytest.mark.parametrize("task", SIZES)
 def test_without_what_is_only_drawn_a_simulator_moves_the_same_in_a_tenth_of_the_memory(task):
     from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
-    from torchrl_genpo.envs.robomimic.env import make_simulator, set_simulator_seed
+    from torchrl_genpo.envs.robomimic.simulator import make_simulator, set_simulator_seed
 
     env_args = ROBOMIMIC_TASKS[task].env_args()
     courses, sizes = [], []
@@ -84,18 +84,35 @@ def test_without_what_is_only_drawn_a_simulator_moves_the_same_in_a_tenth_of_the
 
 
 @needs_robosuite
-def test_an_observation_far_from_the_demonstrations_is_clipped():
-    env = make_env("robomimic/can", seed=0, horizon=8)
-    plain = env.reset()["observation"]
-    env.transform[0].scale.fill_(0.01)
-    torch.testing.assert_close(env.reset(seed=0)["observation"].abs().max(), torch.tensor(10.0))
-    assert plain.abs().max() < 10
+def test_observations_and_actions_are_in_robosuites_own_units():
+    single, *_ = simulate("can", seed=0)
+    low, high = single.simulator.action_spec
+    env = make_env("robomimic/can", num_envs=2, seed=0, chunk_size=3)
+    np.testing.assert_allclose(env.action_spec.space.low, np.tile(low, (2, 3)))
+    np.testing.assert_allclose(env.action_spec.space.high, np.tile(high, (2, 3)))
+    seen = env.reset()
+    raw = [one.unwrapped.simulator._get_observations() for one in env.base_env._env.envs]
+    for row in range(2):
+        np.testing.assert_allclose(seen["observation"][row, :3], raw[row]["robot0_eef_pos"], atol=1e-6)
     env.close()
+
+
+@needs_robosuite
+def test_actions_beyond_the_bounds_are_clipped_inside_the_environment():
+    after = []
+    for value in (1.0, 7.0):
+        env = make_env("robomimic/can", seed=0, chunk_size=2)
+        step = env.step(env.reset().set("action", torch.full((1, 14), value)))
+        assert (step["action"] == value).all(), "the stored action must stay what the policy scored"
+        after.append(step["next", "observation"])
+        env.close()
+    torch.testing.assert_close(*after)
 
 
 @needs_robosuite
 def test_workers_form_a_batch_of_their_own():
     env = make_env("robomimic/can", num_envs=4, seed=0, num_workers=2, horizon=8)
+    env.append_transform(DiscountedReturn())
     check_env_specs(env)
     data = env.rollout(3, break_when_any_done=False)
     assert data.batch_size == (2, 2, 3)
@@ -196,6 +213,8 @@ def test_the_first_observation_is_that_of_the_state_it_shows():
         ("can", {"num_envs": 0}, ValueError, ["num_envs must be at least 1"]),
         ("can", {"chunk_size": 0}, ValueError, ["chunk_size", "0"]),
         ("can", {"horizon": -1}, ValueError, ["horizon", "-1"]),
+        ("can", {"horizon": 0}, ValueError, ["horizon", "got 0"]),
+        ("can", {"observation_keys": []}, ValueError, ["observation_keys must name at least one"]),
         ("can", {"simulation_timestep": 0.003}, ValueError, ["simulation_timestep=0.003", "0.05 s", "0.002"]),
         ("can", {"simulation_timestep": 0.0}, ValueError, ["simulation_timestep=0.0"]),
         ("can", {"observation_keys": ["objekt"]}, ValueError, ["objekt", "robot0_eef_pos"]),
@@ -333,8 +352,9 @@ def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_u
         assert 0 <= columns[f"eval/{noise}_noise/success"][-1] <= 1
 
     best = max(columns["eval/zero_noise/success"])
-    kept = RunFolder(tmp_path / "run", keep_best="eval/zero_noise/success", read_only=True).best()
-    assert Checkpoint.manifest(kept)["metadata"]["eval/zero_noise/success"] == best, "the start may be the best"
+    kept = best_checkpoint(tmp_path / "run", "eval/zero_noise/success")
+    row = columns["frames"].index(frames_of(kept))
+    assert columns["eval/zero_noise/success"][row] == best, "the start may be the best"
 
     output = run(*finetune, "policy.hidden_sizes=[16,16]", succeeds=False)
     assert "policy.hidden_sizes=[32, 32]" in output and "Traceback" not in output

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Collects demonstrations in several processes, of a scripted expert or a policy, into a file of robomimic's format.
+"""Collects demonstrations of a scripted expert or a policy, in several processes, into a file of robomimic's format.
 
     genpo-collect can --episodes 100 --output can.hdf5       # about two minutes on two cores
     genpo-collect can --policy RUN --output successes.hdf5   # what a trained policy achieves with random noise
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from tqdm import tqdm
 
@@ -30,15 +30,16 @@ from torchrl_genpo.data import write_demonstrations
 from torchrl_genpo.data.robomimic import read_env_args
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
-from torchrl_genpo.envs.robomimic.env import SIMULATION_TIMESTEP
 from torchrl_genpo.envs.robomimic.experts import EXPERTS, demonstrate
 from torchrl_genpo.envs.robomimic.recorder import Recorder
-from torchrl_genpo.loading import load_policy
-from torchrl_genpo.runs import find_checkpoint, read_checkpoint_config
+from torchrl_genpo.envs.robomimic.simulator import SIMULATION_TIMESTEP
+from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
 
-IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)  # in workers: the first process decides what Ctrl-C does
+__all__ = ["main"]
+
+IGNORE_INTERRUPT = (signal.SIGINT, signal.SIG_IGN)  # for workers: the first process decides what Ctrl-C does
 EXPERT_NOISE = 0.05
-AS_RECORDED = {  # the recorder sees every step, of what the file says the environment is
+AS_RECORDED = {  # the recorder has to see every step of the environment that the file describes
     "num_workers": 0,
     "end_at_success": False,
     "reward_shaping": False,
@@ -46,20 +47,20 @@ AS_RECORDED = {  # the recorder sees every step, of what the file says the envir
 }
 
 
-@cache  # once in each process
-def load_performer(checkpoint: Path) -> tuple[TensorDictModule, EnvBase, Recorder]:
-    """A policy, its environment, and what records there."""
+@cache  # each process loads the policy once
+def load_performer(checkpoint: Path) -> tuple[TensorDictModuleBase, EnvBase, Recorder]:
+    """Loads a policy and its environment, which a recorder watches."""
     torch.set_num_threads(1)
-    options = read_checkpoint_config(checkpoint)["env"]["options"] | AS_RECORDED
-    policy, env, _ = load_policy(checkpoint, 1, 0, overrides={"env.options": options})
+    overrides = {f"env.options.{name}": value for name, value in AS_RECORDED.items()}
+    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=overrides)
     robosuite_env = simulator(env).envs[0].unwrapped
-    # the file holds the model, with what is drawn
+    # the file holds the model, with what is only drawn
     robosuite_env.simulator = recorder = Recorder(robosuite_env.make_simulator())
     return policy, env, recorder
 
 
 def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
-    """One episode of a policy with random noise for each seed, as :func:`demonstrate` makes them of the expert."""
+    """Makes one episode of a policy with random noise for each seed, as :func:`demonstrate` does of the expert."""
     policy, env, recorder = load_performer(checkpoint)
     episodes = []
     for seed in seeds:
@@ -75,8 +76,9 @@ def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
 
 
 def collect(options: argparse.Namespace) -> None:
+    """Collects the episodes and writes those that succeeded."""
     output = options.output or Path(f"{options.task}.hdf5")
-    if output.is_dir() or not output.parent.is_dir():  # before hours of episodes, not after
+    if output.is_dir() or not output.parent.is_dir():  # refused before hours of episodes, not after them
         raise FileNotFoundError(f"--output {output}: {'a folder' if output.is_dir() else 'its folder does not exist'}.")
     task = ROBOMIMIC_TASKS[options.task]
     env_args = task.env_args()
@@ -88,13 +90,13 @@ def collect(options: argparse.Namespace) -> None:
         job_of, actor = partial(demonstrate, env_args, task.horizon, noise=noise), "expert"
     else:
         checkpoint = find_checkpoint(options.policy)
-        env = read_checkpoint_config(checkpoint)["env"]
+        env = read_checkpoint(checkpoint)["config"]["env"]
         if env["name"] != f"robomimic/{options.task}":
             raise ValueError(f"{checkpoint} is a policy of {env['name']}, not of robomimic/{options.task}.")
-        if env["options"].get("dataset") is not None:
+        if env["options"]["dataset"] is not None:
             env_args = read_env_args(env["options"]["dataset"])
         job_of, actor = partial(perform, checkpoint), "policy"
-    size = 5  # episodes of a job: a new simulator each
+    size = 5  # episodes of a job, which makes a new simulator
     seeds = list(range(options.seed, options.seed + options.episodes))
     jobs = [seeds[i : i + size] for i in range(0, len(seeds), size)]
     demonstrations, done = [], 0
@@ -103,7 +105,8 @@ def collect(options: argparse.Namespace) -> None:
             multiprocessing.get_context("spawn").Pool(options.workers, signal.signal, IGNORE_INTERRUPT) as pool,
             tqdm(total=options.episodes, unit="episode") as bar,
         ):
-            for job, episodes in zip(jobs, pool.imap(job_of, jobs), strict=True):  # in order: always the same file
+            # in order, so that the file is always the same
+            for job, episodes in zip(jobs, pool.imap(job_of, jobs), strict=True):
                 demonstrations += [episode for episode in episodes if episode is not None]
                 done += len(job)
                 bar.update(len(job))
@@ -114,7 +117,7 @@ def collect(options: argparse.Namespace) -> None:
         sys.stderr.write(f"\nStopped after {done} episodes; --seed {options.seed + done} goes on from there.\n")
         if not demonstrations:
             sys.exit(130)
-    finally:  # whatever ends it, what has been collected is kept
+    finally:  # what has been collected is kept, whatever ends the collection
         if demonstrations:
             write_demonstrations(output, demonstrations, env_args)
     if not demonstrations:
@@ -125,16 +128,17 @@ def collect(options: argparse.Namespace) -> None:
 
 
 def main(description: str | None = __doc__) -> None:
+    """Runs the command."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(ROBOMIMIC_TASKS))  # a dict would be subcommands to shtab
-    parser.add_argument("--episodes", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="<task>.hdf5 unless given")
-    parser.add_argument("--policy", type=Path, help="a run or checkpoint that acts, with random noise, as the expert")
+    parser.add_argument("task", choices=list(ROBOMIMIC_TASKS))  # shtab would take a dict for subcommands
+    parser.add_argument("--episodes", type=int, default=20, help="the number of episodes")
+    parser.add_argument("--output", type=Path, help="the file to write; default: <task>.hdf5")
+    parser.add_argument("--policy", type=Path, help="a run or checkpoint that acts in place of the expert, with noise")
     parser.add_argument(
-        "--noise", type=float, help=f"deviation, of the expert's actions in [-1, 1]; default: {EXPERT_NOISE}"
+        "--noise", type=float, help=f"the deviation of the expert's actions in [-1, 1]; default: {EXPERT_NOISE}"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the first episode")
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--seed", type=int, default=0, help="the seed of the first episode")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="the number of processes")
     add_completion(parser)
     options = parser.parse_args()
     if options.episodes < 1 or options.workers < 1:

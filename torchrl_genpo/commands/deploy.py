@@ -128,7 +128,7 @@ def _controller(options: argparse.Namespace, config: DeployConfig) -> HandContro
 def _backend(options: argparse.Namespace, config: DeployConfig) -> HandBackend:
     if options.backend == "xhand":
         return XHandBackend(config.hand)
-    return SimulatedHand(Scene(side=config.hand.side, nut=options.nut), noise=Randomization().joint_noise)
+    return SimulatedHand(Scene.model_validate({"side": config.hand.side, "nut": options.nut}), noise=Randomization().joint_noise)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

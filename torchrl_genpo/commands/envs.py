@@ -21,10 +21,10 @@ __all__ = ["main"]
 
 
 class Family(NamedTuple):
-    """Environments that one simulator brings."""
+    """Describes the environments of one simulator."""
 
     title: str
-    folder: str  # of torchrl_genpo/config/env
+    folder: str  # in torchrl_genpo/config/env
     package: str
     install: str
     more: str = ""
@@ -45,14 +45,14 @@ FAMILIES = (
 
 
 def names(family: Family) -> list[str]:
-    """What ``env=`` takes of a family."""
+    """Lists the names that ``env=`` takes of a family."""
     folder = resources.files("torchrl_genpo.config") / "env" / family.folder
     stems = sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
     return [f"{family.folder}/{stem}".lstrip("/") for stem in stems if stem != "base"]
 
 
 def main() -> None:
-    """Prints the families, one after the other."""
+    """Prints the families with their environments, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_completion(parser)
     parser.parse_args()

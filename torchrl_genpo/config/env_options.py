@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
-import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError, create_model
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
 
 from torchrl_genpo.config.fields import Options, Text, Texts
@@ -116,29 +114,18 @@ class RoboMimicOptions(_NoSymmetry, _Env):
 
 
 def _values_of(module: str, name: str, *without: str) -> AfterValidator:
-    """Checks a mapping as some values of a dataclass; its module is imported only then, for a simulator is heavy."""
+    """Checks a mapping as some values of a task's settings, whose module is imported only then, because it is heavy."""
 
     def check(values: dict[str, Any]) -> dict[str, Any]:
         if not values:
             return values
         cls = getattr(importlib.import_module(f"torchrl_genpo.envs.xhand.{module}"), name)
-        hints = typing.get_type_hints(cls)
-        fields: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            if field.init and field.name not in without:
-                is_list = typing.get_origin(hints[field.name]) is tuple
-                hint = Annotated[hints[field.name], Field(strict=False)] if is_list else hints[field.name]
-                fields[field.name] = (hint, field.default)
-        model = create_model(name, __base__=Options, **fields)
         try:
-            given = model.model_validate(values).model_dump(exclude_unset=True)
+            if refused := sorted(set(without) & set(values)):
+                raise PydanticCustomError("refused", "{name} is set by an option of its own", {"name": refused[0]})
+            return cls.model_validate(values).model_dump(exclude_unset=True)
         except ValidationError as error:
-            raise PydanticCustomError("values", "some values are wrong", {"model": model, "error": error}) from None
-        try:
-            cls(**given)  # has checks of its own
-        except ValueError as error:
-            raise PydanticCustomError("refused", "{why}", {"why": str(error)}) from None
-        return given
+            raise PydanticCustomError("values", "some values are wrong", {"model": cls, "error": error}) from None
 
     return AfterValidator(check)
 

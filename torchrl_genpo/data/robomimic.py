@@ -124,7 +124,7 @@ def read_env_args(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: the environment is of type {env_args.get('type')}, not {ROBOSUITE} (robosuite).")
     kwargs = env_args["env_kwargs"]
     controllers = kwargs.get("controller_configs")
-    if isinstance(controllers, list):  # one a robot
+    if isinstance(controllers, list):  # one for each robot
         robots = kwargs.get("robots")
         if not isinstance(robots, list) or len(robots) != len(controllers):
             raise ValueError(f"{path}: env_kwargs has {len(controllers)} controllers for the robots {robots!r}.")
@@ -207,9 +207,8 @@ def read_demonstrations(
                 raise ValueError(f"{path}: {name}, named by the filter key {filter_key!r}, is missing.")
             group = _find(file["data"], name, str(path))
             size += sum(_find_data(group, key, f"{path}: {name}").size for key in keys)
-        check_memory(
-            2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,"
-        )  # and a copy
+        # what is read is copied once
+        check_memory(2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,")
         for name in names:
             demonstrations.append(_read_demonstration(file["data"][name], observation_keys, f"{path}: {name}"))
     return demonstrations

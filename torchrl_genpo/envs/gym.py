@@ -174,7 +174,7 @@ class GymView:
 
 
 class GymState:
-    """The exact state of the simulators of a :func:`make_gym_env` environment, for checkpoints.
+    """Saves and restores the exact state of the simulators of a :func:`make_gym_env` environment, for checkpoints.
 
     A restored environment continues to the last bit. This is possible for Gymnasium's own MuJoCo and classic-control
     tasks. Other tasks may hold more than can be known; for them :attr:`exact` is ``False`` and a resumed run starts

@@ -12,9 +12,8 @@ from torchrl.envs import check_env_specs
 
 from torchrl_genpo.envs import make_env, simulator_state
 from torchrl_genpo.envs.common import simulator
-from torchrl_genpo.envs.xhand import JOINTS, NUTS, NutBoltEnv, Randomization, Scene, joint_limits
-from torchrl_genpo.training import evaluate
-
+from torchrl_genpo.envs.xhand import JOINTS, NUTS, NutBoltEnv, Randomization, RewardWeights, Scene, joint_limits
+from torchrl_genpo.training.evaluation import evaluate
 
 
 def rollout(env, actions):
@@ -296,17 +295,33 @@ def test_evaluation_reports_each_nut():
         ({"scene": {"timestep": 0.003}}, ["timestep must divide the control period of 0.05 s, got 0.003 s"]),
         ({"num_envs": 0}, ["num_envs must be at least 1, got 0"]),
         ({"randomization": {"frction": [1, 2]}}, ["frction", "Did you mean friction"]),
-        ({"randomization": {"friction": [2, 1]}}, ["friction must be a lowest and a highest value"]),
-        ({"randomization": {"friction": 1.0}}, ["friction of Randomization must be a value like [0.5, 2.5], got 1.0"]),
-        ({"randomization": {"friction": ["a", "b"]}}, ["must be a value like [0.5, 2.5], got ['a', 'b']"]),
-        ({"randomization": {"friction": [-5, -1]}}, ["friction must not be negative"]),
-        ({"randomization": {"action_delay": 0.5}}, ["action_delay of Randomization must be a value like 1, got 0.5"]),
-        ({"randomization": {"push_probability": 5}}, ["push_probability must be at most 1, got 5"]),
-        ({"scene": {"nut_position": 0.1}}, ["nut_position of Scene must be a value like [0.02125, 0.06375], got 0.1"]),
+        (
+            {"randomization": {"friction": [2, 1]}},
+            ["friction of Randomization", "a lowest and a highest value, got [2.0, 1.0]"],
+        ),
+        ({"randomization": {"friction": 1.0}}, ["friction of Randomization cannot be 1.0", "tuple"]),
+        ({"randomization": {"friction": ["a", "b"]}}, ["friction.0 of Randomization cannot be 'a'", "number"]),
+        (
+            {"randomization": {"friction": [-5, -1]}},
+            ["friction.0 of Randomization cannot be -5", "equal to 0"],
+        ),
+        ({"randomization": {"action_delay": 0.5}}, ["action_delay of Randomization cannot be 0.5", "integer"]),
+        (
+            {"randomization": {"push_probability": 5}},
+            ["push_probability of Randomization cannot be 5", "equal to 1"],
+        ),
+        ({"scene": {"nut_position": 0.1}}, ["nut_position of Scene cannot be 0.1", "tuple"]),
         ({"scene": {"nut": "triangle"}}, ["nuts=[triangle] instead of scene.nut"]),
         ({"nuts": "hexagon"}, ["nuts must be a list of names, got 'hexagon'"]),
-        ({"rewards": {"turning": "x"}}, ["turning of RewardWeights must be a value like"]),
-        ({"randomization": {"joint_noise": -1}}, ["joint_noise must not be negative, got -1"]),
+        ({"scene": {"timestep": 0.0}}, ["timestep of Scene cannot be 0.0", "greater than 0"]),
+        ({"scene": {"nut_mass": True}}, ["nut_mass of Scene cannot be True", "number"]),
+        ({"scene": {"side": "both"}}, ["side of Scene cannot be 'both'", "'right' or 'left'"]),
+        ({"scene": {"cone": "round"}}, ["cone of Scene cannot be 'round'", "'pyramidal' or 'elliptic'"]),
+        ({"rewards": {"turning": "x"}}, ["turning of RewardWeights cannot be 'x'", "number"]),
+        (
+            {"randomization": {"joint_noise": -1}},
+            ["joint_noise of Randomization cannot be -1", "equal to 0"],
+        ),
         ({"randomize": False, "randomization": {"friction": [1, 2]}}, ["randomize=False"]),
         ({"scene": {"nut_friction": 0.1}}, ["scene.nut_friction is drawn", "randomization.nut_friction"]),
         ({"scene": {"timestp": 1}}, ["Scene has no 'timestp'", "Did you mean timestep"]),
@@ -318,6 +333,21 @@ def test_mistakes_are_explained(arguments, messages):
     with pytest.raises(ValueError) as error:
         make_env(**{"name": "xhand/nut_bolt", "num_envs": 2} | arguments)
     assert all(message in str(error.value) for message in messages), error.value
+
+
+def test_settings_are_objects_or_what_a_configuration_says():
+    objects = {"scene": Scene(side="left"), "randomization": Randomization(friction=(0.7, 0.8))}
+    objects["rewards"] = RewardWeights(turning=3.0)
+    mappings = {"scene": {"side": "left"}, "randomization": {"friction": [0.7, 0.8]}, "rewards": {"turning": 3}}
+    actions = torch.randn(5, 3, 8)
+    first, second = (rollout(make_env("xhand/nut_bolt", 3, seed=0, **each), actions) for each in (objects, mappings))
+    for key in ("critic_observation", ("next", "reward")):
+        assert torch.equal(first[key], second[key])
+
+
+def test_settings_never_change():
+    with pytest.raises(ValueError, match="frozen"):
+        Scene().side = "left"
 
 
 def test_joint_limits_bound_the_action():

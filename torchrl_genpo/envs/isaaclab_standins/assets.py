@@ -4,37 +4,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import csv
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from torchrl_genpo.envs.isaaclab_standins.robots import (
-    Body,
-    anymal_d,
-    cabinet,
-    cartpole,
-    digit,
-    franka,
-    g1,
-    go2,
-    h1,
-)
+__all__ = ["Body", "read_robot", "write_standins"]
 
-__all__ = ["write_standins"]
+Vector = tuple[float, ...]
+NUMBERS = ("position", "size", "center", "limits")  # columns of several numbers
+
+
+class Body(NamedTuple):
+    """Describes a rigid body, the primitive that it collides with, and the joint to its parent.
+
+    Attributes:
+        name (str): Isaac's name of the body.
+        parent (str): the name of the body that it is attached to; empty for the root.
+        position (tuple of float): the origin of its frame in the robot's frame, m.
+        size (tuple of float): the radius of a sphere, or half the edges of a box, m.
+        mass (float): its mass, kg.
+        center (tuple of float): the centre of mass and shape, in its frame, m.
+        collides (bool): whether the primitive collides.
+        kind (str): the kind of the joint: ``fixed``, ``revolute`` or ``prismatic``; empty for the root.
+        joint (str): Isaac's name of the joint; empty if it is fixed.
+        axis (str): the axis of the joint.
+        limits (tuple of float): the limits of the joint, degrees or m.
+    """
+
+    name: str
+    parent: str
+    position: Vector
+    size: Vector
+    mass: float
+    center: Vector
+    collides: bool
+    kind: str
+    joint: str
+    axis: str
+    limits: Vector
+
+
+def read_robot(robot: str) -> list[Body]:
+    """Reads a robot of ``robots.csv``: boxes and spheres of rough masses, sizes and limits.
+
+    Digit has open chains, without its closed rods; as on the real one, only torso, shins and feet collide.
+
+    Examples:
+        >>> [body.name for body in read_robot("cartpole")]
+        ['slider', 'cart', 'pole']
+    """
+
+    bodies = []
+    values: dict[str, Any]
+    for values in csv.DictReader(resources.files(__package__).joinpath("robots.csv").read_text().splitlines()):
+        if values.pop("robot") == robot:
+            values |= {key: tuple(map(float, values[key].split())) for key in NUMBERS}
+            values |= {"mass": float(values["mass"]), "collides": values["collides"] == "yes"}
+            bodies.append(Body(**values))
+    return bodies
 
 
 def _write_robot(
     path: Path,
-    bodies: Iterable[Body],
+    robot: str,
     *,
     fixed_base: bool = False,
-    stiffness: float = 0.0,  # of every joint's drive: N m per degree, or N/m
+    stiffness: float = 0.0,
     damping: float = 0.0,
     variants: dict[str, tuple[str, ...]] | None = None,
 ) -> None:
+    """Writes a robot; every joint has a drive of this stiffness (N m per degree, or N/m) and damping."""
     from pxr import Gf, Usd, UsdGeom, UsdPhysics
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,15 +85,15 @@ def _write_robot(
     stage = Usd.Stage.CreateNew(str(path))
     UsdGeom.SetStageUpAxis(stage, "Z")
     UsdGeom.SetStageMetersPerUnit(stage, 1.0)
-    robot = UsdGeom.Xform.Define(stage, "/robot").GetPrim()
-    stage.SetDefaultPrim(robot)
-    UsdPhysics.ArticulationRootAPI.Apply(robot)
-    for name, choices in (variants or {}).items():  # chosen by Isaac Lab's configuration; all the same here
+    root = UsdGeom.Xform.Define(stage, "/robot").GetPrim()
+    stage.SetDefaultPrim(root)
+    UsdPhysics.ArticulationRootAPI.Apply(root)
+    for name, choices in (variants or {}).items():  # Isaac Lab's configuration chooses; all are the same here
         for choice in choices:
-            robot.GetVariantSets().AddVariantSet(name).AddVariant(choice)
+            root.GetVariantSets().AddVariantSet(name).AddVariant(choice)
     UsdGeom.Scope.Define(stage, "/robot/joints")
     positions = {}
-    for body in bodies:
+    for body in read_robot(robot):
         positions[body.name] = body.position
         prim_path = f"/robot/{body.name}"
         frame = UsdGeom.Xform.Define(stage, prim_path)
@@ -58,16 +101,16 @@ def _write_robot(
         frame.AddOrientOp().Set(Gf.Quatf(1))
         UsdPhysics.RigidBodyAPI.Apply(frame.GetPrim())
 
-        if isinstance(body.size, tuple):
+        if len(body.size) == 3:
             x, y, z = body.size
             shape: Any = UsdGeom.Cube.Define(stage, f"{prim_path}/collision")
             shape.CreateSizeAttr(2.0)
             shape.AddTranslateOp().Set(Gf.Vec3d(*body.center))
             shape.AddScaleOp().Set(Gf.Vec3f(*body.size))
         else:
-            x = y = z = body.size
+            x = y = z = body.size[0]
             shape = UsdGeom.Sphere.Define(stage, f"{prim_path}/collision")
-            shape.CreateRadiusAttr(body.size)
+            shape.CreateRadiusAttr(x)
             shape.AddTranslateOp().Set(Gf.Vec3d(*body.center))
         if body.collides:
             UsdPhysics.CollisionAPI.Apply(shape.GetPrim())
@@ -79,16 +122,13 @@ def _write_robot(
         mass.CreatePrincipalAxesAttr(Gf.Quatf(1))
         mass.CreateDiagonalInertiaAttr(Gf.Vec3f(*(max(value, 1e-3) for value in inertia)))
 
-        if body.parent is None:
+        if not body.parent:
             if fixed_base:
-                root = UsdPhysics.FixedJoint.Define(stage, "/robot/joints/root_joint")
-                root.CreateBody1Rel().SetTargets([prim_path])
+                joint = UsdPhysics.FixedJoint.Define(stage, "/robot/joints/root_joint")
+                joint.CreateBody1Rel().SetTargets([prim_path])
             continue
         name = body.joint or f"{body.name}_fixed"
-        kind = UsdPhysics.RevoluteJoint
-        if body.joint is None or body.prismatic:
-            kind = UsdPhysics.FixedJoint if body.joint is None else UsdPhysics.PrismaticJoint
-        joint = kind.Define(stage, f"/robot/joints/{name}")
+        joint = getattr(UsdPhysics, f"{body.kind.title()}Joint").Define(stage, f"/robot/joints/{name}")
         joint.CreateBody0Rel().SetTargets([f"/robot/{body.parent}"])
         joint.CreateBody1Rel().SetTargets([prim_path])
         offset = (a - b for a, b in zip(body.position, positions[body.parent], strict=True))
@@ -96,12 +136,12 @@ def _write_robot(
         joint.CreateLocalPos1Attr(Gf.Vec3f(0))
         joint.CreateLocalRot0Attr(Gf.Quatf(1))
         joint.CreateLocalRot1Attr(Gf.Quatf(1))
-        if body.joint is not None:
+        if body.joint:
             joint.CreateAxisAttr(body.axis)
             joint.CreateLowerLimitAttr(body.limits[0])
             joint.CreateUpperLimitAttr(body.limits[1])
             # without a drive Newton would leave the joint passive
-            drive = UsdPhysics.DriveAPI.Apply(joint.GetPrim(), "linear" if body.prismatic else "angular")
+            drive = UsdPhysics.DriveAPI.Apply(joint.GetPrim(), "linear" if body.kind == "prismatic" else "angular")
             drive.CreateStiffnessAttr(stiffness)
             drive.CreateDampingAttr(damping)
             drive.CreateMaxForceAttr(300.0)
@@ -109,7 +149,7 @@ def _write_robot(
 
 
 class _SeriesElasticActuator(nn.Module):
-    """The interface of ANYdrive's LSTM (position error and velocity -> torque), with a spring and a damper inside."""
+    """Stands in for ANYdrive's LSTM, from position error and velocity to torque, by a spring and a damper."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +160,7 @@ class _SeriesElasticActuator(nn.Module):
 
 
 def _write_newton_robots(folder: Path) -> None:
-    """Ant and humanoid as Newton ships them, the humanoid's joints under Isaac's names."""
+    """Writes ant and humanoid as Newton ships them, the humanoid's joints under Isaac's names."""
     import newton.examples
     from pxr import Sdf, Usd
 
@@ -136,7 +176,7 @@ def _write_newton_robots(folder: Path) -> None:
         stage.SetDefaultPrim(stage.GetPrimAtPath(prim))
         stage.Export(str(target))
         layer = Sdf.Layer.FindOrOpen(str(target))
-        for other in [spec.name for spec in layer.rootPrims if spec.path != prim]:  # its ground
+        for other in [spec.name for spec in layer.rootPrims if spec.path != prim]:  # the ground of Newton's scene
             del layer.rootPrims[other]
         scope = layer.GetPrimAtPath(f"{prim}/joints")
         for old, new in joints.items():
@@ -146,7 +186,7 @@ def _write_newton_robots(folder: Path) -> None:
 
 
 def _write_ground(path: Path) -> None:
-    """A flat ground with the prims that Isaac Lab looks for in its own."""
+    """Writes a flat ground with the prims that Isaac Lab looks for in its own."""
     from pxr import Gf, Sdf, Usd, UsdGeom, UsdPhysics, UsdShade
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,34 +218,34 @@ def write_standins(folder: str | Path) -> Path:
     """Writes every stand-in below a folder, which is then Isaac Lab's ``ISAACSIM_ASSET_ROOT``.
 
     Args:
-        folder (str or Path): created if needed; files that are there are written anew.
+        folder (str or Path): the folder, created if needed; files that are there are written anew.
 
     Returns:
         The folder.
 
     Raises:
-        ImportError: without the packages of Isaac Lab's installation (``pxr``, ``newton``).
+        ImportError: if the packages of Isaac Lab's installation (``pxr``, ``newton``) are missing.
     """
     folder = Path(folder)
     isaac = folder / "Isaac"
     robots = isaac / "IsaacLab/Robots"
     _write_ground(isaac / "IsaacLab/Environments/Grid/default_ground_plane_checker_v1/default_ground_plane.usda")
     _write_newton_robots(isaac)
-    _write_robot(robots / "Classic/Cartpole/cartpole.usd", cartpole(), fixed_base=True)
-    _write_robot(robots / "ANYbotics/ANYmal-D/anymal_d.usd", anymal_d())
-    _write_robot(robots / "Unitree/Go2/go2.usd", go2())
-    _write_robot(robots / "Unitree/H1/h1_minimal.usd", h1())
-    _write_robot(robots / "Unitree/G1/g1_minimal.usd", g1())
-    _write_robot(isaac / "Robots/Agility/Digit/digit_v4.usd", digit(), stiffness=5.0, damping=0.2)
+    _write_robot(robots / "Classic/Cartpole/cartpole.usd", "cartpole", fixed_base=True)
+    _write_robot(robots / "ANYbotics/ANYmal-D/anymal_d.usd", "anymal_d")
+    _write_robot(robots / "Unitree/Go2/go2.usd", "go2")
+    _write_robot(robots / "Unitree/H1/h1_minimal.usd", "h1")
+    _write_robot(robots / "Unitree/G1/g1_minimal.usd", "g1")
+    _write_robot(isaac / "Robots/Agility/Digit/digit_v4.usd", "digit", stiffness=5.0, damping=0.2)
     _write_robot(
         robots / "FrankaEmika/franka_panda.usda",
-        franka(),
+        "franka",
         fixed_base=True,
         stiffness=400.0,
         damping=80.0,
         variants={"Physics": ("physx", "mujoco"), "Colliders": ("primitives", "gripper_only")},
     )
-    _write_robot(isaac / "Props/Sektion_Cabinet/sektion_cabinet_instanceable.usd", cabinet(), fixed_base=True)
+    _write_robot(isaac / "Props/Sektion_Cabinet/sektion_cabinet_instanceable.usd", "cabinet", fixed_base=True)
     network = isaac / "IsaacLab/ActuatorNets/ANYbotics/anydrive_3_lstm_jit.pt"
     network.parent.mkdir(parents=True, exist_ok=True)
     torch.jit.script(_SeriesElasticActuator()).save(str(network))

@@ -191,7 +191,7 @@ class PrimitiveTwoArmBoxCleanup(_TwoPandas):
     The task is solved when the lid lies on the box, level and at most 2 cm from its middle.
     """
 
-    LID_HEIGHT = 0.065  # of the middle of a lid that lies on the box, above the middle of the box
+    LID_HEIGHT = 0.065  # the height of a lid that lies on the box, from middle to middle
     KNOB = np.array((0.0, 0.0, 0.015))  # where the lid is held, in its frame
     GRIP = np.array((0.0, 0.25, 0.015))  # where the box is held, in its frame; the hands are 20 cm wide
     PLACEMENTS = {  # noqa: RUF012

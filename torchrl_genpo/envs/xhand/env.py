@@ -35,10 +35,11 @@ METRICS = ("turns", "progress", "completion_seconds", "stalled")
 class NutBoltEnv(EnvBase):
     """Simulates hands that loosen nuts, one hand in each row of the batch; the action is the joints' position targets.
 
-    The rows take the nuts by turns. A control step is 50 ms. An episode ends after ``max_steps`` (truncated), or (terminated) when thumb or index finger
-    is farther than ``reach_distance`` from the nut, when the nut stands still or no finger has touched it for
-    ``window`` steps, when the nut has turned 100 times, or when the simulation diverged. Every reset draws a new scene
-    and compiles its model, which takes a millisecond. The fingers then open until they touch nothing.
+    The rows take the nuts by turns. A control step is 50 ms. An episode is truncated after ``max_steps``. It is
+    terminated when thumb or index finger is farther than ``reach_distance`` from the nut, when the nut stands still or
+    no finger has touched it for ``window`` steps, when the nut has turned 100 times, or when the simulation diverged.
+    Every reset draws a new scene and compiles its model, which takes a millisecond. The fingers then open until they
+    touch nothing.
 
     Keys: ``joint_position`` ``[num_envs, 12]``, rad; ``privileged``, for a critic (see :attr:`privileged_names`);
     ``reward`` ``[num_envs, 1]``; ``("log", "reward/<term>")``, sums over the episode, and ``("log", "end/<why>")``;
@@ -126,10 +127,8 @@ class NutBoltEnv(EnvBase):
         self._control_bits = int(mujoco.mjtState.mjSTATE_CTRL) | int(mujoco.mjtState.mjSTATE_QFRC_APPLIED)
         self._state_bits = int(mujoco.mjtState.mjSTATE_FULLPHYSICS)
         model = self.models[0]
-        self._position, self._velocity = (
-            1,
-            1 + model.nq,
-        )  # where positions and velocities begin in a state, after the time
+        # positions and velocities follow the time in a state
+        self._position, self._velocity = 1, 1 + model.nq
         self._sensors = {
             model.sensor(i).name: slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i])
             for i in range(model.nsensor)

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from torchrl_genpo.envs.xhand.nuts import NUTS
-from torchrl_genpo.envs.xhand.scene import FINGERS, JOINTS, START_POSE, Scene, facts, joint_limits
+from torchrl_genpo.envs.xhand.scene import FINGERS, Scene, facts
 
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["clearance", "find_start_pose", "make_mjcf", "make_model", "make_spec"]
+__all__ = ["make_mjcf", "make_model", "make_spec"]
 
 # Bits of MuJoCo's collision filter: fingers meet nut, bolt and floor, and fingertips each other
 NUT_BIT, LINK_BIT, TIP_BIT = 1, 2, 4
@@ -279,54 +279,3 @@ def _inertia(link: dict[str, Any]) -> dict[str, Any]:
         "fullinertia": link["inertia"],
         "explicitinertial": True,
     }
-
-
-def clearance(model: mujoco.MjModel, pose: np.ndarray, links: Sequence[str] = JOINTS, num_angles: int = 24) -> float:
-    """Computes the smallest distance of the hand to nut and bolt over a turn of the nut, negative if one penetrates; m.
-
-    Args:
-        model (MjModel): a model of :func:`make_model`.
-        pose (np.ndarray): the joint angles ``[12]``.
-        links (sequence of str): the links that count, named after the joints that move them. Defaults to all.
-        num_angles (int, optional): the number of angles of the nut. Defaults to ``24``.
-    """
-    import mujoco
-
-    data, segment = mujoco.MjData(model), np.empty(6)
-    data.qpos[:12] = pose
-    moving = [g for g in range(model.ngeom) if model.body(model.geom_bodyid[g]).name in links]
-    fixed = [g for g in range(model.ngeom) if model.body(model.geom_bodyid[g]).name in ("nut", "bolt")]
-    smallest = 1.0
-    for angle in np.linspace(0.0, 2 * math.pi, num_angles, endpoint=False):
-        data.joint("nut").qpos[0] = angle
-        mujoco.mj_kinematics(model, data)
-        pairs = ((a, b) for a in moving for b in fixed)
-        smallest = min(smallest, *(mujoco.mj_geomDistance(model, data, a, b, smallest, segment) for a, b in pairs))
-    return smallest
-
-
-def find_start_pose(nuts: Sequence[str] = tuple(NUTS), margin: float = 0.002) -> dict[str, float]:
-    """Bends thumb, index and middle finger at their bases as far as they clear every nut by ``margin`` (m).
-
-    Returns:
-        The pose :data:`START_POSE`, from which the search starts; the other joints stay.
-    """
-    models = [make_model(Scene(nut=nut)) for nut in nuts]
-    limits = joint_limits()
-    names = list(JOINTS)
-    pose = Scene().start_pose()
-    for name, links in (
-        ("index_1", ("index_1", "index_2")),
-        ("mid_1", ("mid_1", "mid_2")),
-        ("thumb_rota1", ("thumb_rota1", "thumb_rota2")),
-    ):
-        index = names.index(name)
-        angles = np.arange(max(0.0, limits[0, index]), limits[1, index], 0.01)
-        clear = []
-        for angle in angles:
-            pose[index] = angle
-            clear.append(min(clearance(model, pose, links) for model in models) >= margin)
-            if clear[0] and not clear[-1]:
-                break
-        pose[index] = round(float(angles[np.flatnonzero(clear)[-1]]), 2)
-    return {name: float(pose[names.index(name)]) for name in START_POSE}

@@ -89,12 +89,12 @@ def make_xhand_env(
     if isinstance(nuts, str):
         raise ValueError(f"nuts must be a list of names, got {nuts!r}.")
     base_scene, draws = read_settings(Scene, scene), read_settings(Randomization, randomization)
-    if "nut" in base_scene.changed():
+    if "nut" in base_scene.model_fields_set:
         raise ValueError(f"The nuts are those of the option nuts: nuts=[{base_scene.nut}] instead of scene.nut.")
     if randomize:
-        for name in sorted(base_scene.changed() & set(draws.names)):
+        for name in sorted(base_scene.model_fields_set & set(draws.names)):
             raise ValueError(f"scene.{name} is drawn at every reset: set randomization.{name} or randomize=False.")
-    elif draws.changed():
+    elif draws.model_fields_set:
         raise ValueError("randomize=False leaves nothing for randomization to set.")
     else:
         draws = Randomization.none(base_scene)

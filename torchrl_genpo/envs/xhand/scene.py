@@ -49,7 +49,8 @@ START_POSE = {
     "mid_1": 1.0,
     "mid_2": 0.4,
 }
-"""Joint angles before the grasp, rad; every other joint is straight. ``model.find_start_pose`` found them.
+"""Joint angles before the grasp, rad; every other joint is straight. The search that found them is in
+``tests/envs/xhand/test_model.py``.
 
 It is DexScrew's start pose, opened: there index and middle finger would penetrate each other, and all of them a nut of
 38 mm, by up to 6.6 mm.

@@ -33,11 +33,6 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def changed(self) -> set[str]:
-        """Returns the names of the settings that differ from their defaults."""
-        fields = type(self).model_fields
-        return {name for name, field in fields.items() if getattr(self, name) != field.default}
-
 
 S = TypeVar("S", bound=Settings)
 
@@ -64,9 +59,9 @@ def read_settings(cls: type[S], values: S | Mapping[str, Any] | None) -> S:
         return cls.model_validate({} if values is None else values)
     except ValidationError as error:
         mistake = error.errors()[0]
-        name = ".".join(map(str, mistake["loc"]))
+        name = ".".join(map(str, mistake["loc"])) or "a value"
         if mistake["type"] == "extra_forbidden":
             close = did_you_mean(name, cls.model_fields) or f" It has {', '.join(cls.model_fields)}."
             raise ValueError(f"{cls.__name__} has no {name!r}.{close}") from None
-        message = mistake["msg"].removeprefix("Value error, ")
+        message = mistake["msg"].removeprefix("Value error, ").rstrip(".")
         raise ValueError(f"{name} of {cls.__name__} cannot be {mistake['input']!r}: {message}.") from None
