@@ -16,7 +16,6 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import fuzz_command_lines as lines
 import fuzz_files as files
 import fuzz_hostile as harmful
-
 from torchrl_genpo.untrusted import read_program
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.deploy.controller import HandController
 from torchrl_genpo.envs.xhand import JOINTS
 

@@ -18,12 +18,12 @@ from torchrl.collectors import Collector
 from torchrl.envs import check_env_specs
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives.value import GAE
-from torchrl_genpo.training.metrics import read_metrics
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.envs import DiscountedReturn, IsaacLabSymmetry, make_env, make_view, stagger_episodes
 from torchrl_genpo.envs.isaaclab import INSTALL, LastObservationAtReset
 from torchrl_genpo.envs.isaaclab_standins import write_standins
+from torchrl_genpo.training.metrics import read_metrics
 from torchrl_genpo.training.update import augment
 
 HAS_ISAACLAB = importlib.util.find_spec("isaaclab") is not None

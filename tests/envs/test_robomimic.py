@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 import torch
 from torchrl.envs import check_env_specs
-from torchrl_genpo.training.metrics import read_metrics
 
 from torchrl_genpo.data.robomimic import INSTALL, read_demonstrations
 from torchrl_genpo.envs import DiscountedReturn, make_env
 from torchrl_genpo.training.checkpoint import best_checkpoint, frames_of
+from torchrl_genpo.training.metrics import read_metrics
 
 HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
 needs_robosuite = pytest.mark.skipif(not HAS_ROBOSUITE, reason=f"needs robosuite: {INSTALL}")

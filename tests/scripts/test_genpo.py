@@ -66,11 +66,11 @@ def flat(value, name=""):
 
 
 def state(folder):
-    """All that the newest checkpoint holds, times apart, as plain values."""
+    """All that the newest checkpoint holds, times apart, to the last bit."""
     leaves = flat(read_checkpoint(checkpoints_of(folder)[-1]))
     assert any(torch.is_tensor(leaf) for leaf in leaves.values())
     return {
-        name: leaf.tolist() if torch.is_tensor(leaf) else leaf
+        name: leaf.cpu().numpy().tobytes() if torch.is_tensor(leaf) else leaf
         for name, leaf in leaves.items()
         if not name.startswith("/config") and name != "/progress/seconds"
     }

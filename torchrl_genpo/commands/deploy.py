@@ -128,7 +128,8 @@ def _controller(options: argparse.Namespace, config: DeployConfig) -> HandContro
 def _backend(options: argparse.Namespace, config: DeployConfig) -> HandBackend:
     if options.backend == "xhand":
         return XHandBackend(config.hand)
-    return SimulatedHand(Scene.model_validate({"side": config.hand.side, "nut": options.nut}), noise=Randomization().joint_noise)
+    scene = Scene.model_validate({"side": config.hand.side, "nut": options.nut})
+    return SimulatedHand(scene, noise=Randomization().joint_noise)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
