@@ -2,8 +2,8 @@
 # LICENSE file in the root directory of this source tree.
 """Training runs of the entry script that outlive their process: each finished one is a line of a results file.
 
-A line holds what was run, its curves, commit, versions and machine. A finished run is never run again, an interrupted
-one resumes, so that the benchmarks on top may be stopped and repeated at will, on any machine.
+A line holds what was run, its curves, commit, versions and machine. A finished run is never run again and an
+interrupted one resumes, so that the benchmarks may be stopped and repeated at will, on any machine.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -21,10 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
-from provenance import RESULTS, ROOT, commit, machine, versions
 
+from benchmarks._lib.origin import RESULTS, ROOT, record_origin
+from benchmarks._lib.report import append_line, pyplot, read_lines
 from torchrl_genpo.runs import read_metrics
+
+__all__ = ["Run", "draw", "execute_all", "last", "median_curves", "read_results", "run_script", "training_seconds"]
 
 METRICS = (
     "frames",
@@ -37,77 +40,59 @@ METRICS = (
     "train/lr",
     "eval/",
     "task/turns/",
-)  # names or beginnings of columns
-FEW = ("train/success", "task/")  # beginnings of columns
-BASELINES = {  # name -> (label, options of the entry script): the shared setting, and where it differs each one's own
-    "dummy_flow": ("GenPO (dummy flow)", ["policy=dummy_flow"]),
-    "dummy_flow_published": (
-        "GenPO (dummy flow), its own setting",
-        ["policy=dummy_flow", "start=paper", "optim.target_kl=0.01"],
-    ),
-    "self_adjoint_flow": ("self-adjoint flow", ["policy=self_adjoint_flow"]),
-    "fpo": ("FPO++", ["policy=fpo"]),
-    "fpo_published": (
-        "FPO++, its own setting",
-        [
-            "policy=fpo",
-            "policy.options.num_steps=64",
-            "policy.loss.num_samples=16",
-            "loss.clip_epsilon=0.05",
-            "loss.epochs=16",
-            "optim.schedule=constant",
-            "optim.lr=1e-4",
-        ],
-    ),
-    "policyflow": ("PolicyFlow", ["policy=policyflow"]),
-    "policyflow_published": (
-        "PolicyFlow, its own setting",
-        ["policy=policyflow", "loss.epochs=5", "loss.entropy_coeff=0.0025", "optim.lr=1e-4", "optim.target_kl=0.01"],
-    ),
-}
-POINTS = 60  # of each curve that are kept
-UNEQUAL = (
-    "**These rows do not compare policies like for like.** The Gaussian has the activation tanh and a first "
-    "standard deviation of 1; every flow has mish, and the reversible flows begin at a standard deviation of 0.714."
-    " Both choices matter more than the policy: with mish and 0.714 the Gaussian reaches 4533 and 3038 on "
-    "HalfCheetah (seeds 1 and 2, zero noise), where its rows here have 1599 and 1799 and the flow's 4260 and 5182; "
-    "with mish and 0.5 it reaches 5301, the flow set alike 6388 (one seed). A comparison of equal settings is under"
-    " way."
 )
-UNEQUAL_NOISE = (
-    "**These rows do not compare policies like for like.** The Gaussian begins at a standard deviation of 1, the "
-    "reversible flows at 0.714 (and their KL target is another), which alone changes a curve as much as the policy "
-    "does. A comparison of equal settings is under way."
-)
+"""Names, or the beginnings of names, of the columns that are kept."""
+SPARSE = ("train/success", "task/")
+"""The beginnings of columns that describe the few episodes that ended in an update."""
+POINTS = 60
+"""The number of points of a curve that are kept."""
 LOCK = threading.Lock()
+
+
+def run_script(*command: str, output: Any = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    """Runs a Python script of the repository on one thread, with this copy of the library."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @dataclass(frozen=True)
 class Run:
-    """What tells one training run of the entry script from another."""
+    """What tells one training run of the entry script from another.
 
-    name: str  # of the benchmark
+    Attributes:
+        name (str): the name of the benchmark.
+        task (str): the choice of the ``env`` group.
+        policy (str): the name that the benchmark gives the policy.
+        options (tuple of str): the options of the entry script that make the policy.
+        seed (int): the seed of the run.
+        frames (int or None): the number of frames, ``None`` for that of the task's configuration.
+        overrides (tuple of str): further options, the same for every policy.
+    """
+
+    name: str
     task: str
     policy: str
-    options: tuple[str, ...]  # of the entry script, that make the policy
+    options: tuple[str, ...]
     seed: int
-    frames: int | None  # None: as the task's configuration has it
+    frames: int | None
     overrides: tuple[str, ...] = ()
 
     @property
     def folder(self) -> Path:
-        """Another one for every configuration."""
+        """The run folder, another one for every configuration."""
         digest = hashlib.sha256(json.dumps(self.command).encode()).hexdigest()[:8]
         return ROOT / "outputs" / self.name / self.task / self.policy / f"{self.seed}-{digest}"
 
     @property
     def command(self) -> list[str]:
-        """The entry script's options."""
+        """The options of the entry script."""
         frames = [] if self.frames is None else [f"collector.total_frames={self.frames}"]
         return [f"env={self.task}", *self.options, *self.overrides, f"seed={self.seed}", *frames]
 
     def is_finished(self) -> bool:
-        """Whether all frames are collected; the exit code does not say so, for a run that was stopped has 0 too."""
+        """Returns whether all frames are collected, which the exit code 0 of a stopped run does not say."""
         total = OmegaConf.load(self.folder / "config.yaml").collector.total_frames
         return read_metrics(self.folder / "metrics.csv")["frames"][-1] >= total
 
@@ -118,32 +103,25 @@ class Run:
         if any((self.folder / "checkpoints").glob("*")):
             command = [f"resume={self.folder}"]
         else:
-            for name in ("config.yaml", "metrics.csv"):  # of a start that never reached a checkpoint
+            for name in ("config.yaml", "metrics.csv"):  # a start that never reached a checkpoint left them
                 (self.folder / name).unlink(missing_ok=True)
             command = [*self.command, f"hydra.run.dir={self.folder}"]
-            origin_path.write_text(json.dumps({"commit": commit(), "versions": versions(), "machine": machine()}))
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+            origin_path.write_text(json.dumps(record_origin()))
         with output_path.open("a") as output:
-            code = subprocess.run(
-                [sys.executable, "sota-implementations/genpo.py", *command],
-                cwd=ROOT,
-                env=environment,
-                stdout=output,
-                stderr=output,
-            ).returncode
+            code = run_script("sota-implementations/genpo.py", *command, output=output).returncode
         is_done = code == 0 and self.is_finished()
         outcome = "done" if is_done else "stopped" if code == 0 else f"FAILED, {output_path}"
         print(f"{self.task}, {self.policy}, seed {self.seed}: {outcome}", flush=True)
         if is_done:
             record = asdict(self) | json.loads(origin_path.read_text()) | summary(self.folder / "metrics.csv")
-            with LOCK, results_path(self.name).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            with LOCK:
+                append_line(RESULTS / f"{self.name}.jsonl", record)
 
 
 def summary(metrics_path: Path) -> dict[str, Any]:
-    """A curve of ``POINTS`` updates and every evaluation; seconds of the whole run.
+    """Returns a curve of ``POINTS`` updates with every evaluation, and the seconds of the whole run.
 
-    What is said of the few episodes that ended in an update (``FEW``) is averaged since the point before.
+    A column that describes the few episodes that ended in an update (``SPARSE``) is averaged since the point before.
     """
     metrics = read_metrics(metrics_path)
     updates = len(metrics["frames"])
@@ -158,7 +136,7 @@ def summary(metrics_path: Path) -> dict[str, Any]:
         for key, values in metrics.items()
         if key.startswith(METRICS) and any(value == value for value in values)
     }
-    for key in (key for key in columns if key.startswith(FEW)):
+    for key in (key for key in columns if key.startswith(SPARSE)):
         parts = [columns[key][before + 1 : i + 1] for before, i in zip([-1, *chosen], chosen, strict=False)]
         known = [[value for value in part if value == value] for part in parts]
         means = [sum(part) / len(part) if part else float("nan") for part in known]
@@ -170,41 +148,34 @@ def summary(metrics_path: Path) -> dict[str, Any]:
     return {"seconds": metrics["time/seconds"][-1], "curves": curves}
 
 
-def results_path(name: str) -> Path:
-    return RESULTS / f"{name}.jsonl"
-
-
 def read_results(name: str) -> dict[Run, dict[str, Any]]:
-    """Every finished run: its description and its line of the results."""
-    path, found = results_path(name), {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        record = json.loads(line)
+    """Returns every finished run of a benchmark, with its line of the results."""
+    found = {}
+    for record in read_lines(RESULTS / f"{name}.jsonl"):
         key = {field: record[field] for field in Run.__dataclass_fields__}
         found[Run(**(key | {field: tuple(record[field]) for field in ("options", "overrides")}))] = record
     return found
 
 
 def execute_all(runs: Sequence[Run], workers: int) -> None:
-    """Executes what is not finished, ``workers`` at a time."""
-    RESULTS.mkdir(exist_ok=True)
+    """Executes what is not finished, ``workers`` runs at a time."""
     with ThreadPoolExecutor(workers) as pool:
         finished = {run for name in {run.name for run in runs} for run in read_results(name)}
         list(pool.map(Run.execute, [run for run in runs if run not in finished]))
 
 
 def last(record: dict[str, Any], column: str) -> float:
-    """The final value of a column; ``nan`` where there is none."""
+    """Returns the final value of a column, ``nan`` where there is none."""
     return next((value for value in reversed(record["curves"][column]) if value is not None), float("nan"))
 
 
 def training_seconds(records: Sequence[dict[str, Any]]) -> float:
-    """Seconds of collection and updates in a run that nothing else slows down.
+    """Returns the seconds of collection and updates in a run that nothing else slows down.
 
-    Runs share their machines, and wait where they have the lower priority: the first decile of the seconds a frame
-    between the points of a curve, of the fastest seed, times the frames. Few points hold an evaluation. Lines from
-    before curves had times tell the whole alone.
+    Runs share their machines and wait for other work. So the first decile of the seconds a frame between the points of
+    a curve counts, of the fastest seed, times the frames; few points hold an evaluation. Lines from before curves had
+    times tell the whole alone.
     """
-    import numpy as np
 
     def seconds(record: dict[str, Any]) -> float:
         if "time/seconds" not in record["curves"]:
@@ -215,11 +186,6 @@ def training_seconds(records: Sequence[dict[str, Any]]) -> float:
     return min(map(seconds, records))
 
 
-def spread(values: Sequence[float], digits: int = 1) -> str:
-    """Median, and each in brackets."""
-    return f"{statistics.median(values):.{digits}f} ({', '.join(f'{value:.{digits}f}' for value in values)})"
-
-
 def median_curves(
     panel: Any,
     records: Sequence[dict[str, Any]],
@@ -228,9 +194,7 @@ def median_curves(
     unit: float,
     column: str = "train/return",
 ) -> None:
-    """Draws the median and range of a column of some seeds; ``unit`` frames to one of the axis."""
-    import numpy as np
-
+    """Draws the median and the range of a column over the seeds, with ``unit`` frames to one of the axis."""
     curves = []
     for record in records:
         points = zip(record["curves"]["frames"], record["curves"][column], strict=True)
@@ -253,14 +217,9 @@ def draw(
     ylabel: str,
     column: str = "train/return",
 ) -> None:
-    """A panel of training curves for every task; ``policies`` holds their labels first."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draws a panel of training curves for every task; ``policies`` maps names to their labels and options."""
     tasks = list(dict.fromkeys(record["task"] for record in records))
-    figure, axes = plt.subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
+    figure, axes = pyplot().subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
     for panel, task in zip(axes[0], tasks, strict=True):
         for color, (policy, (label, _)) in enumerate(policies.items()):
             chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
@@ -269,15 +228,3 @@ def draw(
         panel.grid(alpha=0.3)
         panel.legend(frameon=False)
     figure.savefig(path, dpi=130)
-
-
-def origins(records: Sequence[dict[str, Any]], command: str) -> list[str]:
-    """The last lines of a report: its command, and where its runs come from."""
-    found = {key: "; ".join(sorted({record[key] for record in records})) for key in ("commit", "versions", "machine")}
-    return [
-        "",
-        f"Command: `{command}`; commit, versions and machine of each run are in the `.jsonl` beside this file.  ",
-        f"Commits: {found['commit']}.  ",
-        f"Versions: {found['versions']}.  ",
-        f"Machines: {found['machine']}.",
-    ]

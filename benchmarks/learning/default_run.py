@@ -1,27 +1,26 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Wall-clock time and peak memory of the default training command, measured from outside.
+"""Answers how long the default training command takes, and how much memory, measured from outside.
 
-    python benchmarks/default_run.py    # about four minutes
+    python -m benchmarks.learning.default_run    # about four minutes
 
-Writes ``default_run.md`` to ``benchmarks/results``.
+It writes ``default_run.md`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 import tempfile
 import time
 
-from provenance import RESULTS, ROOT, origin
+from benchmarks._lib.origin import RESULTS, ROOT, origin
+from benchmarks._lib.report import parser, save
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
+    parser(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "sota-implementations/genpo.py", f"hydra.run.dir={folder}/run"]
         begin = time.perf_counter()
@@ -36,11 +35,8 @@ def main() -> None:
         "",
         f"`python sota-implementations/genpo.py` (HalfCheetah-v5, 500k frames, evaluation included): **{minutes:.1f} "
         f"minutes**, load average {os.getloadavg()[0]:.1f}; peak memory **{gigabytes:.2f} GB**.",
-        *origin("python benchmarks/default_run.py"),
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "default_run.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(RESULTS / "default_run.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":

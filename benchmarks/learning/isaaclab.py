@@ -1,32 +1,32 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Isaac Lab: how long training takes and what it reaches, reversible flow against Gaussian PPO.
+"""Answers how long training on Isaac Lab takes and what it reaches, reversible flow against Gaussian PPO.
 
-    python benchmarks/isaaclab_training.py                       # GPU: Ant and Humanoid as in the paper, 4096 envs
-    python benchmarks/isaaclab_training.py --small --tasks ant   # CPU: the same task with 256 environments, 1.2M frames
-    python benchmarks/isaaclab_training.py --report
+    python -m benchmarks.learning.isaaclab                       # GPU: Ant and Humanoid as in the paper, 4096 envs
+    python -m benchmarks.learning.isaaclab --small --tasks ant   # CPU: 256 environments, 1.2M frames; two hours
+    python -m benchmarks.learning.isaaclab --report
 
-Needs Isaac Lab (the README says how) and, where its asset server cannot be reached, ``ISAACSIM_ASSET_ROOT``. Finished
-runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in ``benchmarks/results`` and are not run again; the
-report is the ``.md`` and ``.png`` beside it. It splits the time into simulation, policy and update: the update is
-measured in the run, the policy on its own, and the simulation is the rest of the collection.
+It needs Isaac Lab (the README says how to install it) and, where its asset server cannot be reached,
+``ISAACSIM_ASSET_ROOT``. Finished runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in
+``benchmarks/results`` and are not run again; the report is the ``.md`` and ``.png`` beside it. It splits the time into
+simulation, policy and update: the update is measured in the run, the policy on its own (``isaaclab_policy.json``), and
+the simulation is the rest of the collection.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from experiments import BASELINES, UNEQUAL_NOISE, Run, draw, execute_all, last, origins, read_results, spread
-from provenance import RESULTS, ROOT
+from benchmarks._lib.origin import RESULTS
+from benchmarks._lib.policies import BASELINES, UNEQUAL_NOISE
+from benchmarks._lib.report import origins, parser, save, spread
+from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, run_script
 
 POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
@@ -34,7 +34,7 @@ POLICIES = {
     "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
     **BASELINES,
 }
-SMALL = ("device=cpu", "env.num_envs=256", "env.iterations=150")
+SMALL = ("device=cpu", "env.num_envs=256", "collector.iterations=150")
 TASKS = (
     "ant",
     "humanoid",
@@ -49,19 +49,18 @@ TASKS = (
 
 
 def measure_policy(folder: Path) -> float:
-    """Seconds that the policy of a finished run takes in one collection, of the same size and on the same device."""
+    """Returns the seconds that the policy of a finished run takes in one collection of its size, on its device."""
     import torch
-    from torchrl.checkpoint import CheckpointRotation
 
-    from torchrl_genpo.loading import load_policy
-    from torchrl_genpo.runs import read_run_config
+    from benchmarks._lib.in_process import describe_checkpoint, latest_checkpoint, load_policy
 
-    cfg: Any = read_run_config(folder)
-    torch.set_num_threads(cfg.num_threads)
-    checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
-    actor, env, _ = load_policy(checkpoint, cfg.env.num_envs, 0, cfg.device)
+    checkpoint = latest_checkpoint(folder)
+    config, _ = describe_checkpoint(checkpoint)
+    device, num_envs = config["device"], config["env"]["num_envs"]
+    torch.set_num_threads(config["num_threads"])
+    actor, env, _ = load_policy(checkpoint, num_envs, 0, device)
     td, seconds = env.reset(), []
-    synchronize = torch.cuda.synchronize if cfg.device.startswith("cuda") else lambda: None
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
     with torch.no_grad():
         for _ in range(60):
             synchronize()
@@ -69,19 +68,19 @@ def measure_policy(folder: Path) -> float:
             actor(td)
             synchronize()
             seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[20:]) * cfg.env.steps_per_env
+    return statistics.median(seconds[20:]) * config["collector"]["frames_per_batch"] / num_envs
 
 
 def policy_seconds(run: Run) -> float:
-    """:func:`measure_policy` in a process of its own: Isaac Lab has one simulation a process."""
-    command = [sys.executable, __file__, "--measure-policy", str(run.folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    output = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
-    return float(output.split()[-1])
+    """Calls :func:`measure_policy` in a process of its own, because Isaac Lab has one simulation a process."""
+    process = run_script("-m", "benchmarks.learning.isaaclab", "--measure-policy", str(run.folder))
+    if process.returncode:
+        sys.exit(process.stdout)
+    return float(process.stdout.split()[-1])
 
 
 def policy_shares(name: str, runs: Iterable[Run]) -> dict[tuple[str, str], float]:
-    """Seconds of the policy in one collection, by task and policy: measured where a run is here, else as recorded."""
+    """Returns the policy's seconds in one collection, measured where a run is here, else as recorded."""
     path = RESULTS / f"{name}_policy.json"
     recorded = json.loads(path.read_text()) if path.exists() else {}
     for run in runs:
@@ -93,6 +92,7 @@ def policy_shares(name: str, runs: Iterable[Run]) -> dict[tuple[str, str], float
 
 
 def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], float], path: Path) -> None:
+    """Writes the returns and the times of all finished runs."""
     settings = sorted({" ".join(record["overrides"]) or "the task's configuration" for record in records})
     lines = [
         "# Isaac Lab: flow against Gaussian PPO",
@@ -130,22 +130,22 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
             cells += [f"{frames / 1e6:.1f}M", f"{minutes[task, policy]:.1f}", f"{ratio:.2f}", *parts]
             cells += [f"{update:.2f}", f"{size / (collect + update):.0f}"]
             lines.append(f"| {task.removeprefix('isaaclab/')} | {label} | {' | '.join(cells)} |")
-    lines += origins(records, " ".join(["python benchmarks/isaaclab_training.py", *sys.argv[1:]]))
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, [*lines, *origins(records)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=["ant", "humanoid"], choices=TASKS)
-    parser.add_argument("--policies", nargs="+", default=["gaussian", "paper", "learned_scale"], choices=POLICIES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
-    parser.add_argument("--iterations", type=int, help="updates of each run, instead of the configuration's")
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
-    parser.add_argument("--measure-policy", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--tasks", nargs="+", default=["ant", "humanoid"], choices=TASKS)
+    arguments.add_argument("--policies", nargs="+", default=["gaussian", "paper", "learned_scale"], choices=POLICIES)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
+    arguments.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
+    arguments.add_argument("--iterations", type=int, help="updates of each run, instead of the configuration's")
+    arguments.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
+    arguments.add_argument(
+        "--measure-policy", type=Path, help="print the seconds of a run's policy"
+    )
+    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
+    options = arguments.parse_args()
     if options.measure_policy:
         print(measure_policy(options.measure_policy))
         return
@@ -153,7 +153,7 @@ def main() -> None:
     name = "isaaclab_small" if options.small else "isaaclab"
     settings = SMALL if options.small else ()
     if options.iterations:
-        settings = (*settings, f"env.iterations={options.iterations}")
+        settings = (*settings, f"collector.iterations={options.iterations}")
     if not options.report:
         runs = [
             Run(name, f"isaaclab/{task}", policy, tuple(POLICIES[policy][1]), seed, None, settings)

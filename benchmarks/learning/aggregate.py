@@ -1,9 +1,10 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""One number for many tasks and seeds: interquartile means with stratified bootstrap intervals, by ``rliable``.
+"""Computes one number from many tasks and seeds: interquartile means with stratified bootstrap intervals.
 
-Used by ``learning.py``. Returns of a task are normalised so that 0 is where training begins and 1 what Gaussian PPO
-reaches on average; a policy counts with the seeds that it finished on every task.
+``curves.py`` uses it. The returns of a task are normalised so that 0 is where training begins and 1 is what Gaussian
+PPO reaches on average; a policy counts with the seeds that it finished on every task. The intervals are those of
+``rliable``.
 
 References:
     Agarwal et al., "Deep Reinforcement Learning at the Edge of the Statistical Precipice", arXiv 2108.13264.
@@ -17,17 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from experiments import UNEQUAL, last, origins
+
+from benchmarks._lib.policies import UNEQUAL
+from benchmarks._lib.report import origins, pyplot, save
+from benchmarks._lib.runs import last
 
 BASE = "gaussian"
 COLUMNS = {mode: f"eval/{mode}_noise/return" for mode in ("zero", "random")}
-POINTS = 40  # of a curve
-FEWEST_SEEDS = 3  # that an interval is given for: resampled, one or two say nothing of the others
+POINTS = 40
+"""The number of points of a curve."""
+FEWEST_SEEDS = 3
+"""The fewest seeds that an interval is given for: one or two, resampled, say nothing of the others."""
 Records = Sequence[dict[str, Any]]
 
 
 def task_sets(records: Records) -> list[list[str]]:
-    """The tasks that every seed of the base finished; then all that were begun, if some seed finished them all."""
+    """Returns the tasks that every seed of the base finished, and all tasks if some seed finished them all."""
     finished = {(record["task"], record["seed"]): None for record in records if record["policy"] == BASE}
     seeds, some = {seed for _, seed in finished}, list(dict.fromkeys(task for task, _ in finished))
     every = [task for task in some if all((task, seed) in finished for seed in seeds)]
@@ -36,7 +42,7 @@ def task_sets(records: Records) -> list[list[str]]:
 
 
 def scales(records: Records, tasks: Sequence[str], column: str) -> dict[str, tuple[float, float]]:
-    """Of every task: the return where training begins, and the base's mean end."""
+    """Returns for each task the return at which training begins and the mean with which the base ends."""
     found = {}
     for task in tasks:
         chosen = [record for record in records if record["task"] == task]
@@ -49,7 +55,7 @@ def scales(records: Records, tasks: Sequence[str], column: str) -> dict[str, tup
 
 
 def complete_runs(records: Records, policies: Sequence[str], tasks: Sequence[str]) -> dict[str, list[list[dict]]]:
-    """Records ``[seed][task]`` of the policies that finished every task, the base first."""
+    """Returns the records ``[seed][task]`` of the policies that finished every task, the base first."""
     found = {}
     for policy in sorted(policies, key=lambda policy: policy != BASE):
         by_key = {(r["seed"], r["task"]): r for r in records if r["policy"] == policy}
@@ -61,12 +67,12 @@ def complete_runs(records: Records, policies: Sequence[str], tasks: Sequence[str
 
 
 def final_scores(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float, float]], column: str) -> np.ndarray:
-    """Normalised returns at the end, ``[seeds, tasks]``."""
+    """Returns the normalised returns at the end, ``[seeds, tasks]``."""
     return np.array([[_normalise(last(record, column), scale[record["task"]]) for record in row] for row in runs])
 
 
 def curves(runs: Sequence[Sequence[dict]], scale: Mapping[str, tuple[float, float]]) -> np.ndarray:
-    """Normalised training returns ``[seeds, tasks, POINTS]`` at even fractions of a run."""
+    """Returns the normalised training returns ``[seeds, tasks, POINTS]`` at even fractions of a run."""
     returns = []
     for row in runs:
         returns.append([])
@@ -84,7 +90,10 @@ def _normalise(value: Any, scale: tuple[float, float]) -> Any:
 
 
 def intervals(scores: Mapping[str, Any], function: Any, reps: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Value and 95 % stratified bootstrap interval, NaN for few seeds, of a function of the scores of each policy."""
+    """Returns a function's value for each policy's scores, and its 95 % stratified bootstrap interval.
+
+    The interval is NaN where there are fewer than ``FEWEST_SEEDS`` seeds.
+    """
     try:
         from rliable.library import get_interval_estimates
     except ImportError as error:
@@ -100,28 +109,28 @@ def intervals(scores: Mapping[str, Any], function: Any, reps: int) -> tuple[dict
 
 
 def iqm(scores: np.ndarray) -> np.ndarray:
-    """Interquartile mean over seeds and tasks, of each point where there are several."""
-    from scipy.stats import trim_mean  # as rliable's own, which takes one point at a time
+    """Returns the interquartile mean over seeds and tasks, of each point where there are several."""
+    from scipy.stats import trim_mean  # rliable's own gives the same and takes one point at a time
 
     return np.atleast_1d(trim_mean(scores.reshape(-1, *scores.shape[2:]), 0.25))
 
 
 def improvement(scores: np.ndarray, base: np.ndarray) -> np.ndarray:
-    """Probability that a run of one policy ends above one of the base on the same task, mean over tasks.
+    """Returns the probability that a run of one policy ends above one of the base on the same task, mean over tasks.
 
-    As rliable's own without SciPy's test, for the bootstrap asks for it 50,000 times.
+    It equals rliable's own without SciPy's test, because the bootstrap asks for it 50,000 times.
     """
     above, ties = scores[:, None] > base, scores[:, None] == base
     return np.array([(above + ties / 2).mean()])
 
 
 def report(
-    records: Records, labels: Mapping[str, str], path: Path, command: str, drawn: Mapping[str, float], reps: int = 2000
+    records: Records, labels: Mapping[str, str], path: Path, drawn: Mapping[str, float], reps: int = 2000
 ) -> None:
     """Writes ``path.md``, a table for each of the ``task_sets``, and ``path.png`` of the first.
 
-    The picture has the ends of all policies, and the curves of those in ``drawn``, over frames and over time: their
-    whole run's, as a ratio to the base's.
+    The picture has the ends of all policies, and over frames and over time the curves of those in ``drawn``, which maps
+    them to the time of their whole run as a ratio to the base's.
     """
     sets = task_sets(records)
     if not sets:
@@ -154,15 +163,14 @@ def report(
             curve_runs = {policy: rows for policy, rows in runs.items() if policy in drawn}
             scale = scales(records, tasks, COLUMNS["random"])
             _draw(ends, curve_runs, drawn, labels, scale, path.with_suffix(".png"), max(50, reps // 10))
-    lines += origins(chosen, command)[1:]
-    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    lines += origins(chosen)[1:]
+    save(path.with_suffix(".md"), lines)
 
 
 def _ends(
     records: Records, runs: Mapping[str, Any], tasks: Sequence[str], column: str, reps: int
 ) -> tuple[dict[str, Any], ...]:
-    """Of every policy the IQM with its interval, and the probability of improvement over the base with its own."""
+    """Returns each policy's IQM with its interval, and its probability of improvement over the base with its own."""
     scale = scales(records, tasks, column)
     scores = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
     pairs = {policy: (scores[policy], scores[BASE]) for policy in runs}
@@ -190,16 +198,11 @@ def _draw(
     path: Path,
     reps: int,
 ) -> None:
-    """The ends with their intervals, and curves over frames and over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draws the ends with their intervals, and the curves over frames and over time."""
     points = {policy: curves(rows, scale) for policy, rows in runs.items()}
     values, bounds = intervals(points, iqm, reps)
     colors = {policy: f"C{color}" for color, policy in enumerate(runs)}
-    figure, (left, *axes) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1.1, 1, 1))
+    figure, (left, *axes) = pyplot().subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(1.1, 1, 1))
     order = sorted(ends["zero"][0], key=lambda policy: ends["zero"][0][policy][0])
     for mode, shift, marker in (("zero", 0.15, "o"), ("random", -0.15, "D")):
         for row, policy in enumerate(order):
@@ -223,4 +226,3 @@ def _draw(
     axes[0].set_ylabel("IQM of the training return")
     axes[0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
-    plt.close(figure)

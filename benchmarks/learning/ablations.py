@@ -1,44 +1,48 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The paper's ablations: how the weight of the memory and the number of steps change what is learned.
+"""Answers how the weight of the memory and the number of steps change what is learned, as the paper's ablations do.
 
-    python benchmarks/ablations.py               # the paper's start, HalfCheetah, one seed: 13 runs
-    python benchmarks/ablations.py --seeds 1 2 3
-    python benchmarks/ablations.py --report
+    python -m benchmarks.learning.ablations               # the paper's start, HalfCheetah, one seed: 12 runs
+    python -m benchmarks.learning.ablations --seeds 1 2 3
+    python -m benchmarks.learning.ablations --report
 
-Finished runs are lines of ``ablations.jsonl`` in ``benchmarks/results`` and are not run again.
+A run takes five to ten minutes on one core. Finished runs are lines of ``ablations.jsonl`` in ``benchmarks/results``
+and are not run again; ``ablations.md`` and ``ablations.png`` lie beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, execute_all, last, origins, read_results, spread, training_seconds
-from provenance import RESULTS
+from benchmarks._lib.origin import RESULTS
+from benchmarks._lib.report import origins, parser, pyplot, save, spread
+from benchmarks._lib.runs import Run, execute_all, last, read_results, training_seconds
 
-SIGMAS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.85, 0.95, 1.0)  # Figure 4
-STEPS = (1, 2, 5, 8, 16)  # Figure 9
+SIGMAS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.85, 0.95, 1.0)
+"""The weights of the memory of the paper's Figure 4."""
+STEPS = (1, 2, 5, 8, 16)
+"""The numbers of steps of the paper's Figure 9."""
 DEFAULT_SIGMA, DEFAULT_STEPS = 0.75, 5
 NOISES = ("zero", "random")
 
 
 def name_of(sigma: float, steps: int) -> str:
-    """Of the policy, and of its folder, which Hydra takes without quotes."""
+    """Returns the name of the policy and of its folder, which Hydra takes without quotes."""
     return f"sigma_{sigma}_steps_{steps}"
 
 
 def ablation_run(task: str, sigma: float, steps: int, seed: int, frames: int) -> Run:
+    """Returns the run of one pair of sigma and M."""
     options = ("start=paper", f"solver.sigma={sigma}", f"solver.num_steps={steps}")
     return Run("ablations", task, name_of(sigma, steps), options, seed, frames)
 
 
 def settings() -> dict[str, list[tuple[float, int]]]:
-    """What varies, and the pairs of sigma and M that are compared."""
+    """Returns for each quantity that varies the pairs of sigma and M that are compared."""
     return {
         "sigma": [(sigma, DEFAULT_STEPS) for sigma in SIGMAS],
         "M": [(DEFAULT_SIGMA, steps) for steps in STEPS],
@@ -46,11 +50,7 @@ def settings() -> dict[str, list[tuple[float, int]]]:
 
 
 def report(records: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Writes the table and the picture."""
     frames = max(record["frames"] for record in records)
     lines = [
         "# Ablations of the paper: the weight of the memory, the number of steps",
@@ -58,7 +58,7 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
         f"{records[0]['task']}, {frames:,} frames, the paper's start. Median of the seeds (each in brackets), mean of "
         "10 evaluation episodes; seconds as `learning.md` counts them.",
     ]
-    figure, panels = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
+    figure, panels = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     for panel, (name, pairs) in zip(panels, settings().items(), strict=True):
         lines += ["", f"| {name} | zero noise | random noise | seconds |", "|---:|---:|---:|---:|"]
         points: dict[str, list[tuple[float, float]]] = {noise: [] for noise in NOISES}
@@ -84,19 +84,17 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel(f"return after {frames:,} frames")
     panels[0].legend(frameon=False)
     figure.savefig(path.with_suffix(".png"), dpi=130)
-    lines += origins(records, " ".join(["python benchmarks/ablations.py", *sys.argv[1:]]))
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, [*lines, *origins(records)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="half_cheetah", help="default: half_cheetah")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--frames", type=int, default=500_000)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--task", default="half_cheetah", help="default: half_cheetah")
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
+    arguments.add_argument("--frames", type=int, default=500_000)
+    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
+    options = arguments.parse_args()
 
     if not options.report:
         pairs = dict.fromkeys(pair for group in settings().values() for pair in group)

@@ -1,20 +1,18 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""XHand: how fast the nut-bolt task steps, how well policies learn to loosen nuts, and what they stand.
+"""Answers how fast XHand's nut-bolt task steps, how well policies learn to loosen nuts, and what they withstand.
 
-    python benchmarks/xhand.py throughput               # speed, and a million random steps
-    python benchmarks/xhand.py train --seeds 1 2 3      # flow against Gaussian PPO, a quarter of an hour each
-    python benchmarks/xhand.py robustness               # every trained policy in other physics and on other nuts
-    python benchmarks/xhand.py report
+    python -m benchmarks.learning.xhand throughput            # speed, and a million random steps; ten minutes
+    python -m benchmarks.learning.xhand train --seeds 1 2 3   # flow against Gaussian PPO, a quarter of an hour each
+    python -m benchmarks.learning.xhand robustness            # every trained policy in other physics, on other nuts
+    python -m benchmarks.learning.xhand report
 
 What has been measured is a line of ``xhand.jsonl`` or ``xhand_robustness.jsonl`` in ``benchmarks/results`` and is not
-measured again; the reports lie beside them.
+measured again. The reports are ``xhand.md``, ``xhand.png``, ``xhand_robustness.md`` and ``xhand_throughput.md``.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import resource
 import statistics
@@ -23,8 +21,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import UNEQUAL_NOISE, Run, execute_all, last, origins, read_results, spread
-from provenance import RESULTS, commit, machine, origin, versions
+from benchmarks._lib.origin import RESULTS, origin, record_origin
+from benchmarks._lib.policies import UNEQUAL_NOISE
+from benchmarks._lib.report import append_line, origins, parser, pyplot, read_lines, save, spread
+from benchmarks._lib.runs import Run, execute_all, last, read_results
 
 TASK = "xhand/nut_bolt"
 POLICIES = {
@@ -33,7 +33,7 @@ POLICIES = {
     "paper": ("flow, paper's start", ["start=paper"]),
 }
 NUTS = ("hexagon", "square", "round")
-SETTINGS: dict[str, dict[str, Any]] = {  # changes to env.options
+SETTINGS: dict[str, dict[str, Any]] = {
     "as trained": {},
     "time step 2.5 ms": {"scene": {"timestep": 0.0025}},
     "elliptic cone, time step 1 ms": {"scene": {"timestep": 0.001, "cone": "elliptic"}},
@@ -43,13 +43,14 @@ SETTINGS: dict[str, dict[str, Any]] = {  # changes to env.options
     "no randomisation": {"randomize": False},
     "shapes never seen": {"nuts": ["triangle", "cross"]},
 }
-EPISODES = 32  # of each nut
-EVAL_SEED = 10_000  # that of the entry script
+"""The changes to ``env.options`` of each setting."""
+EPISODES = 32
+"""The number of episodes of each nut."""
 RANDOM_STEPS = 1_000_000
 
 
 def measure_throughput(path: Path) -> None:
-    """Steps a second by the number of environments, and whether random actions break anything."""
+    """Measures steps a second by the number of environments, and whether random actions break anything."""
     import torch
 
     from torchrl_genpo.envs import make_env
@@ -59,8 +60,8 @@ def measure_throughput(path: Path) -> None:
     lines = [
         "# XHand nut-bolt: throughput",
         "",
-        "Control steps of 50 ms (10 steps of physics) with random actions, resets, observations, randomisation and "
-        "normalisation included; three nuts mixed.",
+        "Control steps of 50 ms (10 steps of physics) with random actions, resets, observations and randomisation "
+        "included; three nuts mixed.",
         "",
         "| environments | threads | steps/s | steps a CPU-second |",
         "|---:|---:|---:|---:|",
@@ -73,7 +74,7 @@ def measure_throughput(path: Path) -> None:
         wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         lines.append(f"| {num_envs} | {threads} | {steps / wall:.0f} | {steps / cpu:.0f} |")
         print(lines[-1], flush=True)
-    env = make_env(TASK, 128, seed=0, normalize_observation=False, scale_reward=False)
+    env = make_env(TASK, 128, seed=0)
     column = simulator(env).privileged_names.index("nut_speed")
     seen = {"fastest": 0.0, "diverged": 0, "not finite": 0, "episodes": 0}
 
@@ -89,13 +90,13 @@ def measure_throughput(path: Path) -> None:
         "",
         f"{steps} random steps in {seen['episodes']} episodes: {seen['not finite']} numbers that are not finite, "
         f"{seen['diverged']} simulations that diverged, fastest nut {seen['fastest']:.1f} rad/s.",
-        *origin("python benchmarks/xhand.py throughput"),
+        *origin(),
     ]
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, lines)
 
 
 def walk(env: Any, steps: int, look: Any = None) -> int:
+    """Takes random steps, shows each to ``look``, and returns their number."""
     import torch
 
     td = env.reset()
@@ -107,12 +108,13 @@ def walk(env: Any, steps: int, look: Any = None) -> int:
 
 
 def cpu_seconds() -> float:
+    """Returns the processor time of this process."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
 
 
 def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Options with changes, mappings in them merged too."""
+    """Returns options with changes, in which mappings are merged too."""
     result = dict(options)
     for key, value in changes.items():
         result[key] = {**(result.get(key) or {}), **value} if isinstance(value, Mapping) else value
@@ -120,48 +122,41 @@ def merged(options: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def evaluate_run(run: Run, changes: Mapping[str, Any]) -> dict[str, float]:
-    """Evaluation of a finished run's last checkpoint with other options of the environment."""
+    """Evaluates a finished run's last checkpoint with other options of the environment."""
     import torch
 
-    from torchrl_genpo.loading import load_policy
-    from torchrl_genpo.runs import RunFolder, read_checkpoint_config
-    from torchrl_genpo.training import evaluate
+    from benchmarks._lib.in_process import describe_checkpoint, evaluate_checkpoint, latest_checkpoint
 
-    checkpoint = RunFolder(run.folder, read_only=True).latest()
-    if checkpoint is None:
-        raise FileNotFoundError(f"{run.folder} has no readable checkpoint.")
-    config = read_checkpoint_config(checkpoint)
+    checkpoint = latest_checkpoint(run.folder)
+    config, _ = describe_checkpoint(checkpoint)
     torch.set_num_threads(config["num_threads"])
     options = merged(config["env"]["options"], changes)
     num_envs = EPISODES * len(options["nuts"])
-    actor, env, _ = load_policy(checkpoint, num_envs, EVAL_SEED, config["device"], {"env.options": options})
-    return evaluate(env, actor, EVAL_SEED)
+    return evaluate_checkpoint(checkpoint, num_envs, overrides={"env.options": options}, device=config["device"])
 
 
 def measure_robustness(path: Path) -> None:
-    known = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Evaluates every run whose folder is here in every setting that has not been measured."""
+    known = read_lines(path)
     for run in read_results("xhand"):
         for setting, changes in SETTINGS.items():
             key = {"policy": run.policy, "seed": run.seed, "overrides": list(run.overrides), "setting": setting}
             if any(key.items() <= line.items() for line in known) or not run.folder.exists():
                 continue
             values = {name: round(value, 4) for name, value in evaluate_run(run, changes).items()}
-            line = key | {"episodes": EPISODES, "values": values}
-            line |= {"commit": commit(), "versions": versions(), "machine": machine()}
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(path, key | {"episodes": EPISODES, "values": values} | record_origin())
             print(f"{run.policy}, seed {run.seed}, {setting}: done", flush=True)
 
 
 def turns(record: dict[str, Any]) -> list[tuple[float, float]]:
-    """Frames and net turns of the training's episodes, mean of the nuts."""
+    """Returns the frames and the net turns of the training's episodes, mean of the nuts."""
     columns = [record["curves"][f"task/turns/{nut}"] for nut in NUTS]
     points = zip(record["curves"]["frames"], *columns, strict=True)
     return [(frames, statistics.mean(values)) for frames, *values in points if None not in values]
 
 
 def frames_to(record: dict[str, Any], level: float) -> float:
-    """Frames after which the training's turns, a mean of five points, reach a level; infinite if never."""
+    """Returns the frames after which the training's turns, a mean of five points, reach a level, else infinity."""
     curve = turns(record)
     for index in range(4, len(curve)):
         if statistics.mean(value for _, value in curve[index - 4 : index + 1]) >= level:
@@ -170,6 +165,7 @@ def frames_to(record: dict[str, Any], level: float) -> float:
 
 
 def report_training(path: Path) -> None:
+    """Writes the report on all finished runs."""
     records = sorted(read_results("xhand").values(), key=lambda record: record["seed"])
     if not records:
         return
@@ -196,19 +192,13 @@ def report_training(path: Path) -> None:
             cells.append(spread([frames_to(record, level) / 1e6 for record in chosen], 2).replace("inf", "never"))
             cells.append(f"{statistics.median(record['seconds'] for record in chosen) / 60:.0f}")
             lines.append(f"| {label} | {noise} | {' | '.join(cells)} |")
-    lines += origins(records, "python benchmarks/xhand.py train")
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, [*lines, *origins(records, "train")])
     draw_turns(records, path.with_suffix(".png"))
 
 
 def draw_turns(records: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panel = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    """Draws the turns of every run."""
+    figure, panel = pyplot().subplots(figsize=(6, 3.8), layout="constrained")
     for color, (policy, (label, _)) in enumerate(POLICIES.items()):
         for index, record in enumerate(record for record in records if record["policy"] == policy):
             frames, values = zip(*turns(record), strict=True)
@@ -221,9 +211,10 @@ def draw_turns(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def report_robustness(source: Path) -> None:
-    if not source.exists():
+    """Writes the report on all measured settings."""
+    found = read_lines(source)
+    if not found:
         return
-    found = [json.loads(line) for line in source.read_text().splitlines()]
     lines = [
         "# XHand: trained policies in other physics and on other nuts",
         "",
@@ -243,20 +234,17 @@ def report_robustness(source: Path) -> None:
                     spread([v[f"eval/zero_noise/{name}/{nut}"] for v in chosen], digits) for name, digits in columns
                 ]
                 lines.append(f"| {setting} | {label} | {nut} | {' | '.join(cells)} |")
-    lines += origins(found, "python benchmarks/xhand.py robustness")
-    source.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(source.with_suffix(".md"), [*lines, *origins(found, "robustness")])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("throughput", "train", "robustness", "report"))
-    parser.add_argument("--policies", nargs="+", default=["gaussian", "learned_scale"], choices=POLICIES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time; each simulates on all processors")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("stage", choices=("throughput", "train", "robustness", "report"))
+    arguments.add_argument("--policies", nargs="+", default=["gaussian", "learned_scale"], choices=POLICIES)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
+    arguments.add_argument("--workers", type=int, default=1, help="runs at a time; each simulates on all processors")
+    options = arguments.parse_args()
 
-    RESULTS.mkdir(exist_ok=True)
     robustness = RESULTS / "xhand_robustness.jsonl"
     if options.stage == "throughput":
         measure_throughput(RESULTS / "xhand_throughput.md")

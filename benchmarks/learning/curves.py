@@ -1,22 +1,19 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Learning curves through the entry script: Gaussian PPO, the paper's flow, and what lies beyond it.
+"""Answers which policy learns best: Gaussian PPO, the paper's flow, what lies beyond it, and the methods of others.
 
-    python benchmarks/learning.py --tasks half_cheetah hopper walker2d --policies gaussian paper learned_scale
-    python benchmarks/learning.py --seeds 1 2 3 4 5 --policies gaussian learned_scale dummy_flow fpo policyflow
-    python benchmarks/learning.py --report       # tables and plots of the runs that are there
+    python -m benchmarks.learning.curves --tasks half_cheetah hopper walker2d --policies gaussian paper learned_scale
+    python -m benchmarks.learning.curves --seeds 1 2 3 4 5 --policies gaussian learned_scale genpo fpo policyflow
+    python -m benchmarks.learning.curves --report       # tables and plots of the runs that are there
 
-The first is 27 runs, about 50 minutes on two cores.
-
-Every finished run is a line of ``learning.jsonl`` in ``benchmarks/results``, with its commit, versions and machine, and
-is never run again; interrupted ones resume. So the command may be repeated at will, on any machine. The reports are
-``learning.md`` and ``learning.png``, task by task, and ``learning_iqm.md`` and ``.png`` over the tasks that all seeds
-of Gaussian PPO have finished, and over those that some have (``aggregate.py``).
+The first command is 27 runs, about 50 minutes on two cores. Every finished run is a line of ``learning.jsonl`` and is
+never run again; an interrupted one resumes. The reports are ``learning.md`` and ``learning.png``, task by task, and
+``learning_iqm.md`` and ``learning_iqm.png`` over the tasks that all seeds of Gaussian PPO have finished, and over those
+that some have (``aggregate.py``). All files lie in ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 import os
@@ -24,24 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import aggregate
-from experiments import (
-    BASELINES,
-    UNEQUAL,
-    Run,
-    execute_all,
-    last,
-    median_curves,
-    origins,
-    read_results,
-    results_path,
-    spread,
-    training_seconds,
-)
-from provenance import RESULTS
+from benchmarks._lib.origin import RESULTS
+from benchmarks._lib.policies import BASELINES, UNEQUAL
+from benchmarks._lib.report import origins, parser, pyplot, save, spread
+from benchmarks._lib.runs import Run, execute_all, last, median_curves, read_results, training_seconds
+from benchmarks.learning import aggregate
 
 TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid", "multi_goal")
-POLICIES = {  # name -> (label, options of the entry script)
+POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "gaussian_published": (  # of PPO's paper, arXiv 1707.06347, table 3, and CleanRL's schedule
         "Gaussian, its own setting",
@@ -61,20 +48,22 @@ POLICIES = {  # name -> (label, options of the entry script)
         "flow, state-dependent scale, entropy bonus",
         ["start=state_dependent_scale", "loss.entropy_coeff=0.001"],
     ),
-    "three_step": ("flow, three-step, learned scale", ["solver=three_step", "start=learned_scale"]),
     "action_ratio": (
         "flow, learned scale, action ratio",
         ["start=learned_scale", "loss.ratio=action", "loss.num_memories=4"],
     ),
     **BASELINES,
 }
-
+"""The label and the options of the entry script of each policy."""
 SHARED = [policy for policy in BASELINES if not policy.endswith("_published")]
-DRAWN = ("gaussian", "paper", "learned_scale", *SHARED)  # their curves, by one setting; the tables have them all
-FLOWS = ("paper", "learned_scale")  # whose time is that of table 1's reversible_flow
+DRAWN = ("gaussian", "paper", "learned_scale", *SHARED)
+"""The policies whose curves are drawn, all in one setting; the tables have every policy."""
+FLOWS = ("paper", "learned_scale")
+"""The policies whose time is that of table 1's ``reversible_flow``."""
 
 
 def write_table(records: list[dict[str, Any]], path: Path) -> None:
+    """Writes the returns at the end, task by task."""
     frames = max(record["frames"] for record in records)
     overrides = dict.fromkeys(override for record in records for override in record["overrides"])
     lines = [
@@ -101,9 +90,9 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
                 cells.append(spread(values, 0))
             lines.append(f"| {task} | {label} | {' | '.join(cells)} | {training_seconds(chosen):.0f} |")
     lines += goal_entropies(records)
-    run = {record["policy"] for record in records}
+    recorded = {record["policy"]: record["options"] for record in records}
     options = "\n".join(
-        f"- {label}: `{' '.join(options)}`" for policy, (label, options) in POLICIES.items() if policy in run
+        f"- {label}: `{' '.join(recorded[policy])}`" for policy, (label, _) in POLICIES.items() if policy in recorded
     )
     lines += [
         "",
@@ -115,14 +104,13 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
         f"{frames}` with",
         "",
         options,
-        *origins(records, " ".join(["python benchmarks/learning.py", *sys.argv[1:]])),
+        *origins(records),
     ]
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, lines)
 
 
 def goal_entropies(records: list[dict[str, Any]]) -> list[str]:
-    """A table of the entropy of the reached goals, where a task has several."""
+    """Returns a table of the entropy of the reached goals, empty if no task has several."""
     column = "eval/random_noise/goal_entropy"
     chosen = [record for record in records if column in record["curves"]]
     lines = ["", "Entropy, in nats, of the goals that random noise reaches (log 4 = 1.39 is all four alike):", ""]
@@ -135,9 +123,10 @@ def goal_entropies(records: list[dict[str, Any]]) -> list[str]:
 
 
 def relative_times() -> dict[str, float]:
-    """Time of a whole run of the policies in ``DRAWN``, evaluation aside, as a ratio to Gaussian PPO's.
+    """Returns the time of a whole run of the policies in ``DRAWN``, evaluation aside, as a ratio to Gaussian PPO's.
 
-    Of ``table1.py``, where they took turns in one process: those of the runs here depend on what ran beside them.
+    The times are those of ``table1.csv``, whose methods took turns in one process; the times of the runs here depend on
+    what ran beside them.
     """
     with (RESULTS / "table1.csv").open() as file:
         rows = {row["method"]: float(row["iteration"]) for row in csv.DictReader(file) if row["task"] == "half_cheetah"}
@@ -146,15 +135,12 @@ def relative_times() -> dict[str, float]:
 
 
 def draw(records: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draws the training curves, a panel for each task."""
     tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
     columns = min(len(tasks), 3)
     rows = math.ceil(len(tasks) / columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.6 * rows), layout="constrained", squeeze=False)
+    size = (4.4 * columns, 3.6 * rows)
+    figure, axes = pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
     for panel in axes.flat[len(tasks) :]:
         panel.set_axis_off()
     for panel, task in zip(axes.flat, tasks, strict=False):
@@ -173,16 +159,16 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
-    parser.add_argument("--frames", type=int, default=500_000)
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    parser.add_argument("--override", nargs="+", default=[], help="options of the entry script, for every run")
-    parser.add_argument("--name", default="learning", help="of the files in benchmarks/results and of the run folders")
-    parser.add_argument("--report", action="store_true", help="only write the report of the finished runs")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
+    arguments.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    arguments.add_argument("--frames", type=int, default=500_000)
+    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    arguments.add_argument("--override", nargs="+", default=[], help="options of the entry script, for every run")
+    arguments.add_argument("--name", default="learning", help="name of the files in benchmarks/results")
+    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
+    options = arguments.parse_args()
 
     if not options.report:
         runs = [
@@ -194,13 +180,12 @@ def main() -> None:
         execute_all(runs, options.workers)
     records = sorted(read_results(options.name).values(), key=lambda record: record["seed"])
     if not records:
-        sys.exit(f"No finished run in {results_path(options.name)}; start some without --report.")
+        sys.exit(f"benchmarks/results/{options.name}.jsonl has no finished run; start some without --report.")
     write_table(records, RESULTS / f"{options.name}.md")
     draw(records, RESULTS / f"{options.name}.png")
     labels = {policy: label for policy, (label, _) in POLICIES.items()}
-    command = " ".join(["python benchmarks/learning.py", *sys.argv[1:]])
     records = [record for record in records if record["task"] != "multi_goal"]  # where the return is not what counts
-    aggregate.report(records, labels, RESULTS / f"{options.name}_iqm", command, relative_times())
+    aggregate.report(records, labels, RESULTS / f"{options.name}_iqm", relative_times())
 
 
 if __name__ == "__main__":

@@ -1,30 +1,27 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""RoboMimic: a weak policy from few demonstrations, and what fine-tuning makes of it.
+"""Answers how good a policy of few demonstrations of RoboMimic is, and what fine-tuning makes of it.
 
-    python benchmarks/robomimic_finetuning.py timestep --tasks can  # the expert in finer and coarser physics
-    python benchmarks/robomimic_finetuning.py starts --tasks can  # success of a pre-trained flow by solver and start
-    python benchmarks/robomimic_finetuning.py networks --tasks can  # MLP and transformer, chunks of 4 and 8
-    python benchmarks/robomimic_finetuning.py successes --tasks can  # pre-trained again on what the policy itself did
-    python benchmarks/robomimic_finetuning.py finetune --tasks can  # pre-train, fine-tune and report; hours
-    python benchmarks/robomimic_finetuning.py narrow --tasks can  # before and after, by the noise of the demonstrations
-    python benchmarks/robomimic_finetuning.py physics --tasks can  # the same policies in robosuite's finer physics
-    python benchmarks/robomimic_finetuning.py stills --tasks can  # pictures of what the fine-tuned policies do
-    python benchmarks/robomimic_finetuning.py report
+    python -m benchmarks.learning.robomimic timestep   # the expert in finer and coarser physics
+    python -m benchmarks.learning.robomimic starts     # success of a pre-trained flow by its start
+    python -m benchmarks.learning.robomimic successes  # pre-trained again on what the policy itself did
+    python -m benchmarks.learning.robomimic finetune   # pre-train, fine-tune and report; two hours a run
+    python -m benchmarks.learning.robomimic narrow     # before and after, by the noise of the demonstrations
+    python -m benchmarks.learning.robomimic physics    # the same policies in robosuite's finer physics
+    python -m benchmarks.learning.robomimic stills     # pictures of what the fine-tuned policies do
+    python -m benchmarks.learning.robomimic report
 
-Needs robosuite (the README says how). Demonstrations come from this project's scripted experts, and are kept with the
-pre-trained policies in ``outputs/robomimic``. What has been measured is a line of ``robomimic_<stage>.jsonl``
-or ``robomimic.jsonl`` in ``benchmarks/results`` and is not measured again; the reports lie beside them.
+``--tasks`` chooses other tasks than Can. It needs robosuite (the README says how to install it). Demonstrations come
+from this project's scripted experts and are kept with the pre-trained policies in ``outputs/robomimic``. What has been
+measured is a line of ``robomimic_<stage>.jsonl`` or ``robomimic.jsonl`` in ``benchmarks/results`` and is not measured
+again; the reports lie beside them.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -33,35 +30,40 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from experiments import Run, draw, execute_all, last, origins, read_results, spread
-from provenance import RESULTS, ROOT, commit, machine, origin, versions
+from benchmarks._lib.origin import RESULTS, ROOT, origin, record_origin
+from benchmarks._lib.report import append_line, origins, parser, pyplot, read_lines, save, spread
+from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, run_script
 
 TASKS = ("can", "box_cleanup", "threading")
-DEMONSTRATIONS = {"can": 10, "box_cleanup": 40, "threading": 40}  # of the weak base
+DEMONSTRATIONS = {"can": 10, "box_cleanup": 40, "threading": 40}
+"""The number of demonstrations that a policy is pre-trained on."""
 ITERATIONS = 2500
-EPISODES = 100  # of each evaluation
-SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")  # of all runs: two cores, two hours
+EPISODES = 100
+"""The number of episodes of each evaluation."""
+SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")
+"""Options of all runs, by which two cores need two hours a run."""
 TIMESTEPS = (0.002, 0.005, 0.01)
 PRETRAINING = ("pretrain.action_noise=0.1",)
 DENSE_REWARD = ("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true")
-REWARD = {"can": DENSE_REWARD}  # the others have a sparse one
-CHUNKS = {"can": 300_000, "box_cleanup": 40_000, "threading": 40_000}  # two arms take twice the time
-TAU = {"can": 0.5, "box_cleanup": 0.3, "threading": 0.3}  # without a dense reward, some success must remain
+REWARD = {"can": DENSE_REWARD}
+"""Options of the reward, which is sparse where there are none."""
+CHUNKS = {"can": 300_000, "box_cleanup": 40_000, "threading": 40_000}
+"""The frames of fine-tuning; two arms take twice the time."""
+TAU = {"can": 0.5, "box_cleanup": 0.3, "threading": 0.3}
+"""The width of the noise of fine-tuning; without a dense reward, some success must remain."""
+NARROW_TAU = 0.1
+"""The width of the noise of pre-training."""
 FOLDER = Path("outputs/robomimic")
-TWO_STEP = {"name": "two_step", "num_steps": 5, "sigma": 0.75}
-EULER, CONSISTENT = "Euler", "consistent, tau {}"
-STARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # name -> start, solver
-    EULER: ({"name": "independent"}, TWO_STEP),
-    **{CONSISTENT.format(tau): ({"name": "consistent", "tau": tau}, TWO_STEP) for tau in (0.03, 0.1, 0.3)},
-    "consistent, tau 0.1, sigma 0.5": ({"name": "consistent", "tau": 0.1}, TWO_STEP | {"sigma": 0.5}),
-    "consistent, tau 0.1, three-step": (
-        {"name": "consistent", "tau": 0.1},
-        {"name": "three_step", "num_steps": 5, "a": 1.0},
-    ),
-    "paper's": ({"name": "independent"}, TWO_STEP),
+NUM_STEPS, SIGMA = 5, 0.75
+EULER, CONSISTENT, PAPER = "Euler", "consistent, tau {}", "paper's"
+STARTS: dict[str, tuple[float | None, float]] = {
+    EULER: (None, SIGMA),
+    **{CONSISTENT.format(tau): (tau, SIGMA) for tau in (0.03, 0.1, 0.3)},
+    "consistent, tau 0.1, sigma 0.5": (0.1, 0.5),
+    PAPER: (None, SIGMA),
 }
-NARROW_TAU = 0.1  # of pre-training
-POLICIES = {  # name -> label, options of both entry scripts
+"""The tau of the consistent start and the sigma of the solver by which a pre-trained flow is sampled."""
+POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
     "reversible_flow_twice_kl": ("flow, twice the target KL", ["policy=reversible_flow"]),
@@ -69,32 +71,29 @@ POLICIES = {  # name -> label, options of both entry scripts
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_constant": ("FPO++, constant rate and its own clip", ["policy=fpo"]),
 }
-NETWORKS = {
-    "MLP, chunks of 4": ["policy=reversible_flow"],
-    "MLP, chunks of 8": ["policy=reversible_flow", "env.options.chunk_size=8"],
-    "transformer, chunks of 8": ["policy=transformer_flow", "env.options.chunk_size=8"],
-    "MLP, chunks of 16": ["policy=reversible_flow", "env.options.chunk_size=16"],
-    "transformer, chunks of 16": ["policy=transformer_flow", "env.options.chunk_size=16"],
-}
+"""The label of each policy and its options of both entry scripts."""
 BEFORE_AND_AFTER = {
     policy: tuple(f"{label}, {when}" for when in ("before", "after")) for policy, (label, _) in POLICIES.items()
 }
-FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}  # s, robosuite's own
-ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000  # of imitating one's own successes
+FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}
+"""The time step of robosuite's own physics."""
+ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000
+"""How often a policy imitates its own successes, of how many episodes, in how many iterations."""
 SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
-NUM_ENVS, EVAL_SEED = 20, 10_000
-FRAMES = 6  # of a film strip
+NUM_ENVS = 20
+FRAMES = 6
+"""The number of pictures of a film strip."""
 
 
-def script(*command: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if result.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
-    return result.stdout
+def script(*command: str) -> None:
+    """Runs a script of the repository, and ends with its output if it fails."""
+    process = run_script(*command)
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{process.stdout}")
 
 
 def demonstrations(task: str) -> Path:
+    """Returns the file of the expert's demonstrations, which are collected unless they have been."""
     path = FOLDER / f"{task}.hdf5"
     if not (ROOT / path).exists():
         (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
@@ -103,9 +102,10 @@ def demonstrations(task: str) -> Path:
 
 
 def pretrain(folder: Path, task: str, seed: int, dataset: Path, iterations: int, *options: str) -> Path:
-    """The last checkpoint of a pre-training, which is run unless it has been."""
-    checkpoint = folder / "checkpoints" / f"checkpoint-{iterations:012d}.torchrl"
-    if not (ROOT / checkpoint).exists():
+    """Returns the last checkpoint of a pre-training, which is run unless it has been."""
+    from benchmarks._lib.in_process import latest_checkpoint
+
+    if not list((ROOT / folder / "checkpoints").glob(f"checkpoint-{iterations:012d}.*")):
         script(
             "sota-implementations/pretrain.py",
             f"env=robomimic/{task}",
@@ -117,18 +117,18 @@ def pretrain(folder: Path, task: str, seed: int, dataset: Path, iterations: int,
             "eval.rounds=0",
             f"hydra.run.dir={folder}",
         )
-    return ROOT / checkpoint
+    return latest_checkpoint(ROOT / folder)
 
 
 def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
-    """The checkpoint of a policy of few demonstrations."""
+    """Returns the checkpoint of a policy of few demonstrations."""
     folder = FOLDER / task / "pretrained" / "_".join(option.partition("=")[2] for option in options) / str(seed)
     few = f"pretrain.num_demonstrations={DEMONSTRATIONS[task]}"
     return pretrain(folder, task, seed, demonstrations(task), ITERATIONS, *options, *PRETRAINING, few)
 
 
 def imitator(task: str, seed: int, rounds: int) -> Path:
-    """The checkpoint of a policy of what the one of a round less achieved; of few demonstrations without a round."""
+    """Returns the checkpoint of a policy that imitates the successes of the policy of the round before."""
     policy = POLICIES["reversible_flow"][1]
     if not rounds:
         return pretrained(task, policy, seed)
@@ -142,7 +142,7 @@ def imitator(task: str, seed: int, rounds: int) -> Path:
 
 
 def measure_timesteps(tasks: Sequence[str]) -> None:
-    """How the scripted expert fares when physics takes longer steps, and what that saves."""
+    """Measures how the scripted expert fares when physics takes longer steps, and what that saves."""
     from torchrl_genpo.envs import ROBOMIMIC_TASKS
     from torchrl_genpo.envs.robomimic.experts import demonstrate
 
@@ -170,47 +170,36 @@ def measure_timesteps(tasks: Sequence[str]) -> None:
             cells = f"{succeeded:.2f} | {min(lengths)} to {max(lengths)} | {difference} | {cost:.1f}"
             lines.append(f"| {task} | {timestep} | {cells} | {first[1] / cost:.2f} |")
             print(lines[-1], flush=True)
-    lines += origin("python benchmarks/robomimic_finetuning.py timestep --tasks " + " ".join(tasks))
-    (RESULTS / "robomimic_timestep.md").write_text("\n".join(lines) + "\n")
+    save(RESULTS / "robomimic_timestep.md", [*lines, *origin()])
 
 
 def measure_starts(tasks: Sequence[str], seeds: Sequence[int]) -> None:
-    """Success of one pre-trained flow, sampled in every way, from the same initial states."""
-    from torchrl_genpo.models import make_solver, make_start
-    from torchrl_genpo.modules import EulerActor, ReversibleFlowActor
+    """Measures the success of one pre-trained flow, sampled in every way, from the same initial states."""
+    from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleSolver
+    from torchrl_genpo.modules import EulerActor, flow_of
 
     def sampled(name: str, policy: Any) -> Any:
-        options, solver = STARTS[name][0], make_solver(**STARTS[name][1])
-        start = make_start(velocity=policy.velocity, solver=solver, **options)
-        actor = ReversibleFlowActor(policy.velocity, solver=solver, start=start)
-        return EulerActor.of(actor) if name == EULER else actor
+        tau, sigma = STARTS[name]
+        flow = flow_of(policy)
+        flow.solver = ReversibleSolver(NUM_STEPS, sigma)
+        flow.start = IndependentStart() if tau is None else ConsistentStart(tau)
+        return EulerActor.of(policy) if name == EULER else policy
 
     for seed, task, name in product(seeds, tasks, STARTS):
         checkpoint = partial(pretrained, task, POLICIES["reversible_flow"][1], seed)
-        measure("starts", task, name, seed, checkpoint, partial(sampled, name))
-
-
-def measure_networks(tasks: Sequence[str], seeds: Sequence[int]) -> None:
-    """Success of pre-trained flows of different networks and lengths of chunks, by the configured start."""
-    for seed, task, (name, options) in product(seeds, tasks, NETWORKS.items()):
-        measure("networks", task, name, seed, partial(pretrained, task, options, seed))
+        measure("starts", task, name, seed, checkpoint, change=partial(sampled, name))
 
 
 def measure_successes(tasks: Sequence[str], seeds: Sequence[int]) -> None:
-    """Success of a policy of demonstrations, and of those of its own successes."""
+    """Measures the success of a policy of demonstrations, and of the policies of its own successes."""
     for seed, task, (rounds, name) in product(seeds, tasks, enumerate(SUCCESSES)):
         measure("successes", task, name, seed, partial(imitator, task, seed, rounds))
 
 
-def read_lines(stage: str) -> list[dict[str, Any]]:
-    """What was measured of policies that were pre-trained as they are today."""
-    path = RESULTS / f"robomimic_{stage}.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def measured(stage: str) -> list[dict[str, Any]]:
+    """Returns what was measured of policies that were pre-trained as they are today."""
+    lines = read_lines(RESULTS / f"robomimic_{stage}.jsonl")
     return [line for line in lines if line.get("pretraining") == [*SIMULATION, *PRETRAINING]]
-
-
-def is_known(stage: str, task: str, name: str, seed: int) -> bool:
-    return any((line["task"], line["name"], line["seed"]) == (task, name, seed) for line in read_lines(stage))
 
 
 def measure(
@@ -219,38 +208,33 @@ def measure(
     name: str,
     seed: int,
     checkpoint: Callable[[], Path],
-    prepare: Callable[[Any], Any] = lambda policy: policy,
     **options: Any,
 ) -> None:
     """Evaluates a policy and adds a line to the stage's results, unless they have it."""
     import torch
 
-    from torchrl_genpo.loading import load_policy
-    from torchrl_genpo.training import evaluate
+    from benchmarks._lib.in_process import evaluate_checkpoint
 
-    if is_known(stage, task, name, seed):
+    if any((line["task"], line["name"], line["seed"]) == (task, name, seed) for line in measured(stage)):
         return
     torch.set_num_threads(1)
-    policy, env, _ = load_policy(checkpoint(), NUM_ENVS, EVAL_SEED, **options)
-    found = evaluate(env, prepare(policy), EVAL_SEED, EPISODES // NUM_ENVS)
-    env.close()
+    found = evaluate_checkpoint(checkpoint(), NUM_ENVS, EPISODES // NUM_ENVS, **options)
     line = {"task": task, "name": name, "seed": seed, "episodes": EPISODES}
     line |= {"pretraining": [*SIMULATION, *PRETRAINING]}
     line |= {key: round(found[f"eval/{key}_noise/success"], 4) for key in ("zero", "random")}
-    line |= {"commit": commit(), "versions": versions(), "machine": machine()}
-    with (RESULTS / f"robomimic_{stage}.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_line(RESULTS / f"robomimic_{stage}.jsonl", line | record_origin())
     print(f"{task}, {name}, seed {seed}: zero {line['zero']:.2f}, random {line['random']:.2f}", flush=True)
 
 
 def described(tasks: Collection[str]) -> str:
-    """What the policies of some tasks are pre-trained on."""
+    """Describes what the policies of some tasks are pre-trained on."""
     counts = ", ".join(f"{task} {DEMONSTRATIONS[task]}" for task in TASKS if task in tasks)
     return f"Demonstrations of a scripted expert: {counts}; {ITERATIONS} iterations of flow matching"
 
 
 def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -> None:
-    found = read_lines(stage)
+    """Writes the report on what a stage has measured."""
+    found = measured(stage)
     if not found:
         return
     lines = [
@@ -268,13 +252,11 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
         if chosen:
             cells = [spread([line[key] for line in chosen], 2) for key in ("zero", "random")]
             lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    lines += origins(found, f"python benchmarks/robomimic_finetuning.py {stage}")
-    (RESULTS / f"robomimic_{stage}.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(RESULTS / f"robomimic_{stage}.md", [*lines, *origins(found, stage)])
 
 
 def finetuning(task: str, policy: str) -> tuple[str, ...]:
-    """The options of the entry script, apart from the policy's own."""
+    """Returns the options of fine-tuning, apart from those that make the policy."""
     target_kl = 0.2 if policy == "reversible_flow_twice_kl" else 0.1  # the pair's is about twice the action's
     tau = NARROW_TAU if policy == "reversible_flow_narrow" else TAU[task]
     flow = ("optim.noise_lr=3e-4", f"start.tau={tau}")
@@ -294,6 +276,7 @@ def finetuning(task: str, policy: str) -> tuple[str, ...]:
 
 
 def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """Returns the runs of fine-tuning, each from its pre-trained policy."""
     runs = []
     for seed, task, policy in product(seeds, tasks, policies):
         init = pretrained(task, POLICIES[policy][1], seed).relative_to(ROOT)
@@ -312,77 +295,58 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
 
 
 def finetuned(task: str, policy: str, seed: int) -> Path:
-    """The last checkpoint of a fine-tuned policy."""
-    from torchrl.checkpoint import CheckpointRotation
+    """Returns the last checkpoint of a fine-tuned policy."""
+    from benchmarks._lib.in_process import latest_checkpoint
 
     (run,) = finetuning_runs([task], [policy], [seed])
-    latest = CheckpointRotation(run.folder / "checkpoints", keep_last=2).latest()
-    if latest is None:
-        sys.exit(
-            f"{task}, {policy}, seed {seed}: not fine-tuned yet; run the stage 'finetune' with --tasks {task} first."
-        )
-    return latest
+    return latest_checkpoint(run.folder)
 
 
 def before_and_after(task: str, policy: str, seed: int) -> dict[str, Callable[[], Path]]:
-    """The checkpoints of pre-training and of fine-tuning, by what the reports call them."""
+    """Returns what finds the checkpoints of pre-training and fine-tuning, by what the reports call them."""
     checkpoints = partial(pretrained, task, POLICIES[policy][1], seed), partial(finetuned, task, policy, seed)
     return dict(zip(BEFORE_AND_AFTER[policy], checkpoints, strict=True))
 
 
 def measure_narrow(tasks: Sequence[str], seeds: Sequence[int]) -> None:
-    """Success of the flow before and after fine-tuning where its start is as narrow as in pre-training."""
+    """Measures the success of the flow before and after fine-tuning with a start as narrow as in pre-training."""
+    from torchrl_genpo.modules import flow_of
 
     def narrowed(policy: Any) -> Any:
-        policy.start.log_tau.data.fill_(math.log(NARROW_TAU))
+        flow_of(policy).start.log_tau.data.fill_(math.log(NARROW_TAU))
         return policy
 
     for seed, task in product(seeds, tasks):
         for name, checkpoint in before_and_after(task, "reversible_flow", seed).items():
-            measure("narrow", task, name, seed, checkpoint, narrowed)
+            measure("narrow", task, name, seed, checkpoint, change=narrowed)
 
 
 def measure_physics(tasks: Sequence[str], policies: Sequence[str], seeds: Sequence[int]) -> None:
-    """Success before and after fine-tuning where physics is simulated as finely as robosuite does by default."""
+    """Measures the success before and after fine-tuning in physics as fine as robosuite's own."""
     for seed, task, policy in product(seeds, tasks, policies):
         for name, checkpoint in before_and_after(task, policy, seed).items():
             measure("physics", task, name, seed, checkpoint, overrides=FINE_PHYSICS)
 
 
 def draw_stills(tasks: Sequence[str], path: Path) -> None:
-    """A strip of frames of one zero-noise episode of the fine-tuned flow of every task."""
-    import matplotlib
+    """Draws a strip of frames of one zero-noise episode of the fine-tuned flow of every task."""
+    import imageio.v3 as imageio
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    import numpy as np
-    from torchrl.envs import ExplorationType, set_exploration_type
-
-    from torchrl_genpo.configuration import build_env
-    from torchrl_genpo.envs import make_view
-    from torchrl_genpo.loading import load_policy
-
-    figure, axes = plt.subplots(
-        len(tasks), FRAMES, figsize=(2.4 * FRAMES, 1.9 * len(tasks)), layout="constrained", squeeze=False
-    )
+    size = (2.4 * FRAMES, 1.9 * len(tasks))
+    figure, axes = pyplot().subplots(len(tasks), FRAMES, figsize=size, layout="constrained", squeeze=False)
     for strip, task in zip(axes, tasks, strict=True):
-        actor, trained_env, cfg = load_policy(finetuned(task, "reversible_flow", 1), NUM_ENVS, EVAL_SEED)
-        env = build_env(cfg, 1, EVAL_SEED, render=True)
-        env.transform.load_state_dict(trained_env.transform.state_dict())
-        view, td, frames, is_done = make_view(env), env.reset(), [], False
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            while not is_done:
-                frames.append(view.frame(td))
-                step, td = env.step_and_maybe_reset(actor(td))
-                is_done = bool(step["next", "done"].any())
-        for panel, index in zip(strip, np.linspace(0, len(frames) - 1, FRAMES).astype(int), strict=True):
-            panel.imshow(frames[index])
+        checkpoint = finetuned(task, "reversible_flow", 1)
+        script("sota-implementations/genpo.py", f"evaluate={checkpoint}", "video=true", "eval.num_envs=1")
+        frames = imageio.imread(checkpoint.with_suffix(".mp4"), plugin="FFMPEG")
+        for index, panel in enumerate(strip):
+            panel.imshow(frames[round(index * (len(frames) - 1) / (FRAMES - 1))])
             panel.set_axis_off()
-        strip[0].set_title(f"{task}, success {int(step['next', 'success'].item())}", loc="left", fontsize=9)
+        strip[0].set_title(task, loc="left", fontsize=9)
     figure.savefig(path, dpi=110)
 
 
 def report(path: Path) -> None:
+    """Writes the report on all fine-tuned policies."""
     records = sorted(read_results(path.stem).values(), key=lambda record: record["seed"])
     if not records:
         return
@@ -413,9 +377,7 @@ def report(path: Path) -> None:
             options = [option for option in chosen[0]["overrides"] if not option.startswith("policy.init=")]
             settings.append(f"- {task}, {label}: `{' '.join(options)}`")
     lines += ["", "Fine-tuned with", "", *settings]
-    lines += origins(records, "python benchmarks/robomimic_finetuning.py finetune")
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, [*lines, *origins(records, "finetune")])
     picture = path.with_suffix(".png")
     axes = {"xlabel": "thousand chunks", "ylabel": "training success"}
     draw(records, POLICIES, picture, unit=1e3, column="train/success", **axes)
@@ -424,7 +386,6 @@ def report(path: Path) -> None:
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "timestep": lambda chosen: measure_timesteps(chosen.tasks),
     "starts": lambda chosen: measure_starts(chosen.tasks, chosen.seeds),
-    "networks": lambda chosen: measure_networks(chosen.tasks, chosen.seeds),
     "successes": lambda chosen: measure_successes(chosen.tasks, chosen.seeds),
     "finetune": lambda chosen: execute_all(
         finetuning_runs(chosen.tasks, chosen.policies, chosen.seeds), chosen.workers
@@ -432,24 +393,22 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "narrow": lambda chosen: measure_narrow(chosen.tasks, chosen.seeds),
     "physics": lambda chosen: measure_physics(chosen.tasks, chosen.policies, chosen.seeds),
     "stills": lambda chosen: draw_stills(chosen.tasks, RESULTS / "robomimic_stills.png"),
-    "report": lambda chosen: None,  # as after every stage
+    "report": lambda chosen: None,
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--tasks", nargs="+", default=["can"], choices=TASKS)
-    parser.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1])
-    parser.add_argument("--workers", type=int, default=1, help="runs at a time, each with two processes of its own")
-    chosen = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("stage", choices=STAGES)
+    arguments.add_argument("--tasks", nargs="+", default=["can"], choices=TASKS)
+    arguments.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
+    arguments.add_argument("--workers", type=int, default=1, help="runs at a time, each with two processes of its own")
+    chosen = arguments.parse_args()
 
-    RESULTS.mkdir(exist_ok=True)
     STAGES[chosen.stage](chosen)
     title = "A pre-trained policy before its first update: success by solver and start"
     report_measured("starts", title, "sampled by", list(STARTS))
-    report_measured("networks", "Pre-trained flows: networks and chunks", "velocity", list(NETWORKS))
     title = f"Pre-trained again on its successes of {ROUND_EPISODES} episodes, {ROUND_ITERATIONS} iterations a round"
     report_measured("successes", title, "pre-trained on", SUCCESSES)
     title = f"Before and after fine-tuning, sampled with tau = {NARROW_TAU}"
