@@ -1,26 +1,26 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What ``compile.enabled=true`` and ``compile.cudagraphs=true`` save of an iteration.
+"""Answers what ``compile.enabled=true`` and ``compile.cudagraphs=true`` save of an iteration.
 
-    python benchmarks/cuda_graphs.py                 # a GPU, the paper's sizes of batches
-    python benchmarks/cuda_graphs.py --device cpu    # without the graphs
+    python -m benchmarks.cost.cuda_graphs                 # a GPU, the paper's sizes of batches; about five minutes
+    python -m benchmarks.cost.cuda_graphs --device cpu    # without the graphs
 
-Gaussian PPO and the flow at the sizes of ``table1.py``, without a simulator: one call of the policy and one optimizer
-step, eager, compiled, captured in a CUDA graph, and both. All in one process, in turn, medians after warm-up. Writes
-``cuda_graphs.md`` to ``benchmarks/results``.
+It times Gaussian PPO and the flow at the sizes of ``table1.py``, without a simulator: one call of the policy and one
+optimizer step, eager, compiled, captured in a CUDA graph, and both. They take turns in one process; the times are
+medians after warm-up. It writes ``cuda_graphs.md`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from typing import Any
 
 import torch
-from provenance import RESULTS, origin
-from speed import SIZES, medians
-from table1 import BATCHES, CLOCKS, METHODS, make_size, synchronized
 
+from benchmarks._lib.origin import RESULTS, origin
+from benchmarks._lib.report import parser, save
+from benchmarks._lib.timing import CLOCKS, medians, synchronized
+from benchmarks.cost.speed import SIZES
+from benchmarks.cost.table1 import BATCHES, METHODS, make_size
 from torchrl_genpo.training.update import CAPTURE_AFTER
 
 EXECUTIONS: dict[str, dict[str, Any]] = {
@@ -30,11 +30,12 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
     "compiled, CUDA graphs": {"compile_mode": "default", "cudagraphs": True},
 }
 POLICIES = ("gaussian", "reversible_flow")
-WARM_UP = CAPTURE_AFTER + 1  # calls, by which the policy's graph is captured too
+WARM_UP = CAPTURE_AFTER + 1
+"""The number of calls after which the policy's graph is captured too."""
 
 
 def measure(size: str, executions: list[str], device: str, repetitions: int) -> list[str]:
-    """Rows of the table, of one size."""
+    """Returns the rows of the table of one size."""
     works = {}
     for policy in POLICIES:
         for execution in executions:
@@ -53,17 +54,16 @@ def measure(size: str, executions: list[str], device: str, repetitions: int) -> 
             cells = [f"{1e3 * call:.2f}", f"{1e3 * step:.2f}", f"{1e3 * totals[policy]:.0f}"]
             cells.append(f"{totals[policy] / totals['gaussian']:.2f}")
             rows.append(f"| {size} | {METHODS[policy][0]} | {execution} | {' | '.join(cells)} |")
-            print(rows[-1], flush=True)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda", choices=BATCHES)
-    parser.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
-    parser.add_argument("--executions", nargs="+", default=list(EXECUTIONS), choices=EXECUTIONS)
-    parser.add_argument("--repetitions", type=int, default=21)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cuda", choices=BATCHES)
+    arguments.add_argument("--sizes", nargs="+", default=list(SIZES), choices=SIZES)
+    arguments.add_argument("--executions", nargs="+", default=list(EXECUTIONS), choices=EXECUTIONS)
+    arguments.add_argument("--repetitions", type=int, default=21)
+    options = arguments.parse_args()
     executions = [
         name for name in options.executions if options.device != "cpu" or "cudagraphs" not in EXECUTIONS[name]
     ]
@@ -82,9 +82,7 @@ def main() -> None:
     ]
     for size in options.sizes:
         lines += measure(size, executions, options.device, options.repetitions)
-    lines += origin(" ".join(["python benchmarks/cuda_graphs.py", *sys.argv[1:]]))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "cuda_graphs.md").write_text("\n".join(lines) + "\n")
+    save(RESULTS / "cuda_graphs.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":

@@ -1,18 +1,15 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Where the time of a training goes, part by part, and what two ways to save some of it are worth.
+"""Answers where the time of a training goes, part by part, and what compiling saves of it.
 
-    python benchmarks/profile_loop.py
+    python -m benchmarks.cost.profile_loop    # about five minutes
 
-Gaussian PPO and the flow take turns in one process, update by update; medians of processor time; whole updates also
-compiled. What is saved is measured on one optimizer step: with the first layer of the velocity as one matrix product at
-every step of the solver, as it is plainly written, and with that layer split, eager and compiled. Writes
-``profile_loop.md``.
+Gaussian PPO and the flow take turns in one process, update by update; the times are medians of processor time. It
+writes ``profile_loop.md`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 import tempfile
@@ -26,39 +23,18 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
-from in_process import configure, start_training
-from provenance import RESULTS, origin
-from speed import SIZES, log_prob_and_backward, medians
-from tensordict import TensorDict
-from torch import Tensor
 
-from torchrl_genpo import ReversibleFlowActor, VelocityMLP
-from torchrl_genpo.training.loop import Training
+from benchmarks._lib.in_process import configure, start_training
+from benchmarks._lib.origin import RESULTS, origin
+from benchmarks._lib.report import parser, save
 
-POLICIES = {"gaussian": "Gaussian", "reversible_flow": "flow"}
+POLICIES = ("gaussian", "reversible_flow")
 COLLECTION = ("simulator", "transforms", "policy", "rest of the collection")
 UPDATE = ("advantages", "loss", "gradient", "optimizer", "rest of the update")
-NETWORKS = {"half_cheetah": (17, 6, (64, 64), 512)} | {  # observation, action, hidden layers, samples
-    name: (*sizes, 4096) for name, (*sizes, _, _) in SIZES.items()
-}
-
-
-class PlainVelocity(VelocityMLP):
-    """The same network, its first layer one product with (observation, state, time) at every step."""
-
-    def condition(self, *observations: Tensor) -> Tensor:
-        return torch.cat(observations, -1)
-
-    def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
-        layers = (self.observation_layer, self.state_layer, self.time_layer)
-        time = self.time_embedding(t).expand(*x.shape[:-1], -1)
-        weight = torch.cat([layer.weight for layer in layers], -1)
-        return self.trunk(F.linear(torch.cat([context, x, time], -1), weight, self.observation_layer.bias))
 
 
 class Clock:
-    """Processor time by part; what a part calls that is a part of its own does not count for it."""
+    """Counts processor time by part. What a part calls that is a part of its own does not count for it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -73,6 +49,7 @@ class Clock:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
+        """Counts what happens in this context for a part."""
         self._switch()
         self._stack.append(name)
         try:
@@ -82,7 +59,7 @@ class Clock:
             self._stack.pop()
 
     def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        """The function, its calls counted for a part."""
+        """Returns the function with its calls counted for a part."""
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -91,43 +68,40 @@ class Clock:
 
         return wrapper
 
-    def watch(self, owner: Any, method: str, name: str) -> None:
-        """Counts the calls of an object's method for a part."""
-        object.__setattr__(owner, method, self.timed(getattr(owner, method), name))
+    def watch(self, training: Any) -> None:
+        """Counts the calls of a training's parts."""
+        for owner, method, name in (
+            (training.env.base_env, "_step", "simulator"),
+            (training.env.transform, "_step", "transforms"),
+            (training.actor, "forward", "policy"),
+            (training.learner.gae, "forward", "advantages"),
+            (training.loss, "forward", "loss"),
+            (training.learner.optimizer, "step", "optimizer"),
+        ):
+            object.__setattr__(owner, method, self.timed(getattr(owner, method), name))
 
 
-def start(task: str, policy: str, folder: Path) -> tuple[Training, Clock]:
-    cfg = configure("seed=0", f"env={task}", f"policy={policy}")
-    training, clock = start_training(cfg, folder / policy), Clock()
-    for owner, method, name in (
-        (training.env.base_env, "_step", "simulator"),
-        (training.env.transform, "_step", "transforms"),
-        (training.actor, "forward", "policy"),
-        (training.learner.gae, "forward", "advantages"),
-        (training.loss, "forward", "loss"),
-        (training.learner.optimizer, "step", "optimizer"),
-    ):
-        clock.watch(owner, method, name)
-    return training, clock
-
-
-def measure(task: str, updates: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of an update by policy and part."""
+def measure_parts(task: str, updates: int) -> dict[str, dict[str, float]]:
+    """Returns the median milliseconds of an update by policy and part."""
     found: dict[str, dict[str, list[float]]] = {policy: defaultdict(list) for policy in POLICIES}
     with tempfile.TemporaryDirectory() as folder:
-        runs = {policy: start(task, policy, Path(folder)) for policy in POLICIES}
-        batches = {policy: iter(training.collection) for policy, (training, _) in runs.items()}
-        for update, (policy, (training, clock)) in product(range(updates + 1), runs.items()):
+        runs = {}
+        for policy in POLICIES:
+            cfg = configure("seed=0", f"env={task}", f"policy={policy}")
+            training, clock = start_training(cfg, Path(folder) / policy), Clock()
+            clock.watch(training)
+            runs[policy] = training, clock, iter(training.collection)
+        for update, (policy, (training, clock, batches)) in product(range(updates + 1), runs.items()):
             clock.seconds.clear()
             with clock.part("rest of the collection"):
-                data = next(batches[policy])
+                data = next(batches)
             gradient = clock.timed(torch.Tensor.backward, "gradient")
             with clock.part("rest of the update"), patch.object(torch.Tensor, "backward", gradient):
                 training.learn(data, 1)
             if update:  # the first warms up
                 for part in (*COLLECTION, *UPDATE):
                     found[policy][part].append(1e3 * clock.seconds[part])
-        for training, _ in runs.values():
+        for training, _, _ in runs.values():
             training.close()
     return {
         policy: {part: statistics.median(times) for part, times in parts.items()} for policy, parts in found.items()
@@ -135,7 +109,7 @@ def measure(task: str, updates: int) -> dict[str, dict[str, float]]:
 
 
 def whole_updates(task: str, updates: int) -> list[str]:
-    """A table of collection and update, eager and with ``compile.enabled=true``, without the clock's own time."""
+    """Returns a table of collection and update, eager and compiled, without the clock's own time."""
     found: dict[tuple[bool, str], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         runs = {}
@@ -163,41 +137,13 @@ def whole_updates(task: str, updates: int) -> list[str]:
     return lines
 
 
-def savings(repetitions: int) -> list[str]:
-    """A table of one step's loss and gradient: plain first layer, split, split and compiled."""
-    lines = [
-        "| size | plain first layer, ms | split | split, compiled | plain / split | plain / compiled |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name, (obs_dim, action_dim, hidden_sizes, samples) in NETWORKS.items():
-        torch.manual_seed(0)
-        split = ReversibleFlowActor(VelocityMLP(obs_dim, action_dim, hidden_sizes))
-        plain = ReversibleFlowActor(PlainVelocity(obs_dim, action_dim, hidden_sizes))
-        plain.load_state_dict(split.state_dict())
-        data = TensorDict(observation=torch.randn(samples, obs_dim), batch_size=[samples])
-        data = split(data).detach()
-        torch.testing.assert_close(plain.log_prob(data), split.log_prob(data), rtol=1e-4, atol=1e-3)
-        works = {
-            "plain": log_prob_and_backward(plain, data, compiled=False),
-            "split": log_prob_and_backward(split, data, compiled=False),
-            "compiled": log_prob_and_backward(split, data, compiled=True),
-        }
-        seconds = medians(works, repetitions, time.process_time)
-        cells = [*(f"{1e3 * value:.1f}" for value in seconds.values())]
-        cells += [f"{seconds['plain'] / seconds[key]:.2f}" for key in ("split", "compiled")]
-        lines.append(f"| {name}, {samples} samples | {' | '.join(cells)} |")
-    return lines
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="half_cheetah", help="default: half_cheetah")
-    parser.add_argument("--updates", type=int, default=15, help="default: 15")
-    parser.add_argument("--repetitions", type=int, default=15, help="of one step's loss and gradient; default: 15")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--task", default="half_cheetah", help="default: half_cheetah")
+    arguments.add_argument("--updates", type=int, default=15, help="default: 15")
+    options = arguments.parse_args()
     torch.set_num_threads(1)
-    found = measure(options.task, options.updates)
-    gaussian, flow = (found[policy] for policy in POLICIES)
+    gaussian, flow = measure_parts(options.task, options.updates).values()
     totals = [sum(times.values()) for times in (gaussian, flow)]
     lines = [
         "# Where the time of a training goes",
@@ -209,20 +155,12 @@ def main() -> None:
         "|---|---:|---:|---:|---:|",
     ]
     for part in (*COLLECTION, *UPDATE):
-        times = [gaussian[part], flow[part]]
-        cells = [
-            *(f"{value:.0f}" for value in times),
-            f"{times[1] - times[0]:+.0f}",
-            f"{100 * times[1] / totals[1]:.0f}",
-        ]
-        lines.append(f"| {part} | {' | '.join(cells)} |")
+        cells = [f"{gaussian[part]:.0f}", f"{flow[part]:.0f}", f"{flow[part] - gaussian[part]:+.0f}"]
+        lines.append(f"| {part} | {' | '.join(cells)} | {100 * flow[part] / totals[1]:.0f} |")
     lines.append(f"| all | {totals[0]:.0f} | {totals[1]:.0f} | {totals[1] - totals[0]:+.0f} | 100 |")
     lines += ["", f"Ratio of the flow's time to the Gaussian's: {totals[1] / totals[0]:.2f}.", ""]
     lines += ["Whole updates, and the first of all, which compiles:", "", *whole_updates(options.task, options.updates)]
-    lines += ["", "Loss and gradient of one step, M = 5, before and after:", "", *savings(options.repetitions)]
-    lines += origin("python benchmarks/profile_loop.py")
-    (RESULTS / "profile_loop.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(RESULTS / "profile_loop.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":

@@ -1,29 +1,27 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What each method costs, as a ratio to Gaussian PPO: the paper's Table 1, on any machine.
+"""Answers what each method costs, as a ratio to Gaussian PPO: the paper's Table 1, on any machine.
 
-    python benchmarks/table1.py                   # CPU, one thread, a quarter of an hour
-    python benchmarks/table1.py --device cuda     # the paper's sizes of batches
-    python benchmarks/table1.py --parts task      # the running task again, the rest as an earlier run found it
-    python benchmarks/table1.py --device cuda --task isaaclab/humanoid    # and its task, where Isaac Lab is installed
+    python -m benchmarks.cost.table1                   # CPU, one thread, a quarter of an hour
+    python -m benchmarks.cost.table1 --device cuda     # the paper's sizes of batches
+    python -m benchmarks.cost.table1 --parts task      # the running task again, the rest as an earlier run found it
+    python -m benchmarks.cost.table1 --parts           # only writes the report of what was measured
 
 Humanoid and G1 are networks and batches of those sizes without their simulator: one call of the policy, what the loss
-keeps of a batch (``prepare``) and one optimizer step are timed, and an iteration is made of them. HalfCheetah is whole
-iterations of the running task: simulator, advantages and update. The determinant by autograd is left out on a GPU: one
-mini-batch would take hundreds of gigabytes, and a smaller one says little about a larger one's time there.
+keeps of a batch and one optimizer step are timed, and an iteration is made of them. HalfCheetah is whole iterations of
+the running task: simulator, advantages and update. The determinant by autograd is left out on a GPU: one mini-batch
+would take hundreds of gigabytes, and a smaller one says little about a larger one's time there.
 
-All in one process, method after method in turn, medians after warm-up; on a CPU of the time of the process, which
-other work on the machine hardly changes. Writes ``table1.md``, ``.csv`` and ``.png`` (``table1_cuda...`` of a GPU) to
+The methods take turns in one process; the times are medians after warm-up, on a CPU of processor time, which other work
+on the machine hardly changes. It writes ``table1.md``, ``.csv`` and ``.png`` (``table1_cuda`` of a GPU) to
 ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import statistics
-import sys
-import time
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,31 +29,24 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from hydra import compose, initialize_config_dir
-from precision import PeakMemory
-from provenance import RESULTS, ROOT, commit, origin
-from speed import SIZES, medians
 from tensordict import TensorDict
 from tensordict.nn import CudaGraphModule
-from torchrl.collectors import Collector
-from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer, Unbounded
-from torchrl.envs import EnvBase
-from torchrl.objectives.value import GAE
+from torchrl.data import Unbounded
 
-from torchrl_genpo.configuration import build_env, build_models
-from torchrl_genpo.envs import one_simulation
-from torchrl_genpo.training import batch_keys, make_update, prepare
+from benchmarks._lib.in_process import build_models, configure, prepare, start_training
+from benchmarks._lib.origin import RESULTS, commit, origin
+from benchmarks._lib.report import parser, pyplot, save
+from benchmarks._lib.timing import CLOCKS, medians, peak_megabytes, synchronized
+from benchmarks.cost.speed import SIZES
+from torchrl_genpo.training import make_update
 
-METHODS = {  # name -> (label, options of the entry script)
+METHODS = {
     "gaussian": ("Gaussian PPO", ["policy=gaussian"]),
     "reversible_flow": ("GenPO++ (reversible_flow)", ["policy=reversible_flow"]),
     "self_adjoint_flow": ("self-adjoint flow", ["policy=self_adjoint_flow"]),
-    "dummy_flow_uncompressed": (
-        "GenPO without its compression loss",
-        ["policy=dummy_flow", "policy.loss.compression_coeff=0"],
-    ),
-    "dummy_flow": ("GenPO (dummy_flow)", ["policy=dummy_flow"]),
-    "dummy_flow_jacobian": ("GenPO, determinant by autograd", ["policy=dummy_flow_jacobian"]),
+    "genpo_uncompressed": ("GenPO without its compression loss", ["policy=genpo", "policy.loss.compression_coeff=0"]),
+    "genpo": ("GenPO (dummy action)", ["policy=genpo"]),
+    "genpo_jacobian": ("GenPO, determinant by autograd", ["policy=genpo_jacobian"]),
     "policyflow": ("PolicyFlow", ["policy=policyflow"]),
     "fpo": ("FPO++, 10 steps, 8 samples", ["policy=fpo"]),
     "fpo_published": (
@@ -63,12 +54,14 @@ METHODS = {  # name -> (label, options of the entry script)
         ["policy=fpo", "policy.options.num_steps=64", "policy.loss.num_samples=32"],
     ),
 }
-JACOBIAN = "dummy_flow_jacobian"
-SCALED = 8  # its update is measured on this part of the samples, and multiplied; a GPU has not the memory
+"""The label and the options of the entry script of each method."""
+JACOBIAN = "genpo_jacobian"
+SCALED = 8
+"""The part of the samples on which the update by autograd is measured, whose time is then multiplied."""
 
 
 class Batch(NamedTuple):
-    """Sizes of an iteration."""
+    """The sizes of an iteration."""
 
     num_envs: int
     steps: int
@@ -81,48 +74,20 @@ class Batch(NamedTuple):
 
 
 BATCHES = {"cpu": Batch(64, 32, 5, 2), "cuda": Batch(4096, 32, 5, 4)}
-CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
-COLUMNS = ("task", "method", "collect", "update", "iteration", "megabytes")  # seconds
-
-
-def configure(method: str, device: str, overrides: list[str]) -> Any:
-    with initialize_config_dir(str(ROOT / "torchrl_genpo" / "config"), version_base="1.3"):
-        return compose("genpo", [*METHODS[method][1], f"device={device}", *overrides])
-
-
-def synchronized(work: Callable[[], Any], device: str) -> Callable[[], None]:
-    def run() -> None:
-        work()
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    return run
-
-
-def peak_megabytes(work: Callable[[], Any], device: str) -> float:
-    """Most bytes of tensors that ``work`` makes."""
-    if device == "cpu":
-        with PeakMemory() as memory:
-            work()
-        return memory.peak / 1e6
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e6
+COLUMNS = ("task", "method", "collect", "update", "iteration", "megabytes")
+"""The columns of a row; times are in seconds."""
 
 
 def make_size(
     method: str, size: str, device: str, compile_mode: str | None = None, cudagraphs: bool = False
 ) -> tuple[dict[str, Callable[[], Any]], float]:
-    """What is timed of a method at a size, and the share of a mini-batch that its step takes."""
+    """Returns the works that are timed of a method at a size, and the share of a mini-batch that its step takes."""
     obs_dim, action_dim, hidden_sizes, *_ = SIZES[size]
     hidden = f"[{','.join(map(str, hidden_sizes))}]"
     networks = [
         f"{name}.{option}" for name in ("policy", "critic") for option in ("activation=mish", f"hidden_sizes={hidden}")
     ]
-    cfg = configure(method, device, networks)
+    cfg = configure(*METHODS[method][1], f"device={device}", *networks)
     spec = {"observation": Unbounded(obs_dim)}
     sizes: Any = SimpleNamespace(observation_spec=spec, action_spec=Unbounded(action_dim), device=device)
     actor, _, loss = build_models(cfg, sizes)
@@ -151,6 +116,7 @@ def make_size(
 
 
 def measure_size(size: str, methods: list[str], device: str, repetitions: int) -> list[dict[str, Any]]:
+    """Returns the rows of a size."""
     batch, works, shares, rows = BATCHES[device], {}, {}, []
     for method in methods:
         parts, shares[method] = make_size(method, size, device)
@@ -165,89 +131,52 @@ def measure_size(size: str, methods: list[str], device: str, repetitions: int) -
     return rows
 
 
-class Task:
-    """A method on a running task, iteration by iteration."""
-
-    def __init__(self, cfg: Any, env: EnvBase) -> None:
-        self.cfg, self.env, device = cfg, env, cfg.device
-        self.clock = CLOCKS[device]
-        self.actor, critic, self.loss = build_models(cfg, self.env)
-        self.gae = GAE(gamma=cfg.loss.gamma, lmbda=cfg.loss.gae_lambda, value_network=critic, average_gae=False)
-        self.apply = make_update(
-            self.loss, torch.optim.Adam(self.loss.parameters(), lr=cfg.optim.lr, fused=True), cfg.optim.max_grad_norm
-        )
-        frames = cfg.collector.frames_per_batch
-        options = {"frames_per_batch": frames, "total_frames": -1, "trust_policy": True, "track_traj_ids": False}
-        self.collector = Collector(
-            self.env, self.actor, device=device, auto_register_policy_transforms=False, **options
-        )
-        self.batches = iter(self.collector)
-        self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(frames, device=device),
-            sampler=SamplerWithoutReplacement(),
-            batch_size=cfg.loss.mini_batch_size,
-        )
-
-    def iterate(self) -> tuple[float, float, float]:
-        """Seconds of the collection, of the update with its advantages, and of both."""
-        begin = self.clock()
-        data = next(self.batches)
-        collected = self.clock()
-        self.update(data)
-        self.collector.update_policy_weights_()
-        end = self.clock()
-        return collected - begin, end - collected, end - begin
-
-    def update(self, data: TensorDict) -> None:
-        with torch.no_grad():
-            self.gae(data)
-        self.buffer.empty()
-        self.buffer.extend(
-            prepare(self.loss, data.select(*batch_keys(self.loss, self.actor), strict=False).reshape(-1))
-        )
-        for _ in range(self.cfg.loss.epochs):
-            for batch in self.buffer:
-                self.apply(batch)
-
-
 def measure_task(
     task: str, overrides: list[str], methods: list[str], device: str, repetitions: int
 ) -> list[dict[str, Any]]:
-    configs = {method: configure(method, device, [f"env={task}", *overrides]) for method in methods}
-    tasks: dict[str, Task] = {}
-    shared = None  # Isaac Lab has one simulation a process: the methods step it in turn
-    if one_simulation(configs["gaussian"].env.name):
-        shared = build_env(configs["gaussian"], configs["gaussian"].env.num_envs, seed=0)
-    for method, cfg in configs.items():
-        tasks[method] = Task(cfg, shared or build_env(cfg, cfg.env.num_envs, seed=0))
+    """Returns the rows of a running task, whose methods train in turn, iteration by iteration."""
+    clock, rows = CLOCKS[device], []
     seconds: dict[str, list[tuple[float, ...]]] = {method: [] for method in methods}
-    for i in range(repetitions + 1):  # the first warms up
-        for method, running in tasks.items():
-            measured = running.iterate()
-            if i:
-                seconds[method].append(measured)
-    rows = []
-    for method, running in tasks.items():
-        medians_ = [statistics.median(column) for column in zip(*seconds[method], strict=True)]
-        data = next(running.batches)
-        megabytes = peak_megabytes(lambda running=running, data=data: running.update(data), device)
-        rows.append(dict(zip(COLUMNS, (task, method, *medians_, megabytes), strict=True)))
-        running.collector.shutdown(close_env=shared is None)
+    with tempfile.TemporaryDirectory() as folder:
+        trainings = {}
+        for method in methods:
+            cfg = configure(*METHODS[method][1], f"device={device}", f"env={task}", "seed=0", *overrides)
+            trainings[method] = start_training(cfg, Path(folder) / method)
+        batches = {method: iter(training.collection) for method, training in trainings.items()}
+        for i in range(repetitions + 1):  # the first warms up
+            for method, training in trainings.items():
+                begin = clock()
+                data = next(batches[method])
+                collected = clock()
+                training.learn(data, 1)
+                end = clock()
+                if i:
+                    seconds[method].append((collected - begin, end - collected, end - begin))
+        for method, training in trainings.items():
+            times = [statistics.median(column) for column in zip(*seconds[method], strict=True)]
+            data = next(batches[method])
+            megabytes = peak_megabytes(lambda training=training, data=data: training.learn(data, 1), device)
+            rows.append(dict(zip(COLUMNS, (task, method, *times, megabytes), strict=True)))
+            training.close()
     return rows
 
 
 def ratio(row: dict[str, Any], rows: list[dict[str, Any]], column: str) -> float:
+    """Returns a column as a ratio to Gaussian PPO's on the same task."""
     (base,) = (other for other in rows if (other["task"], other["method"]) == (row["task"], "gaussian"))
     return row[column] / base[column]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of an earlier run."""
+    """Returns the rows of an earlier run."""
     with path.open(newline="") as file:
         return [row | {column: float(row[column]) for column in COLUMNS[2:]} for row in csv.DictReader(file)]
 
 
-def write_table(rows: list[dict[str, Any]], introduction: list[str], tasks: list[str], path: Path) -> None:
+def write_table(
+    rows: list[dict[str, Any]], introduction: list[str], tasks: list[str], path: Path, made_by: list[str]
+) -> None:
+    """Writes the table; ``made_by`` is its last lines."""
     lines = [
         *introduction,
         "| task | method | collection, ms | update, ms | iteration, ms | peak, MB | collection | update | iteration "
@@ -262,20 +191,13 @@ def write_table(rows: list[dict[str, Any]], introduction: list[str], tasks: list
     missing += [task for task in tasks if all(row["task"] != task for row in rows)]
     if missing:
         lines += ["", f"Not measured: {'; '.join(missing)}."]
-    lines += origin(" ".join(["python benchmarks/table1.py", *sys.argv[1:]]))
-    lines.append(f"Commits of the rows: {', '.join(dict.fromkeys(row['commit'] for row in rows))}.")
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(path, [*lines, *made_by, f"Commits of the rows: {', '.join(dict.fromkeys(row['commit'] for row in rows))}."])
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Draws a panel of bars for each task."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
-    figure, axes = plt.subplots(
+    figure, axes = pyplot().subplots(
         1, len(tasks), figsize=(4.3 * len(tasks), 3.9), layout="constrained", sharey=True, squeeze=False
     )
     for panel, task in zip(axes[0], tasks, strict=True):
@@ -296,14 +218,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu", choices=BATCHES)
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--task", default="half_cheetah", help="the running one")
-    parser.add_argument("--parts", nargs="+", default=["sizes", "task"], choices=("sizes", "task"))
-    parser.add_argument("--overrides", nargs="+", default=[], help="options of its runs: env.num_envs=64 ...")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--device", default="cpu", choices=BATCHES)
+    arguments.add_argument("--repetitions", type=int, default=5)
+    arguments.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    arguments.add_argument("--task", default="half_cheetah", help="the running one")
+    arguments.add_argument("--parts", nargs="*", default=["sizes", "task"], choices=("sizes", "task"))
+    arguments.add_argument("--overrides", nargs="+", default=[], help="options of its runs: env.num_envs=64 ...")
+    options = arguments.parse_args()
     is_cpu = options.device == "cpu"
     methods = list(dict.fromkeys(["gaussian", *options.methods]))  # what the others are compared with
     methods = [method for method in methods if is_cpu or method != JACOBIAN]
@@ -323,7 +245,6 @@ def main() -> None:
         "",
     ]
     name = "table1" if is_cpu else f"table1_{options.device}"
-    RESULTS.mkdir(exist_ok=True)
     parts: dict[str, Callable[[], list[dict[str, Any]]]] = {}
     if "sizes" in options.parts:
         for size in SIZES:
@@ -332,7 +253,7 @@ def main() -> None:
         parts[options.task] = partial(
             measure_task, options.task, options.overrides, methods, options.device, options.repetitions
         )
-    path = RESULTS / f"{name}.csv"
+    path, report = RESULTS / f"{name}.csv", RESULTS / f"{name}.md"
     rows = read_rows(path) if set(options.parts) != {"sizes", "task"} and path.exists() else []
     for task, part in parts.items():  # what is measured is written before the next part begins
         rows = [row for row in rows if row["task"] != task] + [row | {"commit": commit()} for row in part()]
@@ -340,8 +261,12 @@ def main() -> None:
             writer = csv.DictWriter(file, (*COLUMNS, "commit"))
             writer.writeheader()
             writer.writerows(rows)
-        write_table(rows, lines, [*SIZES, options.task], RESULTS / f"{name}.md")
-        draw(rows, RESULTS / f"{name}.png")
+    said = report.read_text().splitlines() if report.exists() else []
+    made_by = (
+        origin() if parts else ["", *(line for line in said if line.startswith(("Command:", "Versions:", "Machine:")))]
+    )
+    write_table(rows, lines, [*SIZES, options.task], report, made_by)
+    draw(rows, RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -141,9 +141,7 @@ def main() -> None:
     arguments.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
     arguments.add_argument("--iterations", type=int, help="updates of each run, instead of the configuration's")
     arguments.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
-    arguments.add_argument(
-        "--measure-policy", type=Path, help="print the seconds of a run's policy"
-    )
+    arguments.add_argument("--measure-policy", type=Path, help="print the seconds of a run's policy")
     arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options = arguments.parse_args()
     if options.measure_policy:

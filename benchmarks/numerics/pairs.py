@@ -1,29 +1,29 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the pages of the documentation draw and tabulate of the method itself.
+"""Answers how the map moves pairs, and how far a pair moves when its action moves.
 
-    python benchmarks/docs_figures.py    # about two minutes
+    python -m benchmarks.numerics.pairs    # about two minutes
 
-- ``trajectories.png``: how a pre-trained flow carries noise to its data, by Euler's rule and by reversible ones.
+It writes to ``benchmarks/results``:
+
+- ``trajectories.png``: how a pre-trained flow carries noise to its data, by Euler's rule and by the reversible one.
 - ``pair_map.png``: the map of one pair of numbers, step by step, and the density that it gives the action.
 - ``pair_ratio.png``: the pair's likelihood ratio against that of the action alone, after one update.
 - ``pair_kl.md``: how far the pair moves in KL when the action moves, by sigma.
-
-All go to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
 from collections.abc import Sequence
 
 import torch
-from provenance import RESULTS, ROOT, origin
 from torch import Tensor
 
+from benchmarks._lib.origin import RESULTS, ROOT, origin
+from benchmarks._lib.report import parser, pyplot, save
 from torchrl_genpo import (
     ConsistentStart,
     FlowMatchingLoss,
@@ -40,25 +40,27 @@ from pretrain_then_finetune import make_velocity, mixture, observations, pretrai
 
 NUM_STEPS = 5
 SIGMAS = (0.5, 0.65, 0.75, 0.85, 0.95)
-ACTIONS = torch.linspace(-3.5, 3.5, 141, dtype=torch.float64)[:, None]  # of one number, for quadrature
-MEMORIES = torch.linspace(-4.5, 4.5, 1801, dtype=torch.float64)[:, None]  # finer: their law at an action is narrow
+ACTIONS = torch.linspace(-3.5, 3.5, 141, dtype=torch.float64)[:, None]
+"""The actions of one number for quadrature."""
+MEMORIES = torch.linspace(-4.5, 4.5, 1801, dtype=torch.float64)[:, None]
+"""The memories for quadrature, finer because their law at an action is narrow."""
 
 
 def path(solver: ReversibleSolver, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> Tensor:
-    """Every state ``[num_steps + 2, n, d]`` of an integration: the newest memory, the start, then each step's."""
-    states = solver.split(x, memory)
-    found = [states[1], states[0]]
-    for i in range(solver.num_steps):
-        states = solver.step(i, states, velocity(states[0], i * solver.dt))
-        found.append(states[0])
-    return torch.stack(found)
+    """Returns every state ``[num_steps + 2, n, d]`` of an integration: the memory, the start, then that of each step."""
+    found = [memory]
+
+    def watched(x: Tensor, t: float) -> Tensor:
+        found.append(x)
+        return velocity(x, t)
+
+    end, _ = solver.integrate(watched, x, memory)
+    return torch.stack([*found, end])
 
 
 @torch.no_grad()
 def draw_trajectories(pictures: int = 60) -> None:
-    """Paths from noise to the eight modes of the pre-trained flow of ``examples/pretrain_then_finetune.py``."""
-    import matplotlib.pyplot as plt
-
+    """Draws paths from noise to the modes of the pre-trained flow of ``examples/pretrain_then_finetune.py``."""
     torch.manual_seed(0)
     network = make_velocity()
     with torch.enable_grad():
@@ -66,21 +68,16 @@ def draw_trajectories(pictures: int = 60) -> None:
     context = network.condition(observations(1)["observation"])
     velocity = ConditionedVelocity(lambda x, t, _: network(x, t, context))
     data, x = mixture(2000), torch.randn(pictures, 2)
-    two, three = ReversibleSolver(NUM_STEPS), ReversibleSolver.three_step(1.0, NUM_STEPS)
-    settings = {
-        "two-step, paper's start": (two, IndependentStart()),
-        "two-step, consistent 0.1": (two, ConsistentStart(0.1)),
-        "three-step, consistent 0.1": (three, ConsistentStart(0.1)),
-    }
+    solver = ReversibleSolver(NUM_STEPS)
+    starts = {"reversible, paper's start": IndependentStart(), "reversible, consistent 0.1": ConsistentStart(0.1)}
     euler = [x]
     for i in range(NUM_STEPS):
         euler.append(euler[-1] + velocity(euler[-1], i / NUM_STEPS) / NUM_STEPS)
     paths = {"Euler": torch.stack(euler)}
-    for name, (solver, start) in settings.items():
-        noise = torch.randn(pictures, 2 * solver.num_memories)
-        pair = start.from_noise(velocity, x, noise, solver=solver)
+    for name, start in starts.items():
+        pair = start.from_noise(velocity, x, torch.randn(pictures, 2), solver=solver)
         paths[name] = path(solver, velocity, *pair)[1:]
-    figure, panels = plt.subplots(1, 4, figsize=(13, 3.6), layout="constrained")
+    figure, panels = pyplot().subplots(1, len(paths), figsize=(10, 3.6), layout="constrained")
     for panel, (name, states) in zip(panels, paths.items(), strict=True):
         panel.scatter(*data.T, s=2, color="0.8", rasterized=True)
         panel.plot(states[..., 0], states[..., 1], color="C0", lw=0.6, alpha=0.7)
@@ -92,21 +89,19 @@ def draw_trajectories(pictures: int = 60) -> None:
 
 
 def bent(x: Tensor, t: float) -> Tensor:
-    """A velocity of one number that parts a normal law into two modes."""
+    """Returns a velocity of one number that parts a normal law into two modes."""
     return 1.5 * (torch.tanh(3 * x) - x) + 0.3 * t
 
 
 def area(points: Tensor) -> float:
-    """Area of a polygon ``[n, 2]`` (shoelace formula)."""
+    """Returns the area of a polygon ``[n, 2]`` by the shoelace formula."""
     x, y = points.T
     return 0.5 * abs((x * y.roll(-1) - y * x.roll(-1)).sum().item())
 
 
 @torch.no_grad()
 def draw_pair_map() -> None:
-    """A chessboard of noise pairs under the map, and the densities of pair and action."""
-    import matplotlib.pyplot as plt
-
+    """Draws a chessboard of noise pairs under the map, and the density of the action."""
     solver, start = ReversibleSolver(NUM_STEPS), IndependentStart()
     axis = torch.linspace(-2, 2, 161, dtype=torch.float64)
     memory, x = torch.meshgrid(axis, axis, indexing="ij")
@@ -115,7 +110,7 @@ def draw_pair_map() -> None:
     # the circle of radius 1 as a fine polygon, whose area is followed through the steps
     angle = torch.linspace(0, 2 * math.pi, 20001, dtype=torch.float64)[:-1]
     circle = path(solver, bent, angle.sin()[:, None], angle.cos()[:, None])[..., 0]
-    figure, panels = plt.subplots(1, 5, figsize=(15, 3.5), layout="constrained")
+    figure, panels = pyplot().subplots(1, 5, figsize=(15, 3.5), layout="constrained")
     for panel, i in zip(panels, (0, 1, 2, NUM_STEPS), strict=False):
         old, new = states[i].view_as(x), states[i + 1].view_as(x)
         panel.pcolormesh(old, new, board, shading="gouraud", cmap="Blues", vmin=-0.3, vmax=1.6, rasterized=True)
@@ -137,14 +132,14 @@ def draw_pair_map() -> None:
 
 @torch.no_grad()
 def action_density(flow: ReversibleFlow) -> Tensor:
-    """Density of the action alone at :data:`ACTIONS`, the memory integrated out by quadrature."""
+    """Returns the density of the action alone at :data:`ACTIONS`, the memory integrated out by quadrature."""
     size = len(ACTIONS), len(MEMORIES), 1
     log_density = flow.log_prob(ACTIONS[:, None].expand(size).reshape(-1, 1), MEMORIES.expand(size).reshape(-1, 1))
     return torch.trapezoid(log_density.exp().view(size[:-1]), MEMORIES[:, 0], dim=1)
 
 
 def small_update(sigma: float, seed: int, size: float) -> tuple[ReversibleFlow, ReversibleFlow]:
-    """A random policy of one number, trained a little to have two modes, and the same after a small random change."""
+    """Returns a random policy of one number with two modes, and the same policy after a small random change."""
     torch.manual_seed(seed)
     network = VelocityMLP(obs_dim=1, action_dim=1, hidden_sizes=(16, 16))
     loss = FlowMatchingLoss(ReversibleFlowActor(network))
@@ -171,7 +166,10 @@ def small_update(sigma: float, seed: int, size: float) -> tuple[ReversibleFlow, 
 
 @torch.no_grad()
 def divergences(old: ReversibleFlow, new: ReversibleFlow) -> tuple[float, float]:
-    """KL of the pair, from samples, and of the action alone, by quadrature; both as means of ``r - 1 - log r >= 0``."""
+    """Returns the KL of the pair, from samples, and that of the action alone, by quadrature.
+
+    Both are means of ``r - 1 - log r``, which is never negative.
+    """
     pairs = old.sample((50_000,))
     log_ratio = new.log_prob(*pairs) - old.log_prob(*pairs)
     pair = (log_ratio.expm1() - log_ratio).mean().item()
@@ -181,10 +179,8 @@ def divergences(old: ReversibleFlow, new: ReversibleFlow) -> tuple[float, float]
 
 @torch.no_grad()
 def draw_pair_ratio() -> None:
-    """Pair ratios of samples, and the ratio of the action alone, which is their mean at each action."""
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained", sharey=True)
+    """Draws pair ratios of samples, and the ratio of the action alone, which is their mean at each action."""
+    figure, panels = pyplot().subplots(1, 3, figsize=(12, 3.4), layout="constrained", sharey=True)
     for panel, sigma in zip(panels, (0.5, 0.75, 0.95), strict=True):
         with torch.enable_grad():
             old, new = small_update(sigma, seed=0, size=0.05)
@@ -202,6 +198,7 @@ def draw_pair_ratio() -> None:
 
 
 def kl_table(seeds: Sequence[int]) -> list[str]:
+    """Returns how much farther the pair moves than the action, by sigma."""
     lines = ["| sigma | KL of the pair / KL of the action | smallest | largest |", "|---:|---:|---:|---:|"]
     for sigma in SIGMAS:
         ratios = []
@@ -213,14 +210,10 @@ def kl_table(seeds: Sequence[int]) -> list[str]:
 
 
 def main() -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", nargs="+", type=int, default=list(range(8)))
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=list(range(8)))
+    options = arguments.parse_args()
     torch.set_num_threads(1)
-    RESULTS.mkdir(exist_ok=True)
     draw_pair_map()
     draw_pair_ratio()
     draw_trajectories()
@@ -232,10 +225,8 @@ def main() -> None:
         f"memory integrated out by quadrature; median of {len(options.seeds)} policies.",
         "",
         *kl_table(options.seeds),
-        *origin("python benchmarks/docs_figures.py"),
     ]
-    (RESULTS / "pair_kl.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(RESULTS / "pair_kl.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":

@@ -1,43 +1,36 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""How exact the inversion is in floating point, what a float64 state costs, and how much memory gradients take.
+"""Answers how exact the inversion is in floating point, what a float64 state costs, and what memory gradients take.
 
-    python benchmarks/precision.py    # about five minutes
+    python -m benchmarks.numerics.precision    # about five minutes
 
-Writes ``precision.md`` to ``benchmarks/results``.
+It writes ``precision.md`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
-import weakref
 from collections.abc import Callable
-from typing import Any
 from unittest import mock
 
 import torch
-from provenance import RESULTS, origin
-from speed import medians
 from tensordict import TensorDict
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torchrl.modules import MLP, ValueOperator
 
+from benchmarks._lib.origin import RESULTS, origin
+from benchmarks._lib.report import parser, save
+from benchmarks._lib.timing import medians, peak_megabytes
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import ConditionedVelocity
 
 HUMANOID = (87, 21, (400, 200, 100))
 SAMPLES = 8192
 STEPS = (5, 10, 20, 40)
-RULES: dict[str, Callable[[int], ReversibleSolver]] = {
-    **{f"two-step, sigma {s}": lambda n, s=s: ReversibleSolver.two_step(s, n) for s in (0.5, 0.75, 0.95, 1.0)},
-    **{f"three-step, a {a}": lambda n, a=a: ReversibleSolver.three_step(a, n) for a in (0.5, 1.0, 2.0)},
-}
+SIGMAS = (0.5, 0.75, 0.95, 1.0)
 
 
 def make_velocity() -> VelocityMLP:
-    """Humanoid size, with an output of order one, as a trained policy has."""
+    """Returns a velocity of Humanoid size, with an output of order one, as a trained policy has."""
     torch.manual_seed(0)
     velocity = VelocityMLP(*HUMANOID)
     nn.init.orthogonal_(velocity.trunk[-1].weight, 1.0)
@@ -46,38 +39,40 @@ def make_velocity() -> VelocityMLP:
 
 @torch.no_grad()
 def inversion_error(velocity: VelocityMLP, solver: ReversibleSolver, dtype: torch.dtype) -> float:
-    """Largest error of the recovered noise over 4096 samples, of a float32 network and a state in ``dtype``."""
+    """Returns the largest error of the noise recovered by a float32 network and a state in ``dtype``."""
     d = velocity.action_dim
     conditioned = ConditionedVelocity(velocity, velocity.condition(torch.randn(4096, HUMANOID[0])), torch.float32)
-    x, memory = torch.randn(4096, d, dtype=dtype), torch.randn(4096, d * solver.num_memories, dtype=dtype)
+    x, memory = torch.randn(4096, d, dtype=dtype), torch.randn(4096, d, dtype=dtype)
     with mock.patch.object(ReversibleSolver, "state_dtype", lambda self, _: dtype):  # measure what it would choose from
         recovered = solver.invert(conditioned, *solver.integrate(conditioned, x, memory))
     return max((recovered[0] - x).abs().max().item(), (recovered[1] - memory).abs().max().item())
 
 
 def precision_table() -> list[str]:
+    """Returns the errors by sigma, the state's dtype and the number of steps."""
     velocity = make_velocity()
     lines = [
-        "| solver | state | " + " | ".join(f"M = {n}" for n in STEPS) + " |",
-        "|---|---|" + "---:|" * len(STEPS),
+        "| sigma | state | " + " | ".join(f"M = {n}" for n in STEPS) + " |",
+        "|---:|---|" + "---:|" * len(STEPS),
     ]
-    for name, make_solver in RULES.items():
+    for sigma in SIGMAS:
         for dtype in (torch.float32, torch.float64):
             cells = []
             for n in STEPS:
                 try:
-                    solver = make_solver(n)
+                    solver = ReversibleSolver(n, sigma)
                 except ValueError:
                     cells.append("refused")
                     continue
                 chosen = solver.state_dtype(torch.float32) == dtype
                 error = f"{inversion_error(velocity, solver, dtype):.0e}"
                 cells.append(f"**{error}**" if chosen else error)
-            lines.append(f"| {name} | {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
+            lines.append(f"| {sigma} | {str(dtype).removeprefix('torch.')} | {' | '.join(cells)} |")
     return lines
 
 
 def loss_step(velocity: VelocityMLP, solver: ReversibleSolver) -> Callable[[], None]:
+    """Returns the work of one loss and its gradient."""
     actor = ReversibleFlowActor(velocity, solver=solver)
     critic = ValueOperator(MLP(in_features=HUMANOID[0], out_features=1, num_cells=list(HUMANOID[2])))
     loss = GenPOLoss(actor, critic)
@@ -94,7 +89,7 @@ def loss_step(velocity: VelocityMLP, solver: ReversibleSolver) -> Callable[[], N
 
 
 def float64_cost(repetitions: int) -> str:
-    """The loss with the pair carried in float64, over the loss with float32, same solver."""
+    """Says what the loss costs with the pair carried in float64, over the loss with float32 and the same solver."""
     velocity, works = make_velocity(), {}
     for name in ("float32", "float64"):
         solver = ReversibleSolver(5, 0.75)
@@ -109,65 +104,25 @@ def float64_cost(repetitions: int) -> str:
     )
 
 
-class PeakMemory(TorchDispatchMode):
-    """Counts the bytes of the tensors that are alive, and remembers the most."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._track(tensor.untyped_storage())
-        return out
-
-    def _track(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-def peak_megabytes(gradient: str, num_steps: int) -> float:
-    """Peak of the tensors made while the log-density of 8192 samples is differentiated."""
-    actor = ReversibleFlowActor(make_velocity(), solver=ReversibleSolver(num_steps, 0.75, gradient=gradient))
-    with torch.no_grad():
-        data = actor(TensorDict(observation=torch.randn(SAMPLES, HUMANOID[0]), batch_size=[SAMPLES]))
-    with PeakMemory() as memory:
-        actor.log_prob(data).mean().backward()
-    return memory.peak / 1e6
-
-
 def memory_table(repetitions: int) -> list[str]:
+    """Returns the peak of memory and the time of each way to make gradients."""
     lines = ["| gradient | M | peak, MB | to M = 1 | time to stored |", "|---|---:|---:|---:|---:|"]
     for gradient in ("stored", "reversible"):
-        base = peak_megabytes(gradient, 1)
+        base = peak_megabytes(gradient_step(gradient, 1))
         for num_steps in (1, 5, 20):
-            peak = peak_megabytes(gradient, num_steps)
+            peak = peak_megabytes(gradient_step(gradient, num_steps))
             ratio = 1.0
             if gradient != "stored":
-                kinds = ("stored", gradient)
-                seconds = medians(
-                    {kind: gradient_step(ReversibleSolver(num_steps, 0.75, gradient=kind)) for kind in kinds},
-                    repetitions,
-                )
+                works = {kind: gradient_step(kind, num_steps) for kind in ("stored", gradient)}
+                seconds = medians(works, repetitions)
                 ratio = seconds[gradient] / seconds["stored"]
             lines.append(f"| {gradient} | {num_steps} | {peak:.0f} | {peak / base:.2f} | {ratio:.2f} |")
     return lines
 
 
-def gradient_step(solver: ReversibleSolver) -> Callable[[], None]:
-    actor = ReversibleFlowActor(make_velocity(), solver=solver)
+def gradient_step(gradient: str, num_steps: int) -> Callable[[], None]:
+    """Returns the work of the log density of a batch and its gradient."""
+    actor = ReversibleFlowActor(make_velocity(), solver=ReversibleSolver(num_steps, 0.75, gradient=gradient))
     with torch.no_grad():
         data = actor(TensorDict(observation=torch.randn(SAMPLES, HUMANOID[0]), batch_size=[SAMPLES]))
 
@@ -179,9 +134,9 @@ def gradient_step(solver: ReversibleSolver) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=11)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--repetitions", type=int, default=11)
+    options = arguments.parse_args()
     torch.set_num_threads(1)
     lines = [
         "# Precision and memory of the inversion",
@@ -202,11 +157,8 @@ def main() -> None:
         "with as many steps.",
         "",
         *memory_table(options.repetitions),
-        *origin("python benchmarks/precision.py"),
     ]
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "precision.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(RESULTS / "precision.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The log ratio that each method feeds to PPO, against the exact one, after a real update on the same data.
+"""Answers how far the log ratio that each method feeds to PPO is from the exact one, after a real update.
 
-    python benchmarks/surrogate_bias.py
+    python -m benchmarks.numerics.surrogate_bias    # about ten minutes
 
 Every policy trains on HalfCheetah for some updates with its shared setting; then one more update, and for each action
 of its batch the log ratio that its loss computes is compared with the exact one in float64:
@@ -11,12 +11,11 @@ of its batch the log ratio that its loss computes is compared with the exact one
 - FPO++: density of the action, Euler's steps inverted by Newton's rule, the determinant by automatic differentiation.
 - PolicyFlow: density of (noise, action), the flow integrated from the stored noise by the new network.
 
-Writes ``surrogate_bias.md`` and ``.png``.
+It writes ``surrogate_bias.md`` and ``surrogate_bias.png`` to ``benchmarks/results``.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import tempfile
 from collections.abc import Callable
@@ -24,39 +23,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from in_process import configure, start_training
-from provenance import RESULTS, origin
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.func import jacfwd, vmap
 from torchrl.envs import ExplorationType, set_exploration_type
 
+from benchmarks._lib.in_process import configure, prepare, start_training
+from benchmarks._lib.origin import RESULTS, origin
+from benchmarks._lib.report import parser, pyplot, save
 from torchrl_genpo.flow import euler, midpoint
-from torchrl_genpo.training.loop import Training
+from torchrl_genpo.modules import flow_of
 
-METHODS = {  # name -> label, options
+METHODS = {
     "reversible_flow": ("GenPO++", ["policy=reversible_flow"]),
-    "dummy_flow": ("GenPO", ["policy=dummy_flow"]),
+    "genpo": ("GenPO", ["policy=genpo"]),
     "policyflow": ("PolicyFlow", ["policy=policyflow"]),
     # unperturbed: the perturbed action has no density in closed form
     "fpo": ("FPO++", ["policy=fpo", "policy.options.perturbation=0", "policy.loss.num_samples=16"]),
 }
+"""The label and the options of the entry script of each method."""
 NEWTON_STEPS = 12
-POINTS = 2048  # of a panel that are drawn
+POINTS = 2048
+"""The number of points of a panel that are drawn."""
 
 
 def velocity_of(actor: Any, observation: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """The velocity ``(x [..., d], t)`` of observations ``[..., o]``."""
+    """Returns the velocity ``(x [..., d], t)`` of observations ``[..., o]``."""
     context = actor.velocity.condition(observation)
     return lambda x, t: actor.velocity(x, torch.as_tensor(t, dtype=x.dtype), context)
 
 
 def log_normal(x: Tensor) -> Tensor:
+    """Returns the log density of standard normal noise."""
     return torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
 
 
 def exact_pair(actor: Any, data: TensorDictBase) -> Tensor:
-    """Log density of stored pairs, the determinant of the whole map from noise to pair by automatic differentiation."""
+    """Returns the log density of stored pairs, by automatic differentiation of the whole map from noise to pair."""
     with torch.no_grad():
         noise = torch.stack(actor.get_dist(data).to_noise(data["action"], data["action_memory"]), 1)  # [n, 2, d]
 
@@ -70,7 +73,7 @@ def exact_pair(actor: Any, data: TensorDictBase) -> Tensor:
 
 
 def exact_euler(actor: Any, data: TensorDictBase) -> Tensor:
-    """Log density of what Euler's rule makes of normal noise."""
+    """Returns the log density of what Euler's rule makes of normal noise."""
 
     def log_density(action: Tensor, observation: Tensor) -> Tensor:
         velocity, x, log_det = velocity_of(actor, observation), action, torch.zeros((), dtype=action.dtype)
@@ -90,22 +93,21 @@ def exact_euler(actor: Any, data: TensorDictBase) -> Tensor:
 
 
 def exact_residual(actor: Any, data: TensorDictBase) -> Tensor:
-    """Log density of (noise, action), up to that of the noise, which no update changes."""
+    """Returns the log density of (noise, action), up to that of the noise, which no update changes."""
     end = midpoint(velocity_of(actor, data["observation"]), data["flow_start"], actor.num_steps)
     return actor.residual_dist(end).log_prob(data["action"])
 
 
 EXACT = {
     "reversible_flow": exact_pair,
-    "dummy_flow": exact_pair,
+    "genpo": exact_pair,
     "policyflow": exact_residual,
     "fpo": exact_euler,
 }
 
 
-def surrogate(name: str, training: Training, data: TensorDictBase) -> Tensor:
-    """The log ratios that the loss makes of prepared data: ``[n]``, or of every draw of noise and time ``[n, k]``."""
-    loss = training.loss
+def surrogate(name: str, loss: Any, data: TensorDictBase) -> Tensor:
+    """Returns the log ratios that the loss makes of prepared data, ``[n]``, or ``[n, k]`` of every draw of noise."""
     with torch.no_grad():
         if name == "fpo":
             return data["flow_error"] - loss._error(data, data["flow_noise"], data["flow_time"])
@@ -114,7 +116,7 @@ def surrogate(name: str, training: Training, data: TensorDictBase) -> Tensor:
 
 @set_exploration_type(ExplorationType.RANDOM)
 def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor]:
-    """Exact log ratios ``[n]`` of one update and what the method uses in their place, ``[n]`` or ``[n, k]``."""
+    """Returns the exact log ratios ``[n]`` of one update and those that the method uses, ``[n]`` or ``[n, k]``."""
     cfg = configure(*options, "seed=0")
     with tempfile.TemporaryDirectory() as folder:
         training = start_training(cfg, Path(folder, "run"))
@@ -122,14 +124,11 @@ def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor
         for i in range(updates):
             training.learn(next(batches), i * cfg.collector.frames_per_batch)
         data = next(batches)
-        old = copy.deepcopy(training.actor).double()
-        prepared = data.reshape(-1)
-        if hasattr(training.loss, "prepare"):
-            prepared = training.loss.prepare(prepared)
-        prepared = prepared.clone()
+        old = flow_of(copy.deepcopy(training.actor)).double()
+        prepared = prepare(training.loss, data.reshape(-1)).clone()
         training.learn(data, updates * cfg.collector.frames_per_batch)
-        found = surrogate(name, training, prepared)
-        new = copy.deepcopy(training.actor).double()
+        found = surrogate(name, training.loss, prepared)
+        new = flow_of(copy.deepcopy(training.actor)).double()
         training.close()
     exact_data = prepared.double()
     with torch.no_grad():
@@ -138,15 +137,10 @@ def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor
 
 
 def main() -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--updates", type=int, default=50, help="before the one that is looked at; default: 50")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--updates", type=int, default=50, help="before the one that is looked at; default: 50")
+    arguments.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    options = arguments.parse_args()
     torch.set_num_threads(1)
 
     lines = [
@@ -162,7 +156,7 @@ def main() -> None:
     ]
     notes: list[str] = []
     subjects = {"policyflow": "(noise, action)", "fpo": "the action"}
-    figure, panels = plt.subplots(
+    figure, panels = pyplot().subplots(
         1, len(options.methods), figsize=(3.2 * len(options.methods), 3.3), layout="constrained", squeeze=False
     )
     for panel, name in zip(panels[0], options.methods, strict=True):
@@ -192,9 +186,7 @@ def main() -> None:
     panels[0][0].set_ylabel("log ratio that PPO is given")
     figure.savefig(RESULTS / "surrogate_bias.png", dpi=130)
     lines += ["", *notes] if notes else []
-    lines += origin(f"python benchmarks/surrogate_bias.py --updates {options.updates}")
-    (RESULTS / "surrogate_bias.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    save(RESULTS / "surrogate_bias.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":
