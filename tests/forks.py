@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Scripts in processes of their own, as a user runs them, but Python's imports are paid for once."""
+"""Runs scripts in processes of their own, as a user runs them, while Python's imports are paid for once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,64 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+__all__ = ["SCRIPT", "Outcome", "run_entry_script", "run_forked", "run_script"]
+
+SCRIPT = Path(__file__).parents[1] / "sota-implementations" / "genpo.py"
+
 # The server has done nothing but import: what this process has begun, threads or a renderer, does not survive a fork.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torchrl_genpo.commands.train"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command line of the entry script ended.
+
+    Attributes:
+        command (tuple of str): the options.
+        code (int): the exit code, or minus the signal.
+        output (str): what was written to both streams.
+        seconds (float): the wall-clock time.
+        left (tuple of str): the files and run folders that it left behind.
+    """
+
+    command: tuple[str, ...]
+    code: int
+    output: str
+    seconds: float
+    left: tuple[str, ...]
+
+    @property
+    def fault(self) -> str | None:
+        """What a user could complain about in the answer to a mistake, or ``None``."""
+        if self.code < 0:
+            return f"ended by signal {-self.code} after {self.seconds:.0f} s"
+        if self.code == 0:
+            return "accepted"
+        if "Traceback (most recent call last)" in self.output:
+            return "traceback"
+        if len(self.output.strip()) < 10:
+            return "no message"
+        return f"left {', '.join(self.left)}" if self.left else None
+
+
+def run_entry_script(options: Sequence[str], folder: Path, limit: float = 60.0) -> Outcome:
+    """Runs the entry script in a new folder; ``run`` in it is the folder of the run."""
+    folder.mkdir(parents=True)
+    output = folder / "output.txt"
+    code, seconds = run_script(SCRIPT, options, output, limit)
+    left = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != output]
+    left += [path for path in (folder / "run",) if path.is_dir() and not any(path.rglob("*"))]
+    names = tuple(str(path.relative_to(folder)) for path in left if path.name != "multirun.yaml")
+    return Outcome(tuple(options), code, output.read_text(errors="replace"), seconds, names)
+
+
+def run_script(path: Path, options: Sequence[object], output: Path, limit: float = 300.0) -> tuple[int, float]:
+    """Runs a script with these options; see :func:`run_forked`."""
+    return run_forked(partial(_script, str(path), *map(str, options)), output, limit)
 
 
 def run_forked(
@@ -25,13 +78,13 @@ def run_forked(
     """Calls a function in another process, with a session, a folder and an output of its own.
 
     Args:
-        function (Callable): must pickle, unless the method is ``fork``.
+        function (Callable): the function, which must pickle unless the method is ``fork``.
         output (Path): the file of both streams; its folder is the working directory.
-        limit (float): seconds, after which all of its session is killed.
+        limit (float): the seconds after which the whole session is killed.
         method (str, optional): ``forkserver``, or ``fork`` for a process that holds what this one holds.
 
     Returns:
-        tuple of int and float: exit code, or minus the signal; and seconds.
+        tuple of int and float: the exit code, or minus the signal; and the seconds.
     """
     start = time.monotonic()
     process = multiprocessing.get_context(method).Process(target=_redirected, args=(function, output))
@@ -41,11 +94,6 @@ def run_forked(
         os.killpg(process.pid, signal.SIGKILL)
         process.join()
     return process.exitcode, time.monotonic() - start
-
-
-def run_script(path: Path, options: Sequence[object], output: Path, limit: float = 300.0) -> tuple[int, float]:
-    """Runs a script with these options; see :func:`run_forked`."""
-    return run_forked(partial(_script, str(path), *map(str, options)), output, limit)
 
 
 def _script(*command: str) -> None:

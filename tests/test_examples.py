@@ -14,7 +14,7 @@ import pytest
 from torchrl_genpo.envs.xhand import NUTS
 from torchrl_genpo.recording import check_rendering
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parent))
 from forks import run_script
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ import re
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).parent))
 from forks import run_script
 
 ROOT = Path(__file__).parents[1]

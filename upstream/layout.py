@@ -242,8 +242,8 @@ def main() -> None:
         report = run_tests(folder, written)
         print(report)
         if options.record:
-            sys.path.append(str(ROOT / "benchmarks"))
-            from provenance import RESULTS, origin
+            sys.path.append(str(ROOT))
+            from benchmarks._lib.origin import RESULTS, origin
 
             lines = ["# The upstream tree's test run", "", report, *origin("python upstream/layout.py FOLDER --record")]
             (RESULTS / "upstream.md").write_text("\n".join(lines) + "\n")

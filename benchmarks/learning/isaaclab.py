@@ -8,25 +8,20 @@
 
 It needs Isaac Lab (the README says how to install it) and, where its asset server cannot be reached,
 ``ISAACSIM_ASSET_ROOT``. Finished runs are lines of ``isaaclab.jsonl`` (``isaaclab_small.jsonl``) in
-``benchmarks/results`` and are not run again; the report is the ``.md`` and ``.png`` beside it. It splits the time into
-simulation, policy and update: the update is measured in the run, the policy on its own (``isaaclab_policy.json``), and
-the simulation is the rest of the collection.
+``benchmarks/results`` and are not run again; the report is the ``.md`` and ``.png`` beside it.
 """
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
-import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.policies import BASELINES, UNEQUAL_NOISE
 from benchmarks._lib.report import origins, parser, save, spread
-from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, run_script
+from benchmarks._lib.runs import Run, draw, execute_all, last, read_results
 
 POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
@@ -48,50 +43,7 @@ TASKS = (
 )
 
 
-def measure_policy(folder: Path) -> float:
-    """Returns the seconds that the policy of a finished run takes in one collection of its size, on its device."""
-    import torch
-
-    from benchmarks._lib.in_process import describe_checkpoint, latest_checkpoint, load_policy
-
-    checkpoint = latest_checkpoint(folder)
-    config, _ = describe_checkpoint(checkpoint)
-    device, num_envs = config["device"], config["env"]["num_envs"]
-    torch.set_num_threads(config["num_threads"])
-    actor, env, _ = load_policy(checkpoint, num_envs, 0, device)
-    td, seconds = env.reset(), []
-    synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    with torch.no_grad():
-        for _ in range(60):
-            synchronize()
-            begin = time.perf_counter()
-            actor(td)
-            synchronize()
-            seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[20:]) * config["collector"]["frames_per_batch"] / num_envs
-
-
-def policy_seconds(run: Run) -> float:
-    """Calls :func:`measure_policy` in a process of its own, because Isaac Lab has one simulation a process."""
-    process = run_script("-m", "benchmarks.learning.isaaclab", "--measure-policy", str(run.folder))
-    if process.returncode:
-        sys.exit(process.stdout)
-    return float(process.stdout.split()[-1])
-
-
-def policy_shares(name: str, runs: Iterable[Run]) -> dict[tuple[str, str], float]:
-    """Returns the policy's seconds in one collection, measured where a run is here, else as recorded."""
-    path = RESULTS / f"{name}_policy.json"
-    recorded = json.loads(path.read_text()) if path.exists() else {}
-    for run in runs:
-        if run.seed == 1 and run.folder.exists():
-            recorded.setdefault(run.task, {})[run.policy] = round(policy_seconds(run), 4)
-    if recorded:
-        path.write_text(json.dumps(recorded, indent=2) + "\n")
-    return {(task, policy): seconds for task, shares in recorded.items() for policy, seconds in shares.items()}
-
-
-def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], float], path: Path) -> None:
+def write_table(records: list[dict[str, Any]], path: Path) -> None:
     """Writes the returns and the times of all finished runs."""
     settings = sorted({" ".join(record["overrides"]) or "the task's configuration" for record in records})
     lines = [
@@ -103,9 +55,9 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
         "",
         UNEQUAL_NOISE,
         "",
-        "| task | policy | training | zero noise | random noise | frames | minutes | to Gaussian | simulation, s | "
-        "policy, s | update, s | frames/s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| task | policy | training | zero noise | random noise | frames | minutes | to Gaussian | collection, s | "
+        "update, s | frames/s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     minutes: dict[tuple[str, str], float] = {}
     for task in dict.fromkeys(record["task"] for record in records):
@@ -124,10 +76,8 @@ def write_table(records: list[dict[str, Any]], shares: dict[tuple[str, str], flo
                 statistics.median(value for record in chosen for value in record["curves"][column][5:])
                 for column in ("time/collect", "time/update")
             )
-            share = shares.get((task, policy))
             size = chosen[0]["curves"]["frames"][0]
-            parts = [f"{collect - share:.2f}", f"{share:.2f}"] if share is not None else [f"{collect:.2f} (both)", ""]
-            cells += [f"{frames / 1e6:.1f}M", f"{minutes[task, policy]:.1f}", f"{ratio:.2f}", *parts]
+            cells += [f"{frames / 1e6:.1f}M", f"{minutes[task, policy]:.1f}", f"{ratio:.2f}", f"{collect:.2f}"]
             cells += [f"{update:.2f}", f"{size / (collect + update):.0f}"]
             lines.append(f"| {task.removeprefix('isaaclab/')} | {label} | {' | '.join(cells)} |")
     save(path, [*lines, *origins(records)])
@@ -141,13 +91,8 @@ def main() -> None:
     arguments.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
     arguments.add_argument("--iterations", type=int, help="updates of each run, instead of the configuration's")
     arguments.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
-    arguments.add_argument("--measure-policy", type=Path, help="print the seconds of a run's policy")
     arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options = arguments.parse_args()
-    if options.measure_policy:
-        print(measure_policy(options.measure_policy))
-        return
-
     name = "isaaclab_small" if options.small else "isaaclab"
     settings = SMALL if options.small else ()
     if options.iterations:
@@ -160,11 +105,10 @@ def main() -> None:
             for policy in options.policies
         ]
         execute_all(runs, options.workers)
-    results = read_results(name)
-    if not results:
-        sys.exit(f"No finished run in benchmarks/results/{name}.jsonl; start some without --report.")
-    records = sorted(results.values(), key=lambda record: record["seed"])
-    write_table(records, policy_shares(name, results), RESULTS / f"{name}.md")
+    records = sorted(read_results(name).values(), key=lambda record: record["seed"])
+    if not records:
+        sys.exit(f"benchmarks/results/{name}.jsonl has no finished run; start some without --report.")
+    write_table(records, RESULTS / f"{name}.md")
     draw(records, POLICIES, RESULTS / f"{name}.png", unit=1e6, xlabel="million frames", ylabel="training return")
 
 

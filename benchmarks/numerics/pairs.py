@@ -47,7 +47,7 @@ MEMORIES = torch.linspace(-4.5, 4.5, 1801, dtype=torch.float64)[:, None]
 
 
 def path(solver: ReversibleSolver, velocity: ConditionedVelocity, x: Tensor, memory: Tensor) -> Tensor:
-    """Returns every state ``[num_steps + 2, n, d]`` of an integration: the memory, the start, then that of each step."""
+    """Returns every state ``[num_steps + 2, n, d]`` of an integration: memory, start and one for each step."""
     found = [memory]
 
     def watched(x: Tensor, t: float) -> Tensor:

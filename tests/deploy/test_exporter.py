@@ -18,7 +18,7 @@ from torchrl_genpo.envs import freeze_normalization, make_env
 from torchrl_genpo.envs.xhand import Scene
 from torchrl_genpo.models import make_actor, make_solver
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1]))
 from forks import run_script
 
 RUNTIMES = ("onnx", "torch")

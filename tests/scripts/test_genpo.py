@@ -22,11 +22,9 @@ from torchrl_genpo.commands import envs, evaluate
 from torchrl_genpo.report import write_report
 from torchrl_genpo.runs import METRICS, RunFolder, read_metrics
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-import fuzz_command_lines as command_lines
-from forks import run_script
+sys.path.append(str(Path(__file__).parents[1]))
+from forks import SCRIPT, run_entry_script, run_script
 
-SCRIPT = command_lines.SCRIPT
 TINY = [
     "collector.frames_per_batch=256",
     "env.num_envs=4",
@@ -340,7 +338,7 @@ def test_resume_refuses_another_configuration(finished):
 )
 def test_mistakes_are_explained(tmp_path, override, messages):
     folder = [] if "resume" in override else ["hydra.run.dir=run"]
-    outcome = command_lines.run([*folder, *override.split()], tmp_path / "working")
+    outcome = run_entry_script([*folder, *override.split()], tmp_path / "working")
     assert outcome.fault is None, outcome
     assert all(message in outcome.output for message in messages), outcome.output
     assert "Traceback" not in outcome.output and "Error executing job" not in outcome.output

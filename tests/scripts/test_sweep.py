@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from torchrl_genpo.runs import read_metrics
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[1]))
 from forks import run_script
 
 SCRIPT = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
