@@ -1,0 +1,96 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Builds, trains and evaluates policies in this process, for benchmarks that look into them.
+
+It is the one module of the benchmarks that turns options and checkpoints into parts of the library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from torchrl.checkpoint import CheckpointRotation
+
+from torchrl_genpo.configuration import build_env, build_models
+from torchrl_genpo.distributed import Ranks
+from torchrl_genpo.loading import load_policy
+from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.training import evaluate
+from torchrl_genpo.training.loop import EVAL_SEED, Training
+from torchrl_genpo.untrusted import check_checkpoint
+
+__all__ = [
+    "build_env",
+    "build_models",
+    "configure",
+    "describe_checkpoint",
+    "evaluate_checkpoint",
+    "find_checkpoint",
+    "latest_checkpoint",
+    "load_policy",
+    "prepare",
+    "start_training",
+]
+
+QUIET = ["eval.interval=1_000_000_000", "eval.num_envs=1", "checkpoint.interval=1_000_000_000"]
+"""Options that leave out evaluations and checkpoints."""
+
+
+def configure(*options: str) -> Any:
+    """Composes the entry script's configuration with these options, without evaluations and checkpoints."""
+    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
+        return compose("genpo", overrides=[*QUIET, *options])
+
+
+def start_training(cfg: Any, folder: Path) -> Training:
+    """Returns a training that writes to ``folder``."""
+    return Training(cfg, RunFolder(folder), Ranks("cpu"))
+
+
+def prepare(loss: Any, data: Any) -> Any:
+    """Returns a batch with what the loss computes of it once, before the updates."""
+    return loss.prepare(data) if hasattr(loss, "prepare") else data
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """Returns the newest checkpoint of a run.
+
+    Raises:
+        FileNotFoundError: if the run has none.
+    """
+    checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{folder} has no checkpoint.")
+    return checkpoint
+
+
+def describe_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
+    """Returns the options that a checkpoint was trained with, and for how many frames."""
+    return read_checkpoint_config(path), check_checkpoint(path)["metadata"]["frames"]
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    num_envs: int,
+    rounds: int = 1,
+    overrides: dict[str, Any] | None = None,
+    device: str = "cpu",
+    change: Callable[[Any], Any] = lambda policy: policy,
+) -> dict[str, float]:
+    """Returns the metrics of a saved policy by the evaluation seed of the entry script.
+
+    Args:
+        checkpoint (Path): the file.
+        num_envs (int): the episodes of a round.
+        rounds (int): the rounds of each noise.
+        overrides (dict): options that differ from the checkpoint's, by dotted name.
+        device (str): the device of policy and environment.
+        change (callable): returns the policy to evaluate in place of the one that was saved.
+    """
+    policy, env, _ = load_policy(checkpoint, num_envs, EVAL_SEED, device, overrides)
+    found = evaluate(env, change(policy), EVAL_SEED, rounds)
+    env.close()
+    return found
