@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
+import yaml
 
 from benchmarks._lib.origin import RESULTS, ROOT, record_origin
 from benchmarks._lib.report import append_line, pyplot, read_lines
-from torchrl_genpo.runs import read_metrics
+from torchrl_genpo.training.metrics import read_metrics
 
 __all__ = ["Run", "draw", "execute_all", "last", "median_curves", "read_results", "run_script", "training_seconds"]
 
@@ -93,7 +93,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Returns whether all frames are collected, which the exit code 0 of a stopped run does not say."""
-        total = OmegaConf.load(self.folder / "config.yaml").collector.total_frames
+        total = yaml.safe_load((self.folder / "config.yaml").read_text())["collector"]["total_frames"]
         return read_metrics(self.folder / "metrics.csv")["frames"][-1] >= total
 
     def execute(self) -> None:
