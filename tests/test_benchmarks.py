@@ -14,13 +14,17 @@ from tensordict import TensorDict
 from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.baselines import FPOActor
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-import aggregate
-import experiments
-import surrogate_bias
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks._lib import runs as benchmark_runs
+from benchmarks.learning import aggregate
+from benchmarks.numerics import surrogate_bias
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-SCRIPTS = [path for path in sorted(BENCHMARKS.glob("*.py")) if 'if __name__ == "__main__"' in path.read_text()]
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "benchmarks").glob("*/*.py"))
+    if 'if __name__ == "__main__"' in path.read_text()
+]
 
 
 def record(task, policy, seed, final, start=10.0):
@@ -58,8 +62,8 @@ def test_scores_are_zero_at_the_start_and_one_at_the_mean_of_gaussian_ppo(record
 
 
 def test_a_run_that_was_stopped_is_not_a_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
-    run = experiments.Run("learning", "hopper", "gaussian", (), 1, 300)
+    monkeypatch.setattr(benchmark_runs, "ROOT", tmp_path)
+    run = benchmark_runs.Run("learning", "hopper", "gaussian", (), 1, 300)
     run.folder.mkdir(parents=True)
     (run.folder / "config.yaml").write_text("collector: {total_frames: 300}")
     (run.folder / "metrics.csv").write_text("frames\n100\n200\n")
@@ -86,7 +90,7 @@ def test_an_interval_depends_neither_on_the_time_nor_on_the_other_policies():
 
 def test_the_report_names_what_it_leaves_out(records, tmp_path):
     labels = {"gaussian": "Gaussian", "flow": "Flow", "unfinished": "Half", "never": "Never"}
-    aggregate.report(records, labels, tmp_path / "learning_iqm", "the command", {"gaussian": 1.0}, reps=50)
+    aggregate.report(records, labels, tmp_path / "learning_iqm", {"gaussian": 1.0}, reps=50)
     text = (tmp_path / "learning_iqm.md").read_text()
     flow = next(line for line in text.splitlines() if line.startswith("| Flow"))
     # above the Gaussian's 110, 210, 310 on one task and its 1010 on the other, in every pair
@@ -102,13 +106,13 @@ def test_a_task_that_gaussian_ppo_does_not_learn_is_refused():
         aggregate.scales([record("a", "gaussian", 1, 10.0)], ["a"], "eval/zero_noise/return")
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_explains_itself_and_does_nothing_then(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as end:  # in this process, which has imported PyTorch
-        runpy.run_path(str(script), run_name="__main__")
-    assert end.value.code == 0 and f"python benchmarks/{script.name}" in capsys.readouterr().out
+        runpy.run_module(script, run_name="__main__")
+    assert end.value.code == 0 and f"python -m {script}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
@@ -140,5 +144,5 @@ def test_the_seconds_of_a_run_leave_out_where_it_waited():
     waits = [2 * i + (500 if i > 20 else 0) for i in range(1, 41)]  # 2 s an update, and once 500 s of other work
     slow = [5 * i for i in range(1, 41)]
     seeds = [{"seconds": times[-1], "curves": {"frames": frames, "time/seconds": times}} for times in (waits, slow)]
-    assert experiments.training_seconds(seeds) == pytest.approx(80)
-    assert experiments.training_seconds([{"seconds": 70, "curves": {"frames": frames}}]) == 70
+    assert benchmark_runs.training_seconds(seeds) == pytest.approx(80)
+    assert benchmark_runs.training_seconds([{"seconds": 70, "curves": {"frames": frames}}]) == 70

@@ -11,16 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
-from torchrl.checkpoint import CheckpointRotation
-
-from torchrl_genpo.configuration import build_env, build_models
-from torchrl_genpo.distributed import Ranks
-from torchrl_genpo.loading import load_policy
-from torchrl_genpo.runs import RunFolder, find_checkpoint, read_checkpoint_config
+from torchrl_genpo.config.compose import compose
 from torchrl_genpo.training import evaluate
+from torchrl_genpo.training.build import build_env, build_models
+from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, Training
-from torchrl_genpo.untrusted import check_checkpoint
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.run_folder import RunFolder
 
 __all__ = [
     "build_env",
@@ -40,19 +37,18 @@ QUIET = ["eval.interval=1_000_000_000", "eval.num_envs=1", "checkpoint.interval=
 
 
 def configure(*options: str) -> Any:
-    """Composes the entry script's configuration with these options, without evaluations and checkpoints."""
-    with initialize_config_module("torchrl_genpo.config", version_base="1.3"):
-        return compose("genpo", overrides=[*QUIET, *options])
+    """Composes the entry script's options with these, without evaluations and checkpoints."""
+    return compose([*QUIET, *options])
 
 
-def start_training(cfg: Any, folder: Path) -> Training:
+def start_training(options: Any, folder: Path) -> Training:
     """Returns a training that writes to ``folder``."""
-    return Training(cfg, RunFolder(folder), Ranks("cpu"))
+    return Training(options, RunFolder(folder), Ranks("cpu"))
 
 
 def prepare(loss: Any, data: Any) -> Any:
     """Returns a batch with what the loss computes of it once, before the updates."""
-    return loss.prepare(data) if hasattr(loss, "prepare") else data
+    return loss.before_updates(data) if hasattr(loss, "before_updates") else data
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -61,7 +57,7 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: if the run has none.
     """
-    checkpoint = CheckpointRotation(folder / "checkpoints", keep_last=2).latest()
+    checkpoint = RunFolder(folder, read_only=True).latest()
     if checkpoint is None:
         raise FileNotFoundError(f"{folder} has no checkpoint.")
     return checkpoint
@@ -69,7 +65,8 @@ def latest_checkpoint(folder: Path) -> Path:
 
 def describe_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
     """Returns the options that a checkpoint was trained with, and for how many frames."""
-    return read_checkpoint_config(path), check_checkpoint(path)["metadata"]["frames"]
+    content = read_checkpoint(path)
+    return content["config"], content["frames"]
 
 
 def evaluate_checkpoint(

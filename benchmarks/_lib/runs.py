@@ -25,7 +25,7 @@ from omegaconf import OmegaConf
 
 from benchmarks._lib.origin import RESULTS, ROOT, record_origin
 from benchmarks._lib.report import append_line, pyplot, read_lines
-from torchrl_genpo.runs import read_metrics
+from torchrl_genpo.training import read_metrics
 
 __all__ = ["Run", "draw", "execute_all", "last", "median_curves", "read_results", "run_script", "training_seconds"]
 

@@ -73,7 +73,7 @@ class Clock:
         for owner, method, name in (
             (training.env.base_env, "_step", "simulator"),
             (training.env.transform, "_step", "transforms"),
-            (training.actor, "forward", "policy"),
+            (training.policy, "forward", "policy"),
             (training.learner.gae, "forward", "advantages"),
             (training.loss, "forward", "loss"),
             (training.learner.optimizer, "step", "optimizer"),

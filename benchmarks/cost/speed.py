@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import nn
 from torchrl.modules import MLP
 
@@ -23,7 +24,7 @@ from benchmarks._lib.report import parser, save
 from benchmarks._lib.timing import medians
 from torchrl_genpo import ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import Mish
-from torchrl_genpo.models import gaussian_actor
+from torchrl_genpo.training.build import gaussian_steps
 
 SIZES = {
     "Humanoid": (87, 21, (400, 200, 100), 5.2, 4.5),
@@ -39,7 +40,7 @@ def gaussian_policy(size: str, activation: type[nn.Module] = nn.Mish) -> Any:
     obs_dim, action_dim, hidden_sizes, *_ = SIZES[size]
     cells = list(hidden_sizes)
     trunk = MLP(in_features=obs_dim, out_features=action_dim, num_cells=cells, activation_class=activation)
-    return gaussian_actor(trunk, action_dim)
+    return ProbabilisticTensorDictSequential(*gaussian_steps(trunk, action_dim))
 
 
 def score(actor: Any, data: TensorDict, compiled: bool) -> Callable[[], None]:

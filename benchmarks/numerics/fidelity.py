@@ -5,7 +5,8 @@
     python -m benchmarks.numerics.fidelity    # about three minutes
 
 The flow, its data (eight modes on a circle) and the energy distance are those of
-``examples/pretrain_then_finetune.py``, pre-trained once a seed. It writes ``fidelity.md`` and ``fidelity.png`` to ``benchmarks/results``.
+``examples/pretrain_then_finetune.py``, pre-trained once a seed. It writes ``fidelity.md`` and ``fidelity.png`` to
+``benchmarks/results``.
 """
 
 from __future__ import annotations

@@ -124,11 +124,11 @@ def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor
         for i in range(updates):
             training.learn(next(batches), i * cfg.collector.frames_per_batch)
         data = next(batches)
-        old = flow_of(copy.deepcopy(training.actor)).double()
+        old = flow_of(copy.deepcopy(training.policy)).double()
         prepared = prepare(training.loss, data.reshape(-1)).clone()
         training.learn(data, updates * cfg.collector.frames_per_batch)
         found = surrogate(name, training.loss, prepared)
-        new = flow_of(copy.deepcopy(training.actor)).double()
+        new = flow_of(copy.deepcopy(training.policy)).double()
         training.close()
     exact_data = prepared.double()
     with torch.no_grad():
