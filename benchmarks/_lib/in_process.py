@@ -13,7 +13,7 @@ from typing import Any
 
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.training import evaluate
-from torchrl_genpo.training.build import build_env, build_models
+from torchrl_genpo.training.build import build_env, build_models, normalizers
 from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, Training
 from torchrl_genpo.training.ranks import Ranks
@@ -28,6 +28,7 @@ __all__ = [
     "find_checkpoint",
     "latest_checkpoint",
     "load_policy",
+    "normalizers",
     "prepare",
     "start_training",
 ]

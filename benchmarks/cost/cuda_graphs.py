@@ -7,7 +7,7 @@
 
 It times Gaussian PPO and the flow at the sizes of ``table1.py``, without a simulator: one call of the policy and one
 optimizer step, eager, compiled, captured in a CUDA graph, and both. They take turns in one process; the times are
-medians after warm-up. It writes ``cuda_graphs.md`` to ``benchmarks/results``.
+medians after warm-up. It writes ``cuda_graphs.md`` (``cuda_graphs_cpu.md``) to ``benchmarks/results``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def main() -> None:
     ]
     for size in options.sizes:
         lines += measure(size, executions, options.device, options.repetitions)
-    save(RESULTS / "cuda_graphs.md", [*lines, *origin()])
+    save(RESULTS / f"cuda_graphs{'_cpu' * (options.device == 'cpu')}.md", [*lines, *origin()])
 
 
 if __name__ == "__main__":

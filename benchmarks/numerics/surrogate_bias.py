@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.func import jacfwd, vmap
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from benchmarks._lib.in_process import configure, prepare, start_training
+from benchmarks._lib.in_process import configure, normalizers, prepare, start_training
 from benchmarks._lib.origin import RESULTS, origin
 from benchmarks._lib.report import parser, pyplot, save
 from torchrl_genpo.flow import euler, midpoint
-from torchrl_genpo.modules import flow_of
+from torchrl_genpo.modules import encode, flow_of
 
 METHODS = {
     "reversible_flow": ("GenPO++", ["policy=reversible_flow"]),
@@ -68,7 +68,7 @@ def exact_pair(actor: Any, data: TensorDictBase) -> Tensor:
         start = actor.start.from_noise(velocity, *noise, solver=actor.solver)
         return torch.cat(actor.solver.integrate(velocity, *start))
 
-    jacobians = vmap(jacfwd(pair))(noise, data["observation"]).flatten(2)
+    jacobians = vmap(jacfwd(pair))(noise, data[actor.in_keys[0]]).flatten(2)
     return log_normal(noise.flatten(1)) - torch.linalg.slogdet(jacobians).logabsdet
 
 
@@ -89,12 +89,12 @@ def exact_euler(actor: Any, data: TensorDictBase) -> Tensor:
         carried = euler(velocity, x, actor.num_steps)
         return torch.where((carried - action).abs().max() < 1e-8, log_normal(x) - log_det, torch.nan)
 
-    return vmap(log_density)(data["action"], data["observation"])
+    return vmap(log_density)(data["action"], data[actor.in_keys[0]])
 
 
 def exact_residual(actor: Any, data: TensorDictBase) -> Tensor:
     """Returns the log density of (noise, action), up to that of the noise, which no update changes."""
-    end = midpoint(velocity_of(actor, data["observation"]), data["flow_start"], actor.num_steps)
+    end = midpoint(velocity_of(actor, data[actor.in_keys[0]]), data["flow_start"], actor.num_steps)
     return actor.residual_dist(end).log_prob(data["action"])
 
 
@@ -124,11 +124,13 @@ def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor
         for i in range(updates):
             training.learn(next(batches), i * cfg.collector.frames_per_batch)
         data = next(batches)
-        old = flow_of(copy.deepcopy(training.policy)).double()
-        prepared = prepare(training.loss, data.reshape(-1)).clone()
+        before = copy.deepcopy(training.policy)
+        prepared = prepare(training.loss, encode(before, data.reshape(-1))[1]).clone()
         training.learn(data, updates * cfg.collector.frames_per_batch)
+        for mine, theirs in zip(normalizers(training.policy), normalizers(before), strict=True):
+            mine.load_state_dict(theirs.state_dict())  # the update itself saw these statistics
         found = surrogate(name, training.loss, prepared)
-        new = flow_of(copy.deepcopy(training.policy)).double()
+        old, new = (flow_of(copy.deepcopy(policy)).double() for policy in (before, training.policy))
         training.close()
     exact_data = prepared.double()
     with torch.no_grad():
