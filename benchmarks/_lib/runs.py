@@ -30,16 +30,8 @@ from torchrl_genpo.training import read_metrics
 __all__ = ["Run", "draw", "execute_all", "last", "median_curves", "read_results", "run_script", "training_seconds"]
 
 METRICS = (
-    "frames",
-    "time/seconds",
-    "time/collect",
-    "time/update",
-    "train/return",
-    "train/success",
-    "train/kl",
-    "train/lr",
-    "eval/",
-    "task/turns/",
+    *("frames", "time/seconds", "time/collect", "time/update"),
+    *("train/return", "train/success", "train/kl", "train/lr", "eval/", "task/turns/"),
 )
 """Names, or the beginnings of names, of the columns that are kept."""
 SPARSE = ("train/success", "task/")
