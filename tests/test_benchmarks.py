@@ -14,15 +14,15 @@ from tensordict import TensorDict
 from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.baselines import FPOActor
 
-sys.path.append(str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks._lib import runs as benchmark_runs
 from benchmarks.learning import aggregate
 from benchmarks.numerics import surrogate_bias
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
 SCRIPTS = [
-    ".".join(path.relative_to(BENCHMARKS.parent).with_suffix("").parts)
-    for path in sorted(BENCHMARKS.rglob("*.py"))
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "benchmarks").glob("*/*.py"))
     if 'if __name__ == "__main__"' in path.read_text()
 ]
 
@@ -111,7 +111,7 @@ def test_every_script_explains_itself_and_does_nothing_then(script, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [script, "--help"])
     with pytest.raises(SystemExit) as end:  # in this process, which has imported PyTorch
-        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        runpy.run_module(script, run_name="__main__")
     assert end.value.code == 0 and f"python -m {script}" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.training import evaluate
-from torchrl_genpo.training.build import build_env, build_models
-from torchrl_genpo.training.checkpoint import checkpoints_of, find_checkpoint, load_policy, read_checkpoint
+from torchrl_genpo.training.build import build_env, build_models, normalizers
+from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
 from torchrl_genpo.training.loop import EVAL_SEED, Training
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.run_folder import RunFolder
@@ -28,6 +28,7 @@ __all__ = [
     "find_checkpoint",
     "latest_checkpoint",
     "load_policy",
+    "normalizers",
     "prepare",
     "start_training",
 ]
@@ -37,7 +38,7 @@ QUIET = ["eval.interval=1_000_000_000", "eval.num_envs=1", "checkpoint.interval=
 
 
 def configure(*options: str) -> Any:
-    """Composes the entry script's options, without evaluations and checkpoints."""
+    """Composes the entry script's options with these, without evaluations and checkpoints."""
     return compose([*QUIET, *options])
 
 
@@ -57,16 +58,16 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         FileNotFoundError: if the run has none.
     """
-    found = checkpoints_of(folder)
-    if not found:
+    checkpoint = RunFolder(folder, read_only=True).latest()
+    if checkpoint is None:
         raise FileNotFoundError(f"{folder} has no checkpoint.")
-    return found[-1]
+    return checkpoint
 
 
 def describe_checkpoint(path: Path) -> tuple[dict[str, Any], int]:
     """Returns the options that a checkpoint was trained with, and for how many frames."""
-    checkpoint = read_checkpoint(path)
-    return checkpoint["config"], checkpoint["frames"]
+    content = read_checkpoint(path)
+    return content["config"], content["frames"]
 
 
 def evaluate_checkpoint(

@@ -21,25 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+from omegaconf import OmegaConf
 
 from benchmarks._lib.origin import RESULTS, ROOT, record_origin
 from benchmarks._lib.report import append_line, pyplot, read_lines
-from torchrl_genpo.training.metrics import read_metrics
+from torchrl_genpo.training import read_metrics
 
 __all__ = ["Run", "draw", "execute_all", "last", "median_curves", "read_results", "run_script", "training_seconds"]
 
 METRICS = (
-    "frames",
-    "time/seconds",
-    "time/collect",
-    "time/update",
-    "train/return",
-    "train/success",
-    "train/kl",
-    "train/lr",
-    "eval/",
-    "task/turns/",
+    *("frames", "time/seconds", "time/collect", "time/update"),
+    *("train/return", "train/success", "train/kl", "train/lr", "eval/", "task/turns/"),
 )
 """Names, or the beginnings of names, of the columns that are kept."""
 SPARSE = ("train/success", "task/")
@@ -93,7 +85,7 @@ class Run:
 
     def is_finished(self) -> bool:
         """Returns whether all frames are collected, which the exit code 0 of a stopped run does not say."""
-        total = yaml.safe_load((self.folder / "config.yaml").read_text())["collector"]["total_frames"]
+        total = OmegaConf.load(self.folder / "config.yaml").collector.total_frames
         return read_metrics(self.folder / "metrics.csv")["frames"][-1] >= total
 
     def execute(self) -> None:

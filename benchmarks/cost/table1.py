@@ -37,9 +37,10 @@ from benchmarks._lib.in_process import build_models, configure, prepare, start_t
 from benchmarks._lib.origin import RESULTS, commit, origin
 from benchmarks._lib.report import parser, pyplot, save
 from benchmarks._lib.timing import CLOCKS, medians, peak_megabytes, synchronized
-from benchmarks.cost.speed import SIZES
 from torchrl_genpo.training import make_update
 
+SIZES = {"Humanoid": (87, 21, (400, 200, 100)), "G1 rough": (310, 37, (512, 256, 128))}
+"""The sizes of observation and action, and the hidden layers."""
 METHODS = {
     "gaussian": ("Gaussian PPO", ["policy=gaussian"]),
     "reversible_flow": ("GenPO++ (reversible_flow)", ["policy=reversible_flow"]),
@@ -82,7 +83,7 @@ def make_size(
     method: str, size: str, device: str, compile_mode: str | None = None, cudagraphs: bool = False
 ) -> tuple[dict[str, Callable[[], Any]], float]:
     """Returns the works that are timed of a method at a size, and the share of a mini-batch that its step takes."""
-    obs_dim, action_dim, hidden_sizes, *_ = SIZES[size]
+    obs_dim, action_dim, hidden_sizes = SIZES[size]
     hidden = f"[{','.join(map(str, hidden_sizes))}]"
     networks = [
         f"{name}.{option}" for name in ("policy", "critic") for option in ("activation=mish", f"hidden_sizes={hidden}")

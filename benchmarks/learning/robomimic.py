@@ -55,18 +55,17 @@ NARROW_TAU = 0.1
 """The width of the noise of pre-training."""
 FOLDER = Path("outputs/robomimic")
 NUM_STEPS, SIGMA = 5, 0.75
-EULER, CONSISTENT, PAPER = "Euler", "consistent, tau {}", "paper's"
+EULER = "Euler"
 STARTS: dict[str, tuple[float | None, float]] = {
     EULER: (None, SIGMA),
-    **{CONSISTENT.format(tau): (tau, SIGMA) for tau in (0.03, 0.1, 0.3)},
+    **{f"consistent, tau {tau}": (tau, SIGMA) for tau in (0.03, 0.1, 0.3)},
     "consistent, tau 0.1, sigma 0.5": (0.1, 0.5),
-    PAPER: (None, SIGMA),
+    "paper's": (None, SIGMA),
 }
 """The tau of the consistent start and the sigma of the solver by which a pre-trained flow is sampled."""
 POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
-    "reversible_flow_twice_kl": ("flow, twice the target KL", ["policy=reversible_flow"]),
     "reversible_flow_narrow": (f"flow, tau {NARROW_TAU}", ["policy=reversible_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_constant": ("FPO++, constant rate and its own clip", ["policy=fpo"]),
@@ -257,7 +256,6 @@ def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -
 
 def finetuning(task: str, policy: str) -> tuple[str, ...]:
     """Returns the options of fine-tuning, apart from those that make the policy."""
-    target_kl = 0.2 if policy == "reversible_flow_twice_kl" else 0.1  # the pair's is about twice the action's
     tau = NARROW_TAU if policy == "reversible_flow_narrow" else TAU[task]
     flow = ("optim.noise_lr=3e-4", f"start.tau={tau}")
     own = {
@@ -269,7 +267,7 @@ def finetuning(task: str, policy: str) -> tuple[str, ...]:
         *SIMULATION,
         *REWARD.get(task, ()),
         *("collector.frames_per_batch=2000", f"collector.total_frames={CHUNKS[task]}", "checkpoint.interval=20000"),
-        *("loss.clip_epsilon=0.3", f"optim.target_kl={target_kl}"),
+        *("loss.clip_epsilon=0.3", "optim.target_kl=0.1"),
         *("optim.critic_warmup=4000", "num_threads=2"),
         *own,
     )
@@ -279,18 +277,10 @@ def finetuning_runs(tasks: Sequence[str], policies: Sequence[str], seeds: Sequen
     """Returns the runs of fine-tuning, each from its pre-trained policy."""
     runs = []
     for seed, task, policy in product(seeds, tasks, policies):
-        init = pretrained(task, POLICIES[policy][1], seed).relative_to(ROOT)
-        runs.append(
-            Run(
-                "robomimic",
-                f"robomimic/{task}",
-                policy,
-                tuple(POLICIES[policy][1]),
-                seed,
-                None,
-                (*finetuning(task, policy), f"policy.init={init}"),
-            )
-        )
+        options = POLICIES[policy][1]
+        init = pretrained(task, options, seed).relative_to(ROOT)
+        overrides = (*finetuning(task, policy), f"policy.init={init}")
+        runs.append(Run("robomimic", f"robomimic/{task}", policy, tuple(options), seed, None, overrides))
     return runs
 
 

@@ -28,12 +28,11 @@ from torch import Tensor
 from torch.func import jacfwd, vmap
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from benchmarks._lib.in_process import configure, prepare, start_training
+from benchmarks._lib.in_process import configure, normalizers, prepare, start_training
 from benchmarks._lib.origin import RESULTS, origin
 from benchmarks._lib.report import parser, pyplot, save
 from torchrl_genpo.flow import euler, midpoint
 from torchrl_genpo.modules import encode, flow_of
-from torchrl_genpo.training.build import normalizers
 
 METHODS = {
     "reversible_flow": ("GenPO++", ["policy=reversible_flow"]),
@@ -125,18 +124,17 @@ def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor
         for i in range(updates):
             training.learn(next(batches), i * cfg.collector.frames_per_batch)
         data = next(batches)
-        old = copy.deepcopy(training.policy)
-        prepared = prepare(training.loss, data.reshape(-1)).clone()
-        _, prepared = encode(old, prepared)
+        before = copy.deepcopy(training.policy)
+        prepared = prepare(training.loss, encode(before, data.reshape(-1))[1]).clone()
         training.learn(data, updates * cfg.collector.frames_per_batch)
-        for moved, before in zip(normalizers(training.policy), normalizers(old), strict=True):
-            moved.load_state_dict(before.state_dict())  # the ratio is that of the networks alone
+        for mine, theirs in zip(normalizers(training.policy), normalizers(before), strict=True):
+            mine.load_state_dict(theirs.state_dict())  # the update itself saw these statistics
         found = surrogate(name, training.loss, prepared)
-        new = copy.deepcopy(training.policy)
+        old, new = (flow_of(copy.deepcopy(policy)).double() for policy in (before, training.policy))
         training.close()
     exact_data = prepared.double()
     with torch.no_grad():
-        exact = EXACT[name](flow_of(new).double(), exact_data) - EXACT[name](flow_of(old).double(), exact_data)
+        exact = EXACT[name](new, exact_data) - EXACT[name](old, exact_data)
     return exact, found.double()
 
 

@@ -118,8 +118,7 @@ class Mish(nn.Module):
     r"""``torch.nn.Mish``, written with a single exponential where it is compiled.
 
     :math:`x \tanh(\log(1 + e^x)) = x\, n / (n + 2)` with :math:`n = e^x (e^x + 2)`. A compiler fuses
-    this into one cheap pass; uncompiled, PyTorch's own kernel is faster and is used. On a CPU the
-    activation is nearly half of a small network's time (``benchmarks/results/speed.md``).
+    this into one cheap pass; uncompiled, PyTorch's own kernel is faster and is used.
     """
 
     def forward(self, x: Tensor) -> Tensor:

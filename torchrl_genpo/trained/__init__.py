@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Trained policies that come with the library: checkpoints without the optimizer, loaded by the name of their task.
 
-``benchmarks/trained_policies.py`` makes them and says what they reach.
+``benchmarks/learning/trained_policies.py`` makes them and says what they reach.
 """
 
 from __future__ import annotations
