@@ -19,7 +19,7 @@ from torchrl.modules import MLP, ValueOperator
 
 from benchmarks._lib.origin import RESULTS, origin
 from benchmarks._lib.report import parser, save
-from benchmarks._lib.timing import medians, peak_megabytes
+from benchmarks._lib.timing import CLOCKS, medians, peak_megabytes
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import ConditionedVelocity
 
@@ -96,7 +96,7 @@ def float64_cost(repetitions: int) -> str:
         dtype = getattr(torch, name)
         solver.state_dtype = lambda _, dtype=dtype: dtype  # type: ignore[method-assign]
         works[name] = loss_step(velocity, solver)
-    seconds = medians(works, repetitions)
+    seconds = medians(works, repetitions, CLOCKS["cpu"])
     return (
         f"A float64 state costs {100 * (seconds['float64'] / seconds['float32'] - 1):.1f} % of the loss at Humanoid "
         f"size (forward and backward, {SAMPLES} samples, M = 5: {1e3 * seconds['float32']:.0f} ms and "
@@ -114,7 +114,7 @@ def memory_table(repetitions: int) -> list[str]:
             ratio = 1.0
             if gradient != "stored":
                 works = {kind: gradient_step(kind, num_steps) for kind in ("stored", gradient)}
-                seconds = medians(works, repetitions)
+                seconds = medians(works, repetitions, CLOCKS["cpu"])
                 ratio = seconds[gradient] / seconds["stored"]
             lines.append(f"| {gradient} | {num_steps} | {peak:.0f} | {peak / base:.2f} | {ratio:.2f} |")
     return lines
