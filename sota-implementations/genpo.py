@@ -4,7 +4,7 @@
 
 python sota-implementations/genpo.py env=hopper policy=gaussian seed=1
 python sota-implementations/genpo.py resume=outputs/half_cheetah/...
-python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint-000000501760.torchrl
+python sota-implementations/genpo.py evaluate=outputs/.../checkpoints/checkpoint-000000501760.pt
 
 The loop is torchrl_genpo/training/loop.py, the configuration torchrl_genpo/config/genpo.yaml.
 """

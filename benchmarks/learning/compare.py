@@ -2,29 +2,31 @@
 # LICENSE file in the root directory of this source tree.
 """Answers whether a change of the library keeps what is learned: the runs of two results files, side by side.
 
-    python -m benchmarks.learning.compare normalizer_before normalizer_after
+    python -m benchmarks.learning.compare learning normalizer_after
 
 The files are ``benchmarks/results/<name>.jsonl``, as ``curves.py --name <name>`` writes them. The table is
-``<second name>.md``, of the tasks, policies and seeds that both have.
+``<second name>.md``, of what both have run, whatever the seeds.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
+from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.report import origins, parser, save, spread
-from benchmarks._lib.runs import last, read_results
-from benchmarks.learning.curves import POLICIES, TASKS
-
-Key = tuple[str, str, int]
+from benchmarks._lib.runs import Run, last, read_results
+from benchmarks.learning.curves import POLICIES
 
 
-def read(name: str) -> dict[Key, dict[str, Any]]:
-    """Returns the records of a results file by task, policy and seed."""
-    return {(record["task"], record["policy"], record["seed"]): record for record in read_results(name).values()}
+def read(name: str) -> dict[Run, list[dict[str, Any]]]:
+    """Returns the records of a results file by what was run, its seeds together."""
+    found = defaultdict(list)
+    for run, record in read_results(name).items():
+        found[replace(run, name="", seed=0)].append(record)
+    return found
 
 
 def main() -> None:
@@ -33,33 +35,28 @@ def main() -> None:
     arguments.add_argument("after")
     options = arguments.parse_args()
     before, after = read(options.before), read(options.after)
-    both = sorted(
-        before.keys() & after.keys(), key=lambda key: (TASKS.index(key[0]), list(POLICIES).index(key[1]), key[2])
-    )
+    both = sorted(before.keys() & after.keys(), key=lambda run: (run.task, run.policy))
     if not both:
         sys.exit(f"{options.before}.jsonl and {options.after}.jsonl have no run in common.")
-    frames = {record["frames"] for key in both for record in (before[key], after[key])}
+    frames = ", ".join(f"{n:,}" for n in sorted({run.frames for run in both}))
     lines = [
         f"# Learning before and after: {options.before}, {options.after}",
         "",
-        f"Returns after {', '.join(f'{n:,}' for n in sorted(frames))} frames: median of the seeds (each in brackets), "
-        "mean of 10 evaluation episodes. After a change a seed takes another random path, so that its two numbers are "
-        "two draws of one law where the change does nothing; seeds of one setting differ by factors.",
+        f"Returns after {frames} frames: median (each seed), mean of 10 evaluation episodes. After a change a seed "
+        "takes another random path, so that where the change does nothing both columns are draws of one law.",
         "",
         "| task | policy | noise | before | after |",
         "|---|---|---|---:|---:|",
     ]
-    ratios: dict[str, list[float]] = {}
-    for task, policy in dict.fromkeys(key[:2] for key in both):
-        keys = [key for key in both if key[:2] == (task, policy)]
+    for run in both:
         for noise in ("zero", "random"):
-            column = f"eval/{noise}_noise/return"
-            old, new = ([last(records[key], column) for key in keys] for records in (before, after))
-            lines.append(f"| {task} | {POLICIES[policy][0]} | {noise} | {spread(old, 0)} | {spread(new, 0)} |")
-            ratios.setdefault(policy, []).append(statistics.mean(new) / statistics.mean(old))
-    means = ", ".join(f"{POLICIES[policy][0]} {statistics.mean(values):.2f}" for policy, values in ratios.items())
-    lines += ["", f"Mean return after over before, mean of the rows: {means}."]
-    save(RESULTS / f"{options.after}.md", [*lines, *origins([*before.values(), *after.values()])])
+            columns = [
+                spread([last(record, f"eval/{noise}_noise/return") for record in records[run]], 0)
+                for records in (before, after)
+            ]
+            lines.append(f"| {run.task} | {POLICIES[run.policy][0]} | {noise} | {' | '.join(columns)} |")
+    records = [record for run in both for record in (*before[run], *after[run])]
+    save(RESULTS / f"{options.after}.md", [*lines, *origins(records)])
 
 
 if __name__ == "__main__":
