@@ -44,7 +44,7 @@ env = make_env("xhand/nut_bolt", num_envs=8, seed=0)
 normalizer = RunningNormalizer(72)
 normalizer.update(env.rollout(50, break_when_any_done=False)["observation"])
 actor = ReversibleFlowActor(VelocityMLP(72, 8, hidden_sizes=(256, 128, 64)), in_keys=["normalized_observation"])
-torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.05)  # so that it moves
+torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.02)  # so that it moves a little
 
 # One folder with everything inside: the normaliser, the start and the M steps of the solver.
 folder = PolicyExporter(ProbabilisticTensorDictSequential(normalizer, actor), env).save(options.folder)

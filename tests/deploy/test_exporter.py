@@ -354,7 +354,7 @@ def test_a_checkpoint_of_the_entry_script_is_exported_by_one_command(tmp_path, c
     command = [str(tmp_path / "run"), str(tmp_path / "policy")]
     with pytest.raises(SystemExit, match="There is no checkpoint and no run"):
         export([str(tmp_path / "none"), command[1]])
-    with pytest.raises(SystemExit, match=r"evn\.num_envs"):
+    with pytest.raises(SystemExit, match=r"evn: There is no such option"):
         export([*command, "--set", "evn.num_envs=4"])
     with pytest.raises(SystemExit, match=r"env\.num_envs"):
         export([*command, "--set", "env.num_envs=x"])

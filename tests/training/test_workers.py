@@ -154,7 +154,10 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
     ("overrides", "message"),
     [
         (["collector=multi_sync", "collector.num_workers=3"], "env.num_envs=4 must be a multiple of"),
-        (["collector=multi_sync", "collector.frames_per_batch=127"], "frames_per_batch=127 must be a multiple of"),
+        (
+            ["collector=multi_sync", "collector.frames_per_batch=127"],
+            "frames_per_batch=127 is no multiple of env.num_envs=4",
+        ),
     ],
 )
 def test_what_cannot_be_is_explained(start, overrides, message):
