@@ -67,13 +67,19 @@ def run_entry_script(options: Sequence[str], folder: Path, limit: float = 60.0) 
     return Outcome(tuple(options), code, output.read_text(errors="replace"), seconds, names)
 
 
-def run_script(path: Path, options: Sequence[object], output: Path, limit: float = 300.0) -> tuple[int, float]:
+def run_script(
+    path: Path, options: Sequence[object], output: Path, limit: float = 300.0, until: Callable[[], bool] | None = None
+) -> tuple[int, float]:
     """Runs a script with these options; see :func:`run_forked`."""
-    return run_forked(partial(_script, str(path), *map(str, options)), output, limit)
+    return run_forked(partial(_script, str(path), *map(str, options)), output, limit, until=until)
 
 
 def run_forked(
-    function: Callable[[], None], output: Path, limit: float, method: str = "forkserver"
+    function: Callable[[], None],
+    output: Path,
+    limit: float,
+    method: str = "forkserver",
+    until: Callable[[], bool] | None = None,
 ) -> tuple[int, float]:
     """Calls a function in another process, with a session, a folder and an output of its own.
 
@@ -82,6 +88,7 @@ def run_forked(
         output (Path): the file of both streams; its folder is the working directory.
         limit (float): the seconds after which the whole session is killed.
         method (str, optional): ``forkserver``, or ``fork`` for a process that holds what this one holds.
+        until (Callable, optional): says when the whole session is killed before that.
 
     Returns:
         tuple of int and float: the exit code, or minus the signal; and the seconds.
@@ -89,7 +96,9 @@ def run_forked(
     start = time.monotonic()
     process = multiprocessing.get_context(method).Process(target=_redirected, args=(function, output))
     process.start()
-    process.join(limit)
+    while until is not None and process.is_alive() and time.monotonic() < start + limit and not until():
+        process.join(0.005)
+    process.join(0 if until is not None else limit)
     if process.is_alive():
         os.killpg(process.pid, signal.SIGKILL)
         process.join()

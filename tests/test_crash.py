@@ -30,11 +30,11 @@ TASKS = {
 }
 
 
-def train(task, folder, output, limit=300.0):
-    """Starts the run in a folder, or goes on with it; kills it after ``limit`` seconds."""
+def train(task, folder, output, until=None):
+    """Starts the run in a folder, or goes on with it; kills it as soon as ``until`` says so."""
     begun = (folder / "config.yaml").exists()
     options = [f"resume={folder}"] if begun else [*TASKS[task], *COMMON, "seed=5", f"hydra.run.dir={folder}"]
-    return run_script(SCRIPT, options, output, limit)
+    return run_script(SCRIPT, options, output, until=until)
 
 
 def result(folder):
@@ -50,18 +50,22 @@ def result(folder):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_run_that_is_killed_at_random_moments_resumes_to_the_last_bit(task, tmp_path):
-    draw, whole, folder, kills = random.Random(task), tmp_path / "whole", tmp_path / "killed", 0
-    code, seconds = train(task, whole, tmp_path / "whole.txt")
-    assert code == 0, (tmp_path / "whole.txt").read_text()
-    while kills < 8:
-        code, _ = train(task, folder, tmp_path / "killed.txt", draw.uniform(0.1, 0.7) * seconds)
-        if code == 0:
-            break
-        assert code == -9, (tmp_path / "killed.txt").read_text()
-        kills += 1
-    else:
-        code, _ = train(task, folder, tmp_path / "killed.txt")
-    assert code == 0 and kills >= 2, (tmp_path / "killed.txt").read_text()
+    draw, whole, folder, output = random.Random(task), tmp_path / "whole", tmp_path / "killed", tmp_path / "output.txt"
+    code, _ = train(task, whole, output)
+    assert code == 0, output.read_text()
+    for update in sorted(draw.sample(range(UPDATES - 4), 5)):
+        delay = draw.uniform(0, 0.05)
+
+        def is_time(update=update, delay=delay):
+            metrics = folder / "metrics.csv"
+            reached = metrics.exists() and len(metrics.read_text().splitlines()) > update
+            time.sleep(delay if reached else 0)
+            return reached
+
+        code, _ = train(task, folder, output, is_time)
+        assert code == -9, output.read_text()
+    code, _ = train(task, folder, output)
+    assert code == 0, output.read_text()
     assert result(folder) == result(whole)
 
 
