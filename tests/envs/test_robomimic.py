@@ -431,14 +431,6 @@ def test_without_robosuite_the_command_that_installs_it_is_named():
         make_env("robomimic/can")
 
 
-def test_a_package_that_defines_a_task_is_asked_for_by_name():
-    from torchrl_genpo.envs.robomimic import RobomimicTask
-
-    if importlib.util.find_spec("mimicgen") is None:
-        with pytest.raises(ImportError, match=r"StackThree_D1 comes with mimicgen: git clone .* pip install"):
-            RobomimicTask("StackThree_D1", package="mimicgen").env_args()
-
-
 @needs_robosuite
 def test_a_video_shows_the_arm(tmp_path):
     from torchrl_genpo.envs import make_view

@@ -43,13 +43,8 @@ class RobosuiteEnv(gymnasium.Env):
 
     Keyword Args:
         chunk_size (int, optional): the control steps of an action. Defaults to ``1``.
-        end_at_success (bool, optional): whether success terminates the episode. Defaults to ``True``.
         gamma (float, optional): the discount from step to step inside a chunk. Defaults to ``1.0``.
-        reward_shaping (bool, optional): whether the reward is robosuite's dense one. Defaults to ``False``, the sparse
-            one.
-        simulation_timestep (float, optional): see
-            :func:`~torchrl_genpo.envs.robomimic.simulator.make_simulator`.
-        render (bool, optional): makes frames for videos. Defaults to ``False``.
+        **others: see :func:`~torchrl_genpo.envs.make_robomimic_env`.
 
     Raises:
         ImportError: if robosuite, or the package that defines the environment, is missing.

@@ -101,10 +101,10 @@ def _at(point: np.ndarray) -> Point:
     return lambda raw: point
 
 
-def _above(name: str, height: float, offset: Callable[[], np.ndarray] | None = None) -> Point:
-    """Returns a point ``height`` above an observed body, or above where ``offset()`` is now."""
+def _above(place: str | Callable[[], np.ndarray], height: float) -> Point:
+    """Returns a point ``height`` above what is observed under a name, or above where ``place()`` is now."""
     up = np.array([0, 0, height])
-    return (lambda raw: raw[name] + up) if offset is None else (lambda raw: offset() + up)
+    return (lambda raw: raw[place] + up) if isinstance(place, str) else (lambda raw: place() + up)
 
 
 class CanExpert(Expert):
@@ -143,8 +143,8 @@ class _TwoArmExpert(Expert):
 
         hover = self.rng.uniform(0.08, 0.12)
         return [
-            Phase(_above(body, hover, grip), OPEN),
-            Phase(_above(body, 0.02, grip), OPEN, tolerance=0.012),
+            Phase(_above(grip, hover), OPEN),
+            Phase(_above(grip, 0.02), OPEN, tolerance=0.012),
             Phase(lambda raw: raw["robot1_eef_pos"], CLOSED, WAIT, min_steps=10),
             Phase(lambda raw: raw["robot1_eef_pos"], CLOSED, tolerance=0.0),
         ]
@@ -153,10 +153,10 @@ class _TwoArmExpert(Expert):
         """Says whether the second arm keeps still."""
         return self.arms[1].index == len(self.arms[1].phases) - 1
 
-    def carried(self, robot: str, body: str, offset: Any, goal: Callable[[], np.ndarray]) -> Point:
-        """Returns where the gripper has to go for a point of the body in its grasp to be at ``goal()``."""
+    def carried(self, body: str, offset: Any, goal: Callable[[], np.ndarray]) -> Point:
+        """Returns where the first gripper has to go for a point of the body in its grasp to be at ``goal()``."""
         env = self.simulator
-        return lambda raw: raw[f"{robot}_eef_pos"] + goal() - env.point(body, offset)
+        return lambda raw: raw["robot0_eef_pos"] + goal() - env.point(body, offset)
 
 
 class ThreadingExpert(_TwoArmExpert):
@@ -174,13 +174,13 @@ class ThreadingExpert(_TwoArmExpert):
             return lambda: env.point("stand", env.RING + np.array([ahead, 0, 0]))
 
         def tip(ahead: float) -> Point:
-            return self.carried("robot0", "needle", env.TIP, ring(ahead))
+            return self.carried("needle", env.TIP, ring(ahead))
 
         start = draw(-0.07, -0.05)
         return [
             [
-                Phase(_above("needle", draw(0.08, 0.12), grip), OPEN),
-                Phase(_above("needle", 0.0, grip), OPEN, tolerance=0.01),
+                Phase(_above(grip, draw(0.08, 0.12)), OPEN),
+                Phase(_above(grip, 0.0), OPEN, tolerance=0.01),
                 Phase(lambda raw: raw["robot0_eef_pos"], CLOSED, WAIT, min_steps=10),
                 Phase(lambda raw: np.array([*raw["robot0_eef_pos"][:2], 0.8 + 0.25]), CLOSED, tolerance=0.03),
                 Phase(tip(start), CLOSED, tolerance=0.008, min_steps=5, ready=self.is_held),
@@ -201,14 +201,12 @@ class BoxCleanupExpert(_TwoArmExpert):
             return env.point("lid", env.KNOB)
 
         def lid(height: float) -> Point:
-            return self.carried(
-                "robot0", "lid", np.zeros(3), lambda: env.point("box", np.array([0, 0, env.LID_HEIGHT + height]))
-            )
+            return self.carried("lid", np.zeros(3), lambda: env.point("box", [0, 0, env.LID_HEIGHT + height]))
 
         return [
             [
-                Phase(_above("lid", draw(0.08, 0.12), knob), OPEN),
-                Phase(_above("lid", 0.0, knob), OPEN, tolerance=0.01),
+                Phase(_above(knob, draw(0.08, 0.12)), OPEN),
+                Phase(_above(knob, 0.0), OPEN, tolerance=0.01),
                 Phase(lambda raw: raw["robot0_eef_pos"], CLOSED, WAIT, min_steps=10),
                 Phase(lambda raw: np.array([*raw["robot0_eef_pos"][:2], 0.8 + 0.25]), CLOSED, tolerance=0.03),
                 Phase(lid(0.08), CLOSED, tolerance=0.012, min_steps=5, ready=self.is_held),

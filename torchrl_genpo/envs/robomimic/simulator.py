@@ -45,30 +45,21 @@ class RobomimicTask:
         robots (tuple of str): the one or two robots.
         observation_keys (tuple of str): the parts of the observation, in this order.
         horizon (int): the length of an episode in control steps.
-        package (str, optional): the package that defines the environment, if it is not robosuite.
-        stand_in (str, optional): this project's own environment of the same kind, used where the package is missing.
+        stand_in (str, optional): for a task of DexMimicGen, this project's own environment of the same kind, which is
+            used where DexMimicGen is missing.
     """
 
     env_name: str
     robots: tuple[str, ...] = ("Panda",)
     observation_keys: tuple[str, ...] = ONE_ARM
     horizon: int = 400
-    package: str | None = None
     stand_in: str | None = None
 
     def env_args(self) -> dict[str, Any]:
-        """Returns what makes the environment, in the form of robomimic's files.
-
-        Raises:
-            ImportError: if the package that defines it is missing and there is no stand-in.
-        """
-        env_name = self.env_name
-        if self.package is not None and importlib.util.find_spec(self.package) is None:
-            if self.stand_in is None:
-                raise ImportError(f"{env_name} comes with {self.package}: {PACKAGES[self.package]}.")
-            env_name = self.stand_in
+        """Returns what makes the environment, in the form of robomimic's files."""
+        is_there = self.stand_in is None or importlib.util.find_spec("dexmimicgen") is not None
         return {
-            "env_name": env_name,
+            "env_name": self.env_name if is_there else self.stand_in,
             "env_version": "1.5.2",
             "type": 1,
             "env_kwargs": {
@@ -91,11 +82,9 @@ ROBOMIMIC_TASKS = {
     "lift": RobomimicTask("Lift", horizon=300),
     "square": RobomimicTask("NutAssemblySquare"),
     "box_cleanup": RobomimicTask(
-        "TwoArmBoxCleanup", ("Panda", "Panda"), TWO_ARMS, package="dexmimicgen", stand_in="PrimitiveTwoArmBoxCleanup"
+        "TwoArmBoxCleanup", ("Panda", "Panda"), TWO_ARMS, stand_in="PrimitiveTwoArmBoxCleanup"
     ),
-    "threading": RobomimicTask(
-        "TwoArmThreading", ("Panda", "Panda"), TWO_ARMS, package="dexmimicgen", stand_in="PrimitiveTwoArmThreading"
-    ),
+    "threading": RobomimicTask("TwoArmThreading", ("Panda", "Panda"), TWO_ARMS, stand_in="PrimitiveTwoArmThreading"),
 }
 """The tasks by their short names."""
 
