@@ -8,7 +8,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from torchrl_genpo.envs.xhand import JOINTS, NUTS, Scene, joint_limits, make_mjcf, make_model
+from torchrl_genpo.envs.xhand import JOINTS, NUTS, Scene, joint_limits, make_model, make_spec
 from torchrl_genpo.envs.xhand.scene import FINGERS, START_POSE, facts
 
 SIDES = ("right", "left")
@@ -210,7 +210,8 @@ def test_contacts_are_as_stiff_wherever_the_mass_of_the_nut_is():
 
 def test_mjcf_describes_the_same_model():
     scene = Scene(side="left", nut="cross", cone="elliptic", thread_pitch=0.002)
-    compiled, read = make_model(scene), mujoco.MjModel.from_xml_string(make_mjcf(scene))
+    spec = make_spec(scene)
+    compiled, read = spec.compile(), mujoco.MjModel.from_xml_string(spec.to_xml())
     for field in ("body_mass", "geom_size", "geom_pos", "jnt_axis", "actuator_gainprm", "sensor_adr"):
         np.testing.assert_allclose(getattr(read, field), getattr(compiled, field), atol=1e-6, err_msg=field)
     assert read.opt.cone == mujoco.mjtCone.mjCONE_ELLIPTIC and read.opt.timestep == scene.timestep

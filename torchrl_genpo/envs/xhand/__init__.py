@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from torchrl_genpo.envs.xhand.env import NutBoltEnv
-from torchrl_genpo.envs.xhand.model import make_mjcf, make_model, make_spec
+from torchrl_genpo.envs.xhand.model import make_model, make_spec
 from torchrl_genpo.envs.xhand.nut_bolt import ACTION_SCALE, XHAND_TASKS, NutBoltView, make_xhand_env
 from torchrl_genpo.envs.xhand.nuts import HELD_OUT_NUTS, NUTS, TRAINING_NUTS, Nut, NutName
 from torchrl_genpo.envs.xhand.randomization import Randomization
@@ -35,7 +35,6 @@ __all__ = [
     "Scene",
     "Settings",
     "joint_limits",
-    "make_mjcf",
     "make_model",
     "make_spec",
     "make_xhand_env",

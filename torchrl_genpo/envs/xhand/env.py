@@ -27,6 +27,9 @@ __all__ = ["NutBoltEnv"]
 CONTROL_PERIOD = 0.05  # s, the 20 Hz of the real hand's loop
 NUT = 12  # the index of the nut's joint, after those of the hand
 TURNS = 3.0  # turns after which a nut has come off
+REACH = 0.07  # m, the largest distance of a finger from the nut
+WINDOW = 70  # control steps after which a nut stands still
+MIN_ANGLE_VARIANCE = 0.003  # rad^2, the variance of the angle over the window below which the nut stands still
 OPENING = ("thumb_rota1", "index_1", "mid_1")  # joints that take the fingers off the nut
 ENDS = ("reach", "stalled", "no_contact", "nut_limit", "diverged", "time_out")
 METRICS = ("turns", "progress", "completion_seconds", "stalled")
@@ -36,8 +39,8 @@ class NutBoltEnv(EnvBase):
     """Simulates hands that loosen nuts, one hand in each row of the batch; the action is the joints' position targets.
 
     The rows take the nuts by turns. A control step is 50 ms. An episode is truncated after ``max_steps``. It is
-    terminated when thumb or index finger is farther than ``reach_distance`` from the nut, when the nut stands still or
-    no finger has touched it for ``window`` steps, when the nut has turned 100 times, or when the simulation diverged.
+    terminated when thumb or index finger is farther than 7 cm from the nut, when the nut has stood still or no finger
+    has touched it for 70 steps, when the nut has turned 100 times, or when the simulation diverged.
     Every reset draws a new scene and compiles its model, which takes a millisecond. The fingers then open until they
     touch nothing.
 
@@ -56,10 +59,6 @@ class NutBoltEnv(EnvBase):
         randomization (Randomization, optional): the ranges of what is drawn.
         rewards (RewardWeights, optional): the weights of the reward.
         max_steps (int, optional): the length of an episode in control steps. Defaults to ``400``, 20 s.
-        reach_distance (float, optional): the largest distance of a finger from the nut, m. Defaults to ``0.07``.
-        window (int, optional): the control steps after which a nut stands still. Defaults to ``70``.
-        min_angle_variance (float, optional): the variance of the angle over the window, rad^2, below which the nut
-            stands still. Defaults to ``0.003``.
         num_threads (int, optional): the threads of the simulation. Defaults to one for each processor.
         seed (int, optional): the seed of all that is drawn.
 
@@ -88,9 +87,6 @@ class NutBoltEnv(EnvBase):
         randomization: Randomization | None = None,
         rewards: RewardWeights | None = None,
         max_steps: int = 400,
-        reach_distance: float = 0.07,
-        window: int = 70,
-        min_angle_variance: float = 0.003,
         num_threads: int | None = None,
         seed: int | None = None,
     ) -> None:
@@ -110,8 +106,7 @@ class NutBoltEnv(EnvBase):
         self.scene = scene
         self.randomization = Randomization() if randomization is None else randomization
         self.rewards = RewardWeights() if rewards is None else rewards
-        self.max_steps, self.reach_distance = max_steps, reach_distance
-        self.window, self.min_angle_variance = window, min_angle_variance
+        self.max_steps = max_steps
         self.num_substeps = round(substeps)
         self.generator = torch.Generator()
         kinds = [check_nut(nut) for nut in self.nuts]
@@ -143,7 +138,7 @@ class NutBoltEnv(EnvBase):
             "drawn": np.zeros((*rows, len(self.randomization.names)), np.float32),
             "start_pose": np.zeros((*rows, len(JOINTS))),
             "start_angle": np.zeros(rows),
-            "angles": np.zeros((*rows, window)),
+            "angles": np.zeros((*rows, WINDOW)),
             "untouched": np.zeros(rows, np.int64),
             "steps": np.zeros(rows, np.int64),
             "completion": np.zeros(rows),
@@ -330,16 +325,16 @@ class NutBoltEnv(EnvBase):
             pose=state["physics"][:, self._position : self._position + NUT] - state["start_pose"],
             torque=state["sensors"][:, self._torques],
             velocity=state["physics"][:, self._velocity : self._velocity + NUT],
-            closeness=1.0 - self._distances().mean(1) / self.reach_distance,
+            closeness=1.0 - self._distances().mean(1) / REACH,
         )
 
     def _find_ends(self, diverged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Says which episodes are terminated and which truncated, and remembers why."""
         state = self._rows
         ends = {
-            "reach": (self._distances() > self.reach_distance).any(1),
-            "stalled": state["angles"].var(1) < self.min_angle_variance,  # false while there is a NaN
-            "no_contact": state["untouched"] >= self.window,
+            "reach": (self._distances() > REACH).any(1),
+            "stalled": state["angles"].var(1) < MIN_ANGLE_VARIANCE,  # false while there is a NaN
+            "no_contact": state["untouched"] >= WINDOW,
             "nut_limit": np.abs(self._turns()) >= 100,
             "diverged": diverged,
         }

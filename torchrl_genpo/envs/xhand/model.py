@@ -20,14 +20,14 @@ from torchrl_genpo.envs.xhand.scene import FINGERS, Scene, facts
 if TYPE_CHECKING:
     import mujoco
 
-__all__ = ["make_mjcf", "make_model", "make_spec"]
+__all__ = ["make_model", "make_spec"]
 
 # Bits of MuJoCo's collision filter: fingers meet nut, bolt and floor, and fingertips each other
 NUT_BIT, LINK_BIT, TIP_BIT = 1, 2, 4
 
 
 def make_spec(scene: Scene | None = None) -> mujoco.MjSpec:
-    """Builds the model as a specification, to be edited or compiled."""
+    """Builds the model as a specification, to be edited, compiled, or written as MJCF by ``spec.to_xml()``."""
     import mujoco
 
     scene = Scene() if scene is None else scene
@@ -48,18 +48,6 @@ def make_spec(scene: Scene | None = None) -> mujoco.MjSpec:
     _add_hand(spec, scene)
     _add_nut(spec, scene, axis)
     return spec
-
-
-def make_mjcf(scene: Scene | None = None) -> str:
-    """Writes the model as MJCF, MuJoCo's file format.
-
-    Examples:
-        >>> '<body name="nut"' in make_mjcf(Scene(side="left", nut="round"))
-        True
-    """
-    spec = make_spec(scene)
-    spec.compile()
-    return spec.to_xml()
 
 
 def make_model(scene: Scene | None = None) -> mujoco.MjModel:

@@ -62,7 +62,6 @@ def make_xhand_env(
         seed (int, optional): the seed of all that is drawn.
 
     Keyword Args:
-        nuts (sequence of str, optional): the names of the nuts. Defaults to hexagon, square and round.
         scene (Scene or mapping, optional): values of :class:`Scene`, except those that are randomised.
         randomize (bool, optional): ``False`` for episodes that differ by nothing but the nut. Defaults to ``True``.
         randomization (Randomization or mapping, optional): ranges of :class:`Randomization`.
@@ -70,8 +69,7 @@ def make_xhand_env(
         history (int, optional): the number of control steps in the observation. Defaults to ``3``.
         all_joints (bool, optional): whether actions have twelve numbers, of which those of ring and little finger are
             ignored. Defaults to ``False``.
-        max_steps (int, optional): the length of an episode in control steps. Defaults to ``400``, 20 s.
-        num_threads (int, optional): the threads of the simulation. Defaults to one for each processor.
+        nuts, max_steps, num_threads: see :class:`NutBoltEnv`.
         render (bool, optional): has no effect, because :class:`NutBoltView` draws any of these environments.
 
     Raises:

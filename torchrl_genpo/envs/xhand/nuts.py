@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
@@ -32,7 +32,7 @@ class Nut:
         [[0.018, 0.007, 0.0]]
     """
 
-    shape: str
+    shape: Literal["hexagon", "square", "round", "triangle", "cross"]
     width: float
     rgb: tuple[float, float, float]
     height: float = 0.014
@@ -60,10 +60,6 @@ class Nut:
         elif self.shape == "cross":
             for turn in range(2):
                 yield _box(half, 0.4 * half, rise, turn * math.pi / 2)
-        else:
-            raise ValueError(
-                f"Unknown shape {self.shape!r}; choose from {', '.join(nut.shape for nut in NUTS.values())}."
-            )
 
 
 def _box(x: float, y: float, z: float, turn: float = 0.0, center: tuple[float, float] = (0.0, 0.0)) -> dict[str, Any]:

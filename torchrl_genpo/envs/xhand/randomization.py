@@ -16,7 +16,7 @@ from torchrl_genpo.envs.xhand.settings import NotNegative, NotNegativeRange, Ran
 
 __all__ = ["Randomization"]
 
-OFFSETS = ("nut_center", "nut_position", "start_pose")  # are added to what the scene has; other ranges replace it
+OFFSETS = ("nut_center", "nut_position")  # are added to what the scene has; other ranges replace it
 APART = ("start_pose", "nut_angle")  # belong to the start of an episode, not to the scene
 
 
@@ -99,7 +99,7 @@ class Randomization(Settings):
     def apply(self, scene: Scene, drawn: Tensor) -> Scene:
         """Returns the scene with one row of drawn values."""
         values: dict[str, Any] = dict(zip(self.names, drawn.tolist(), strict=True))
-        for name in ("nut_center", "nut_position"):
+        for name in OFFSETS:
             offset = values.pop(f"{name}_x"), values.pop(f"{name}_y")
             values[name] = tuple(a + b for a, b in zip(getattr(scene, name), offset, strict=True))
         return scene.model_copy(update=values)
