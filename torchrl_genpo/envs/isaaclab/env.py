@@ -196,13 +196,8 @@ def _launch_isaac_sim(device: torch.device | str, camera: bool) -> None:
 
 def _find_task(task: str, registry: Mapping[str, Any]) -> str:
     """Finds the id of a task in the installed version."""
-    for ids in ISAACLAB_TASKS.values():
-        if task in ids or ISAACLAB_TASKS.get(task) == ids:
-            candidates = [task_id for task_id in ids if task_id in registry]
-            if candidates:
-                return candidates[0]
-    unversioned = re.sub(r"-v\d+$", "", task)  # 3.x dropped the versions
-    for candidate in (task, unversioned):
+    ids = next((ids for name, ids in ISAACLAB_TASKS.items() if task in (name, *ids)), ())
+    for candidate in (*ids, task, re.sub(r"-v\d+$", "", task)):  # 3.x dropped the versions
         if candidate in registry:
             return candidate
     known = [task_id for task_id in registry if task_id.startswith("Isaac")]
