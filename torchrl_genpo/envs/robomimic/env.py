@@ -48,7 +48,7 @@ class RobosuiteEnv(gymnasium.Env):
         reward_shaping (bool, optional): whether the reward is robosuite's dense one. Defaults to ``False``, the sparse
             one.
         simulation_timestep (float, optional): see
-            :func:`~torchrl_genpo.envs.robomimic.simulator.make_simulator`.
+            ``torchrl_genpo.envs.robomimic.simulator.make_simulator``.
         render (bool, optional): makes frames for videos. Defaults to ``False``.
 
     Raises:
