@@ -93,7 +93,10 @@ def test_the_picture_of_the_hand_shows_five_nuts_in_their_colours(tmp_path):
         assert len(colored) > 200 and np.median(cosine) > 0.95, nut
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.py")), ROOT / "examples" / "isaaclab_standins"]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_explain_themselves(example, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(example), "--help"])
     with pytest.raises(SystemExit) as end:  # in this process, which has imported PyTorch

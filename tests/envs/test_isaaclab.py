@@ -22,13 +22,13 @@ from torchrl.objectives.value import GAE
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.envs import DiscountedReturn, IsaacLabSymmetry, make_env, make_view, stagger_episodes
 from torchrl_genpo.envs.isaaclab import INSTALL, LastObservationAtReset
-from torchrl_genpo.envs.isaaclab_standins import write_standins
 from torchrl_genpo.training.metrics import read_metrics
 from torchrl_genpo.training.update import augment
 
 HAS_ISAACLAB = importlib.util.find_spec("isaaclab") is not None
 needs_isaaclab = pytest.mark.skipif(not HAS_ISAACLAB, reason=f"needs Isaac Lab: {INSTALL}")
-SCRIPT = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "sota-implementations" / "genpo.py"
 TASKS = {  # observations and actions, as Isaac Lab documents them
     "ant": (60, 8),
     "humanoid": (87, 21),
@@ -69,7 +69,11 @@ def test_only_an_observation_that_ended_an_episode_is_made_up_for():
 @pytest.fixture(scope="module")
 def assets(tmp_path_factory):
     root = os.environ.get("ISAACSIM_ASSET_ROOT")  # one a process: isaaclab reads it once
-    return Path(root) if root else write_standins(tmp_path_factory.mktemp("assets"))
+    if root:
+        return Path(root)
+    folder = tmp_path_factory.mktemp("assets")
+    subprocess.run([sys.executable, ROOT / "examples" / "isaaclab_standins", folder], check=True)
+    return folder
 
 
 @pytest.fixture
@@ -341,7 +345,12 @@ def test_a_missing_robot_is_named(assets, tmp_path):
     code = f"from torchrl_genpo.envs import make_env; make_env('isaaclab/ant', 1, asset_root={str(tmp_path)!r})"
     environment = {key: value for key, value in os.environ.items() if key != "ISAACSIM_ASSET_ROOT"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=300)
-    for message in ("FileNotFoundError", f"ISAACSIM_ASSET_ROOT={tmp_path}", "isaaclab_standins", "asset_root"):
+    for message in (
+        "FileNotFoundError",
+        f"ISAACSIM_ASSET_ROOT={tmp_path}",
+        "python examples/isaaclab_standins",
+        "asset_root",
+    ):
         assert message in result.stderr
 
 

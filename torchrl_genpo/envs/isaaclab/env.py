@@ -137,7 +137,7 @@ def make_isaaclab_env(
             f"{error} {task_id} loads its robot from "
             + (f"ISAACSIM_ASSET_ROOT={root}." if root else "NVIDIA's server, which this machine does not reach.")
             + " Give a folder with Isaac Lab's assets as asset_root (env.options.asset_root=<folder>), or write "
-            "stand-ins to try things: python -m torchrl_genpo.envs.isaaclab_standins <folder>."
+            "stand-ins to try things, from a clone of this repository: python examples/isaaclab_standins <folder>."
         ) from error
     _, info = raw.reset(seed=seed)  # fills the statistics, so that their names are known
 

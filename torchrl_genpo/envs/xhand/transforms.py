@@ -2,9 +2,9 @@
 # LICENSE file in the root directory of this source tree.
 """Transforms that make position targets of a policy's actions, and observations of a hand's sensors.
 
-All that these transforms remember travels in the tensordict, so that partial resets, checkpoints and batches of any
-size need no code of their own. They draw from ``env.generator`` where the environment has one, and otherwise from
-PyTorch's global state.
+They read ``joint_position`` ``[..., n]``, rad. All that they remember travels in the tensordict, so that partial
+resets, checkpoints and batches of any size need no code of their own. They draw from ``env.generator`` where the
+environment has one, and otherwise from PyTorch's global state.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor
-from torchrl.data import Bounded, Composite, TensorSpec, Unbounded
+from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import Transform
 
 __all__ = ["ActionDelay", "DeltaTarget", "History", "Noise"]
@@ -25,7 +25,7 @@ class DeltaTarget(Transform):
     """Lets actions move position targets: ``target += scale * clip(action, -1, 1)``, clipped to the joints' limits.
 
     The environment takes absolute targets of all joints; the policy acts on those that are active. The target is an
-    observation too, and starts where the joints start.
+    observation too, ``joint_target``, and starts where the joints start.
 
     Args:
         low (Tensor): the lowest targets ``[n]``.
@@ -37,8 +37,6 @@ class DeltaTarget(Transform):
         masked (bool, optional): whether the action has all ``n`` numbers, of which the others are ignored, instead of
             the active ones alone. An ignored number still adds its noise to a flow's likelihood ratio. Defaults to
             ``False``.
-        position_key (NestedKey, optional): the key of the joint positions, which are read at a reset.
-        target_key (NestedKey, optional): the key of the targets, which are written.
 
     Examples:
         >>> from torchrl.envs import TransformedEnv
@@ -60,8 +58,6 @@ class DeltaTarget(Transform):
         scale: float,
         active: Sequence[int] | None = None,
         masked: bool = False,
-        position_key: NestedKey = "joint_position",
-        target_key: NestedKey = "joint_target",
     ) -> None:
         super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
         if not 0 < scale < math.inf:
@@ -73,39 +69,32 @@ class DeltaTarget(Transform):
         self.register_buffer("high", high, persistent=False)
         self.register_buffer("active", torch.as_tensor(joints), persistent=False)
         self.scale, self.masked = scale, masked
-        self.position_key, self.target_key = position_key, target_key
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        action = tensordict.get("action").clamp(-1.0, 1.0)
+        action = tensordict["action"].clamp(-1.0, 1.0)
         if self.masked:
             action = action[..., self.active]
-        target = tensordict.get(self.target_key)
-        target = target.index_add(-1, self.active, self.scale * action).clamp(self.low, self.high)
-        tensordict.set(self.target_key, target)
-        return tensordict.set("action", target)
+        target = tensordict["joint_target"].index_add(-1, self.active, self.scale * action).clamp(self.low, self.high)
+        return tensordict.update({"joint_target": target, "action": target})
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        return next_tensordict.set(self.target_key, tensordict.get(self.target_key))
+        return next_tensordict.set("joint_target", tensordict["joint_target"])
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        position = tensordict_reset.get(self.position_key)
-        return tensordict_reset.set(self.target_key, position.clamp(self.low, self.high))
+        return tensordict_reset.set("joint_target", tensordict_reset["joint_position"].clamp(self.low, self.high))
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Adds the target."""
-        spec = observation_spec[self.position_key]
+        spec = observation_spec["joint_position"]
         low, high = (bound.expand(spec.shape) for bound in (self.low, self.high))
-        observation_spec[self.target_key] = Bounded(low, high, shape=spec.shape, dtype=spec.dtype, device=spec.device)
+        observation_spec["joint_target"] = Bounded(low, high, shape=spec.shape, dtype=spec.dtype, device=spec.device)
         return observation_spec
 
-    def transform_action_spec(self, action_spec: TensorSpec) -> TensorSpec:
+    def transform_action_spec(self, action_spec: Composite) -> Composite:
         """Replaces absolute targets by changes in ``[-1, 1]``."""
-        spec = action_spec["action"] if isinstance(action_spec, Composite) else action_spec
-        size = spec.shape[-1] if self.masked else len(self.active)
-        changes = Bounded(-1.0, 1.0, shape=(*spec.shape[:-1], size), dtype=spec.dtype, device=spec.device)
-        if not isinstance(action_spec, Composite):
-            return changes
-        action_spec["action"] = changes
+        spec = action_spec["action"]
+        shape = (*spec.shape[:-1], spec.shape[-1] if self.masked else len(self.active))
+        action_spec["action"] = Bounded(-1.0, 1.0, shape=shape, dtype=spec.dtype, device=spec.device)
         return action_spec
 
 
@@ -113,104 +102,73 @@ class ActionDelay(Transform):
     """Delays actions by up to ``max_delay`` steps, a number that is drawn at every reset.
 
     It stands before the transform that makes the actions, because transforms see an action last to first. Until the
-    first action arrives, the environment gets what ``initial_key`` was at the reset.
+    first action arrives, the environment gets the joint positions of the reset. The delay, ``action_delay``
+    ``[..., 1]``, is there for a critic; the actions on their way are ``action_queue`` ``[..., max_delay, n]``.
 
     Args:
         max_delay (int): the longest delay in steps; all delays up to it are equally likely.
-
-    Keyword Args:
-        initial_key (NestedKey, optional): the key of the first actions. Defaults to ``"joint_position"``.
-        delay_key (NestedKey, optional): the key of the delay ``[..., 1]``, which is written for a critic.
-        queue_key (NestedKey, optional): the key of the actions on their way, ``[..., max_delay, n]``.
     """
 
     invertible = True
 
-    def __init__(
-        self,
-        max_delay: int,
-        *,
-        initial_key: NestedKey = "joint_position",
-        delay_key: NestedKey = "action_delay",
-        queue_key: NestedKey = "action_queue",
-    ) -> None:
+    def __init__(self, max_delay: int) -> None:
         super().__init__(in_keys_inv=["action"], out_keys_inv=["action"])
         if max_delay < 0:
             raise ValueError(f"max_delay must not be negative, got {max_delay}.")
         self.max_delay = max_delay
-        self.initial_key, self.delay_key, self.queue_key = initial_key, delay_key, queue_key
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
-        queue = torch.cat([tensordict.get("action").unsqueeze(-2), tensordict.get(self.queue_key)], -2)
-        index = tensordict.get(self.delay_key).long().unsqueeze(-1)
-        tensordict.set(self.queue_key, queue[..., :-1, :])
-        return tensordict.set("action", queue.take_along_dim(index, -2).squeeze(-2))
+        queue = torch.cat([tensordict["action"].unsqueeze(-2), tensordict["action_queue"]], -2)
+        index = tensordict["action_delay"].long().unsqueeze(-1)
+        due = queue.take_along_dim(index, -2).squeeze(-2)
+        return tensordict.update({"action_queue": queue[..., :-1, :], "action": due})
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        for key in (self.queue_key, self.delay_key):
-            next_tensordict.set(key, tensordict.get(key))
-        return next_tensordict
+        return next_tensordict.update(tensordict.select("action_queue", "action_delay"))
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        initial = tensordict_reset.get(self.initial_key)
+        initial = tensordict_reset["joint_position"]
         drawn = torch.randint(self.max_delay + 1, (*initial.shape[:-1], 1), generator=_generator(self))
-        tensordict_reset.set(self.delay_key, drawn.to(initial))
         queue = initial.unsqueeze(-2).repeat_interleave(self.max_delay, -2)
-        return tensordict_reset.set(self.queue_key, queue)
+        return tensordict_reset.update({"action_delay": drawn.to(initial), "action_queue": queue})
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Adds delay and queue."""
-        spec = observation_spec[self.initial_key]
+        spec = observation_spec["joint_position"]
         *batch, size = spec.shape
-        observation_spec[self.delay_key] = Bounded(
-            0, self.max_delay, shape=(*batch, 1), dtype=spec.dtype, device=spec.device
-        )
-        observation_spec[self.queue_key] = Unbounded(
-            (*batch, self.max_delay, size), dtype=spec.dtype, device=spec.device
-        )
+        kind = {"dtype": spec.dtype, "device": spec.device}
+        observation_spec["action_delay"] = Bounded(0, self.max_delay, shape=(*batch, 1), **kind)
+        observation_spec["action_queue"] = Unbounded((*batch, self.max_delay, size), **kind)
         return observation_spec
 
 
 class Noise(Transform):
     """Adds to an observation, or to the action, an offset drawn at every reset and white noise drawn at every step.
 
+    The offset is there for a critic as ``<in_key>_bias``. An action has the shape of ``joint_position``.
+
     Args:
         bias (float): the standard deviation of the offset.
         white (float): the standard deviation of the noise.
 
     Keyword Args:
-        in_key (NestedKey): the key of the observation, or ``"action"``.
-        out_key (NestedKey, optional): the key of the noisy observation. Defaults to ``in_key``.
-        bias_key (NestedKey, optional): the key of the offset, which is written for a critic. Defaults to
-            ``<in_key>_bias``.
-        shape_key (NestedKey, optional): for an action, the key of an observation of its shape. Defaults to
-            ``"joint_position"``.
+        in_key (str): the key of the observation, or ``"action"``.
+        out_key (str, optional): the key of the noisy observation. Defaults to ``in_key``.
     """
 
     invertible = True
-    training_only = True  # an exported policy leaves it out
 
-    def __init__(
-        self,
-        bias: float,
-        white: float,
-        *,
-        in_key: str,
-        out_key: str | None = None,
-        bias_key: str | None = None,
-        shape_key: NestedKey = "joint_position",
-    ) -> None:
+    def __init__(self, bias: float, white: float, *, in_key: str, out_key: str | None = None) -> None:
         self.is_of_action = in_key == "action"
-        keys = [in_key], [out_key or in_key]
         if self.is_of_action:
-            super().__init__(in_keys_inv=keys[0], out_keys_inv=keys[1])
+            super().__init__(in_keys_inv=[in_key], out_keys_inv=[in_key])
         else:
-            super().__init__(in_keys=keys[0], out_keys=keys[1])
+            super().__init__(in_keys=[in_key], out_keys=[out_key or in_key])
         if not (0 <= bias < math.inf and 0 <= white < math.inf):
             raise ValueError(f"Standard deviations must be finite and not negative, got bias={bias}, white={white}.")
         self.bias, self.white = bias, white
-        self.bias_key = bias_key or f"{in_key}_bias"
-        self._shape_key = shape_key if self.is_of_action else in_key
+        self._bias_key = f"{in_key}_bias"
+        self._shape_key = "joint_position" if self.is_of_action else in_key
 
     def _draw(self, like: Tensor, deviation: float) -> Tensor:
         return deviation * torch.randn(like.shape, dtype=like.dtype, generator=_generator(self)).to(like.device)
@@ -220,26 +178,26 @@ class Noise(Transform):
 
     def _inv_call(self, tensordict: TensorDictBase) -> TensorDictBase:
         if self.is_of_action:
-            tensordict.set("action", self._noisy(tensordict.get("action"), tensordict.get(self.bias_key)))
+            tensordict.set("action", self._noisy(tensordict["action"], tensordict[self._bias_key]))
         return tensordict
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        bias = tensordict.get(self.bias_key)
+        bias = tensordict[self._bias_key]
         if not self.is_of_action:
-            next_tensordict.set(self.out_keys[0], self._noisy(next_tensordict.get(self.in_keys[0]), bias))
-        return next_tensordict.set(self.bias_key, bias)
+            next_tensordict.set(self.out_keys[0], self._noisy(next_tensordict[self.in_keys[0]], bias))
+        return next_tensordict.set(self._bias_key, bias)
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        value = tensordict_reset.get(self._shape_key)
+        value = tensordict_reset[self._shape_key]
         bias = self._draw(value, self.bias)
         if not self.is_of_action:
             tensordict_reset.set(self.out_keys[0], self._noisy(value, bias))
-        return tensordict_reset.set(self.bias_key, bias)
+        return tensordict_reset.set(self._bias_key, bias)
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:
         """Adds the noisy observation and the offset."""
         spec = observation_spec[self._shape_key]
-        keys = [self.bias_key] if self.is_of_action else [self.bias_key, self.out_keys[0]]
+        keys = [self._bias_key] if self.is_of_action else [self._bias_key, self.out_keys[0]]
         for key in keys:
             observation_spec[key] = Unbounded(spec.shape, dtype=spec.dtype, device=spec.device)
         return observation_spec
@@ -254,11 +212,11 @@ class History(Transform):
         length (int): the number of observations.
 
     Keyword Args:
-        in_key (NestedKey): the key of an observation ``[..., n]``.
-        out_key (NestedKey): the key of the vector ``[..., length * n]``, which later transforms must not change.
+        in_key (str): the key of an observation ``[..., n]``.
+        out_key (str): the key of the vector ``[..., length * n]``, which later transforms must not change.
     """
 
-    def __init__(self, length: int, *, in_key: NestedKey, out_key: NestedKey) -> None:
+    def __init__(self, length: int, *, in_key: str, out_key: str) -> None:
         super().__init__(in_keys=[in_key], out_keys=[out_key])
         if length < 1:
             raise ValueError(f"length must be at least 1 observation, got {length}.")
@@ -267,12 +225,12 @@ class History(Transform):
         self.num_frames = length
 
     def _step(self, tensordict: TensorDictBase, next_tensordict: TensorDictBase) -> TensorDictBase:
-        newest = next_tensordict.get(self.in_keys[0])
-        kept = tensordict.get(self.out_keys[0])[..., newest.shape[-1] :]
+        newest = next_tensordict[self.in_keys[0]]
+        kept = tensordict[self.out_keys[0]][..., newest.shape[-1] :]
         return next_tensordict.set(self.out_keys[0], torch.cat([kept, newest], -1))
 
     def _reset(self, tensordict: TensorDictBase, tensordict_reset: TensorDictBase) -> TensorDictBase:
-        first = tensordict_reset.get(self.in_keys[0])
+        first = tensordict_reset[self.in_keys[0]]
         return tensordict_reset.set(self.out_keys[0], torch.cat([first] * self.num_frames, -1))
 
     def transform_observation_spec(self, observation_spec: Composite) -> Composite:

@@ -1,20 +1,28 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Writes the stand-ins as USD files, in the layout of Isaac Lab's asset server."""
+"""Writes stand-ins for Isaac Lab's robots, for machines that cannot reach its asset server.
+
+    python examples/isaaclab_standins FOLDER
+    ISAACSIM_ASSET_ROOT=FOLDER python sota-implementations/genpo.py env=isaaclab/anymal_d_rough
+
+Isaac Lab loads its robots from a server. This writes a folder with the same layout, so that its task configurations
+run untouched: a ground, the ant and the humanoid that come with Newton, and robots of boxes and spheres with Isaac's
+names of bodies and joints. **They test the plumbing, not the results**: masses, sizes and limits are rough, and a
+policy trained on one says nothing about the robot. With Isaac's own assets the same command trains the real one.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
-from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Body", "read_robot", "write_standins"]
-
 Vector = tuple[float, ...]
+ROBOTS = Path(__file__).with_name("robots.csv")
 NUMBERS = ("position", "size", "center", "limits")  # columns of several numbers
 
 
@@ -52,15 +60,10 @@ def read_robot(robot: str) -> list[Body]:
     """Reads a robot of ``robots.csv``: boxes and spheres of rough masses, sizes and limits.
 
     Digit has open chains, without its closed rods; as on the real one, only torso, shins and feet collide.
-
-    Examples:
-        >>> [body.name for body in read_robot("cartpole")]
-        ['slider', 'cart', 'pole']
     """
-
     bodies = []
     values: dict[str, Any]
-    for values in csv.DictReader(resources.files(__package__).joinpath("robots.csv").read_text().splitlines()):
+    for values in csv.DictReader(ROBOTS.read_text().splitlines()):
         if values.pop("robot") == robot:
             values |= {key: tuple(map(float, values[key].split())) for key in NUMBERS}
             values |= {"mass": float(values["mass"]), "collides": values["collides"] == "yes"}
@@ -214,19 +217,8 @@ def _write_ground(path: Path) -> None:
     stage.GetRootLayer().Save()
 
 
-def write_standins(folder: str | Path) -> Path:
-    """Writes every stand-in below a folder, which is then Isaac Lab's ``ISAACSIM_ASSET_ROOT``.
-
-    Args:
-        folder (str or Path): the folder, created if needed; files that are there are written anew.
-
-    Returns:
-        The folder.
-
-    Raises:
-        ImportError: if the packages of Isaac Lab's installation (``pxr``, ``newton``) are missing.
-    """
-    folder = Path(folder)
+def write_standins(folder: Path) -> None:
+    """Writes every stand-in below a folder, which is then Isaac Lab's ``ISAACSIM_ASSET_ROOT``."""
     isaac = folder / "Isaac"
     robots = isaac / "IsaacLab/Robots"
     _write_ground(isaac / "IsaacLab/Environments/Grid/default_ground_plane_checker_v1/default_ground_plane.usda")
@@ -249,4 +241,16 @@ def write_standins(folder: str | Path) -> Path:
     network = isaac / "IsaacLab/ActuatorNets/ANYbotics/anydrive_3_lstm_jit.pt"
     network.parent.mkdir(parents=True, exist_ok=True)
     torch.jit.script(_SeriesElasticActuator()).save(str(network))
-    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where to write; the ISAACSIM_ASSET_ROOT to use")
+    root = parser.parse_args().folder
+    write_standins(root)
+    files = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    print(f"ISAACSIM_ASSET_ROOT={root.resolve()}", *files, sep="\n  ")
+
+
+if __name__ == "__main__":
+    main()
