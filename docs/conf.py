@@ -83,10 +83,8 @@ doctest_test_doctest_blocks = ""  # the pages' own; those of docstrings are pyte
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_genpo\.).*"),  # other projects' names resolve only with a network
-    (
-        r"py:.*",
-        r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.).*",
-    ),  # not in the reference
+    (r"py:.*", r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.|training\.ranks\.).*"),  # not in the reference
+    (r"py:.*", r"torchrl_genpo\.envs\.xhand\.(nuts\.check_nut|settings\.S)"),  # in the types of settings
 ]
 
 intersphinx_mapping = {
