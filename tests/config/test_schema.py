@@ -84,6 +84,7 @@ def edges(option):
 
 ALL = [(name, option) for name, schema in SCHEMAS.items() for option in describe.options_of(schema)]
 IDS = [f"{name}-{option.choice}-{option.name}" for name, option in ALL]
+TABLES = {name: describe.options_table(schema) for name, schema in SCHEMAS.items()}
 NUMBERS = [
     (name, option, inside, outside)
     for name, option in ALL
@@ -150,7 +151,7 @@ def test_each_option_refuses_values_of_other_types(schema, option):
 def test_each_option_says_what_it_is_for(schema, option):
     assert option.description[0].isupper() or option.description[0] in "`+F", option.description
     assert option.description.rstrip().endswith((".", "..")) and len(option.description.split()) >= 3
-    assert option.type and f"`{option.name}`" in describe.options_table(SCHEMAS[schema])
+    assert option.type and f"`{option.name}`" in TABLES[schema]
 
 
 @pytest.mark.parametrize(
