@@ -48,13 +48,16 @@ def main() -> None:
         "| task | policy | noise | before | after |",
         "|---|---|---|---:|---:|",
     ]
+    better = defaultdict(list)
     for run in both:
         for noise in ("zero", "random"):
-            columns = [
-                spread([last(record, f"eval/{noise}_noise/return") for record in records[run]], 0)
-                for records in (before, after)
-            ]
-            lines.append(f"| {run.task} | {POLICIES[run.policy][0]} | {noise} | {' | '.join(columns)} |")
+            old, new = (
+                [last(record, f"eval/{noise}_noise/return") for record in records[run]] for records in (before, after)
+            )
+            lines.append(f"| {run.task} | {POLICIES[run.policy][0]} | {noise} | {spread(old, 0)} | {spread(new, 0)} |")
+            better[run.policy].append(sum(b > a for a in old for b in new) / (len(old) * len(new)))
+    found = ", ".join(f"{POLICIES[policy][0]} {sum(values) / len(values):.2f}" for policy, values in better.items())
+    lines += ["", f"Probability that a run after is better than one before, mean of the rows: {found}."]
     records = [record for run in both for record in (*before[run], *after[run])]
     save(RESULTS / f"{options.after}.md", [*lines, *origins(records)])
 
