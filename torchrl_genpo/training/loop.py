@@ -153,14 +153,13 @@ class Training:
             }
             if not self.ranks.is_first:
                 continue
+            is_evaluated = self._is_due(options.eval.interval, frames_before)
             try:
-                if self._is_due(options.eval.interval, frames_before):
+                if is_evaluated:
                     row |= self._evaluate()
             finally:
                 self._log(row)
-            if self._is_due(options.eval.interval, frames_before) or self._is_due(
-                options.checkpoint.interval, frames_before
-            ):
+            if is_evaluated or self._is_due(options.checkpoint.interval, frames_before):
                 self.save()  # whatever was evaluated may be the best
             bar.update(progress.frames - frames_before)
             shown = {"return": ".1f", "kl": ".3f", "lr": ".1e"}
