@@ -24,19 +24,25 @@ __all__ = [
 ]
 
 
+# what the families declare alike, each with a default of its own
+NumEnvs: TypeAlias = Annotated[int, Field(ge=1, le=2**17, description="The number of environments of each process.")]
+NormalizeObservation: TypeAlias = Annotated[
+    bool, Field(description="Whether the policy normalises observations by running statistics.")
+]
+ScaleReward: TypeAlias = Annotated[
+    bool, Field(description="Whether rewards are divided by the running deviation of the discounted return.")
+]
+
+
 class _NoSymmetry:
     symmetry: ClassVar[bool] = False
 
 
 class _Env(Options):
     name: Text = Field(description="The task: a name of genpo-envs, or an id that the family's simulator registers.")
-    num_envs: int = Field(default=16, ge=1, le=2**17, description="The number of environments of each process.")
-    normalize_observation: bool = Field(
-        default=True, description="Whether the policy normalises observations by running statistics."
-    )
-    scale_reward: bool = Field(
-        default=True, description="Whether rewards are divided by the running deviation of the discounted return."
-    )
+    num_envs: NumEnvs = 16
+    normalize_observation: NormalizeObservation = True
+    scale_reward: ScaleReward = True
 
 
 class GymnasiumOptions(_NoSymmetry, _Env):
@@ -62,13 +68,9 @@ class IsaacLabTaskOptions(Options):
 class IsaacLabOptions(_Env):
     """A manager-based task of Isaac Lab: ``isaaclab/<task>``."""
 
-    num_envs: int = Field(default=4096, ge=1, le=2**17, description="The number of environments of each process.")
-    normalize_observation: bool = Field(
-        default=False, description="Whether the policy normalises observations by running statistics."
-    )
-    scale_reward: bool = Field(
-        default=False, description="Whether rewards are divided by the running deviation of the discounted return."
-    )
+    num_envs: NumEnvs = 4096
+    normalize_observation: NormalizeObservation = False
+    scale_reward: ScaleReward = False
     symmetry: bool = Field(
         default=False, description="Whether updates see mirror images of the data too, where the task defines them."
     )
@@ -101,13 +103,11 @@ class RoboMimicTaskOptions(Options):
 class RoboMimicOptions(_NoSymmetry, _Env):
     """A robosuite task for fine-tuning a policy that was pre-trained on demonstrations: ``robomimic/<task>``."""
 
-    num_envs: int = Field(default=20, ge=1, le=2**17, description="The number of environments of each process.")
+    num_envs: NumEnvs = 20
     normalize_observation: bool = Field(
         default=False, description="Running statistics; pre-training sets the ranges of the data instead."
     )
-    scale_reward: bool = Field(
-        default=False, description="Whether rewards are divided by the running deviation of the discounted return."
-    )
+    scale_reward: ScaleReward = False
     options: RoboMimicTaskOptions = Field(
         default_factory=RoboMimicTaskOptions, description="The options of robosuite's tasks."
     )
