@@ -205,6 +205,16 @@ def test_a_configuration_that_was_cut_is_refused_or_made_whole(tmp_path, capsys)
     assert read_run_config(tmp_path)["loss"]["epochs"] == 12
 
 
+@pytest.mark.parametrize("read", [find_checkpoint, read_run_config])
+@pytest.mark.parametrize("damaged", ["loss: [1", "just a text\n"])
+def test_a_damaged_configuration_is_named_by_whatever_reads_it(read, damaged, tmp_path):
+    folder = open_folder(tmp_path)
+    folder.save(1, {}, {"module": module(1)})
+    folder.config_path.write_text(damaged)
+    with pytest.raises(ValueError, match=r"config\.yaml (is damaged|holds no mapping)"):
+        read(tmp_path)
+
+
 def test_sigterm_is_told_from_ctrl_c_and_the_handlers_before_return():
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]

@@ -26,6 +26,7 @@ from torchrl import logger as torchrl_log
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.compose import GROUPS, SCHEMAS, ConfigName, compose_config, known_to_hydra, validate
+from torchrl_genpo.config.nested import set_option
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
 __all__ = [
@@ -192,13 +193,7 @@ def resumed_config(
             value: Any = OmegaConf.to_container(compose_config([f"{name}={override.value()}"])[name])
         else:
             value = override.value()
-        *parents, key = name.split(".")
-        section: Any = values
-        for parent in parents:
-            section = section.setdefault(parent, {})
-            if not isinstance(section, dict):
-                raise ValueError(f"{override.input_line}: {parent} is no section of options.")
-        section[key] = value
+        set_option(values, name, value)
     return validate(OmegaConf.create(values), kind)
 
 

@@ -20,6 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
 from torchrl_genpo.config.compose import compose
+from torchrl_genpo.config.nested import select_option
 from torchrl_genpo.config.schema import PretrainOptions
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.checkpoint import (
@@ -27,7 +28,6 @@ from torchrl_genpo.training.checkpoint import (
     build_policy,
     find_checkpoint,
     read_checkpoint,
-    select_option,
 )
 from torchrl_genpo.training.loop import EVAL_SEED
 from torchrl_genpo.training.pretraining import COLUMNS, pretrain, sampled_by_euler

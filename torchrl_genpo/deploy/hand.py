@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.config.nested import merged
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
+from torchrl_genpo.envs.xhand.settings import Settings
 
 __all__ = [
     "DeployConfig",
@@ -72,12 +74,6 @@ class HandBackend(Protocol):
         """Disconnects. It does not make the hand passive, which whoever drives the hand has done."""
 
 
-class Settings(BaseModel):
-    """Settings that are checked when they are made, refuse names that they do not have, and do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 class HandConfig(Settings):
     """The settings of one hand.
 
@@ -102,7 +98,7 @@ class HandConfig(Settings):
     baud: PositiveInt = 3_000_000
     hand_id: NonNegativeInt | None = None
     order: tuple[str, ...] = JOINTS
-    signs: dict[str, Literal[-1, 1]] = {}
+    signs: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
     kp: NonNegativeInt = 100
     ki: NonNegativeInt = 0
     kd: NonNegativeInt = 1
@@ -246,17 +242,10 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
             setting: Any = yaml.safe_load(text)
             for part in reversed(name.split(".")):
                 setting = {part: setting}
-            values = _merged(values, setting)
+            values = merged(values, setting)
             config = DeployConfig.model_validate(values)
         return config
     except yaml.YAMLError as error:
         raise ValueError(f"{sources} is no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         raise ValueError(f"{sources}: {describe_mistake(error, DeployConfig)}") from error
-
-
-def _merged(old: Any, new: Any) -> Any:
-    """Nested mappings with the values of ``new`` where it has any."""
-    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
-        return new
-    return {**old, **{name: _merged(old.get(name), value) for name, value in new.items()}}

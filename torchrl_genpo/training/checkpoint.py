@@ -23,6 +23,7 @@ from torch import nn
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.config.compose import validate
+from torchrl_genpo.config.nested import select_option, set_option
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training.build import build_env, make_policy
@@ -40,11 +41,11 @@ __all__ = [
     "kind_of",
     "load_policy",
     "load_pretrained",
-    "options_of",
     "read_checkpoint",
+    "read_config",
     "restore",
     "save_checkpoint",
-    "select_option",
+    "saved_options",
     "write_atomically",
 ]
 
@@ -192,16 +193,32 @@ def best_checkpoint(run: Path, column: str | None) -> Path | None:
     return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in the ``config.yaml`` of a run.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no mapping of options.")
+    return config
+
+
 def find_checkpoint(path: Path) -> Path:
     """A checkpoint itself, the best one of a run's folder, or a policy that comes with the library, by its name.
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if the configuration of the run, which says what is the best, is damaged.
     """
     if (path / "checkpoints").is_dir():
         config_path = path / "config.yaml"
-        config = yaml.safe_load(config_path.read_text()) if config_path.exists() else {}
-        column = (config.get("checkpoint") or {}).get("keep_best") if isinstance(config, dict) else None
+        config = read_config(config_path) if config_path.exists() else {}
+        column = select_option(config, "checkpoint.keep_best")
         found = best_checkpoint(path, column) or next(filter(is_intact, reversed(checkpoints_of(path))), None)
         if found is None:
             raise FileNotFoundError(f"{path} has no readable checkpoint.")
@@ -241,7 +258,7 @@ def load_policy(
         ValueError: if the file is not a checkpoint, damaged or of another configuration, or lacks what is overridden.
     """
     checkpoint = read_checkpoint(path, device)
-    options = options_of(checkpoint, {"device": device, **(overrides or {})})
+    options = saved_options(checkpoint, {"device": device, **(overrides or {})})
     return *build_policy(checkpoint, options, path, num_envs, seed), options
 
 
@@ -268,19 +285,13 @@ def _load_weights(policy: nn.Module, checkpoint: Mapping[str, Any], path: Path, 
     restore({"policy": saved}, {"policy": policy}, path)
 
 
-def options_of(
+def saved_options(
     checkpoint: Mapping[str, Any], overrides: Mapping[str, Any] | None = None
 ) -> TrainOptions | PretrainOptions:
     """The options that a checkpoint was saved with, some of them replaced by dotted name."""
     config = copy.deepcopy(checkpoint["config"])
     for name, value in (overrides or {}).items():
-        *sections, key = name.split(".")
-        section = config
-        for part in sections:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
-                raise ValueError(f"The checkpoint has no option {name}: {part} is no section.")
-        section[key] = value
+        set_option(config, name, value)
     return validate(config, kind_of(checkpoint))
 
 
@@ -303,10 +314,3 @@ def load_pretrained(options: TrainOptions, policy: TensorDictSequential) -> None
         if here != there:
             raise ValueError(f"policy.init={path} was trained with {name}={there}; this run has {name}={here}.")
     _load_weights(policy, checkpoint, path, with_start=False)
-
-
-def select_option(config: Any, name: str) -> Any:
-    """An option of a saved configuration by its dotted name; ``None`` where there is none."""
-    for key in name.split("."):
-        config = config.get(key) if isinstance(config, Mapping) else None
-    return config

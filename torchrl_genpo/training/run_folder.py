@@ -14,12 +14,14 @@ from typing import Any, ClassVar
 import yaml
 from filelock import FileLock, Timeout
 
+from torchrl_genpo.config.nested import merged
 from torchrl_genpo.training.checkpoint import (
     best_checkpoint,
     checkpoints_of,
     frames_of,
     is_intact,
     read_checkpoint,
+    read_config,
     save_checkpoint,
     write_atomically,
 )
@@ -179,25 +181,13 @@ def read_run_config(path: Path) -> dict[str, Any]:
     config_path = path / "config.yaml"
     if not config_path.exists():
         raise FileNotFoundError(f"resume={path}: there is no run ({config_path} is missing).")
-    try:
-        text = config_path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config_path} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{config_path} holds no mapping of options.")
-    if not text.endswith("\n"):
+    config = read_config(config_path)
+    if not config_path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{config_path} was cut short: its last line has no end. Mend it, or remove that line.")
     newest = RunFolder(path, read_only=True).latest()
     if newest is None:
         return config
-    whole = _merged(read_checkpoint(newest)["config"], config)
+    whole = merged(read_checkpoint(newest)["config"], config)
     if whole != config:
         sys.stderr.write(f"{config_path} is not whole; what it lacks is that of {newest}.\n")
     return whole
-
-
-def _merged(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """``old`` with the values of ``new``, section by section."""
-    sections = [key for key, value in old.items() if isinstance(value, dict) and isinstance(new.get(key), dict)]
-    return old | new | {key: _merged(old[key], new[key]) for key in sections}
