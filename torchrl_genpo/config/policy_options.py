@@ -82,6 +82,10 @@ class _Policy(Options):
     name: str
     hidden_sizes: Sizes = Field(default=(64, 64), description="The widths of the layers of the network.")
     activation: Activation = Field(default="mish", description="The activation between the layers.")
+    squash: bool = Field(
+        default=False,
+        description="Whether a tanh bounds the action to the task's bounds; without one the environment clips it.",
+    )
     init: Text | None = Field(default=None, description="A checkpoint of genpo-pretrain that the policy begins with.")
 
 

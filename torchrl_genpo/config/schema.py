@@ -308,7 +308,7 @@ class TrainOptions(_Root):
             )
         if loss.ratio != "pair" and not policy.has_pair:
             raise ValueError(f"loss.ratio={loss.ratio} needs a flow with a memory; policy={policy.name} has none.")
-        _check_solver(self)
+        _check_policy_and_solver(self)
 
 
 class PretrainOptions(_Root):
@@ -342,7 +342,7 @@ class PretrainOptions(_Root):
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainOptions:
         _check_network("policy", self.policy.hidden_sizes)
-        _check_solver(self)
+        _check_policy_and_solver(self)
         return self
 
 
@@ -352,8 +352,13 @@ def _check_network(name: str, widths: tuple[int, ...]) -> None:
     check_memory(size, f"{name}.hidden_sizes={list(widths)}")
 
 
-def _check_solver(options: TrainOptions | PretrainOptions) -> None:
+def _check_policy_and_solver(options: TrainOptions | PretrainOptions) -> None:
     policy, solver = options.policy, options.solver
+    if policy.squash and options.env.name.startswith("robomimic/"):
+        raise ValueError(
+            f"policy.squash=true: actions of {options.env.name} are scaled to the range of the demonstrations, which "
+            "lie on its bounds, where a tanh cannot be inverted. Leave it out."
+        )
     if policy.solver is not None and solver.name != policy.solver:
         raise ValueError(
             f"policy={policy.name} needs solver={policy.solver}, not solver={solver.name}: leave solver= out."

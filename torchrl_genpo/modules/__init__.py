@@ -8,6 +8,7 @@ from torchrl_genpo.modules.euler import EulerActor
 from torchrl_genpo.modules.export import ExportablePolicy
 from torchrl_genpo.modules.normalizer import RunningNormalizer
 from torchrl_genpo.modules.sequence import encode, flow_of, steps
+from torchrl_genpo.modules.squash import Squash
 
 __all__ = [
     "ActionScale",
@@ -15,6 +16,7 @@ __all__ = [
     "ExportablePolicy",
     "ReversibleFlowActor",
     "RunningNormalizer",
+    "Squash",
     "encode",
     "flow_of",
     "steps",

@@ -45,7 +45,7 @@ from torchrl_genpo.flow import (
     VelocityMLP,
     VelocityTransformer,
 )
-from torchrl_genpo.modules import ActionScale, ReversibleFlowActor, RunningNormalizer, flow_of, steps
+from torchrl_genpo.modules import ActionScale, ReversibleFlowActor, RunningNormalizer, Squash, flow_of, steps
 from torchrl_genpo.objectives import GenPOLoss
 
 __all__ = [
@@ -127,7 +127,7 @@ def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
     if options.env.normalize_observation or is_pretrained:
         modules.append(RunningNormalizer(size, in_key=key))
         key = modules[-1].out_keys[0]
-    scale = _action_scale(env, is_pretrained)
+    scale = _action_scale(options, env, is_pretrained)
     action_key = "action" if scale is None else "raw_action"
     actor = _actor_steps(options, size, env.action_spec.shape[-1], key, action_key)
     modules += [*actor, *([] if scale is None else [scale])]
@@ -137,19 +137,24 @@ def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
     return sequence(*modules, selected_out_keys=kept).to(env.device)
 
 
-def _action_scale(env: EnvBase, is_pretrained: bool) -> ActionScale | None:
-    """From actions of order one to the bounds of the task, if they are others."""
+def _action_scale(options: Options, env: EnvBase, is_pretrained: bool) -> ActionScale | None:
+    """From the actions of a network, of order one, to those of the task, where that changes them."""
     size = env.action_spec.shape[-1]
     if is_pretrained:
         return ActionScale(torch.zeros(size), torch.ones(size))
     space = env.action_spec.space
     low, high = (getattr(space, name, None) for name in ("low", "high"))
-    if low is None or high is None:
+    if low is None or high is None or not ((low > -1e6).all() and (high < 1e6).all()):
+        if options.policy.squash:
+            raise ValueError(
+                f"policy.squash=true needs a task whose actions have bounds; {options.env.name} has {space}."
+            )
         return None
     low, high = (bound.reshape(-1, size)[0].cpu() for bound in (low, high))
-    if not (low > -1e6).all() or not (high < 1e6).all() or ((low == -1).all() and (high == 1).all()):
-        return None
-    return ActionScale((high + low) / 2, (high - low) / 2)
+    if options.policy.squash:
+        return Squash(low, high)
+    is_unit = bool((low == -1).all() and (high == 1).all())
+    return None if is_unit else ActionScale((high + low) / 2, (high - low) / 2)
 
 
 def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_key: str) -> list[TensorDictModuleBase]:
