@@ -33,6 +33,7 @@ from torchrl_genpo.baselines import (
     PolicyFlowLoss,
     SelfAdjointCoupling,
 )
+from torchrl_genpo.config.env_options import GymnasiumOptions
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.envs import DiscountedReturn, close_quietly, make_env
 from torchrl_genpo.flow import (
@@ -95,6 +96,8 @@ def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvB
     """
     chosen = options.env
     family = {} if chosen.options is None else chosen.options.model_dump()
+    if isinstance(chosen, GymnasiumOptions):
+        family["max_episode_steps"] = chosen.max_episode_steps
     if isinstance(options, TrainOptions) and chosen.name.startswith("robomimic/"):
         family["gamma"] = options.loss.gamma
     env = make_env(chosen.name, num_envs, options.device, seed, **family, **kwargs)
@@ -147,7 +150,7 @@ def _action_scale(env: EnvBase, is_pretrained: bool) -> ActionScale | None:
     if low is None or high is None:
         return None
     low, high = (bound.reshape(-1, size)[0].cpu() for bound in (low, high))
-    if not (low > -1e6).all() or not (high < 1e6).all() or ((low == -1).all() and (high == 1).all()):
+    if not (high - low).isfinite().all() or ((low == -1).all() and (high == 1).all()):
         return None
     return ActionScale((high + low) / 2, (high - low) / 2)
 
