@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from itertools import product
 
@@ -9,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from torchrl_genpo.data.robomimic import INSTALL
 from torchrl_genpo.envs import Purpose, make_env, spawn_seed
 from torchrl_genpo.envs.seeds import MAX_SEED, spawn_generator
 from torchrl_genpo.training.loop import set_seeds
+
+HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
 
 
 def first_states(env):
@@ -90,6 +94,19 @@ def test_seeds_within_the_range_are_accepted(name, seed):
 def test_other_seeds_are_refused_with_the_range(name, seed):
     with pytest.raises(ValueError, match=r"seed=.* integer from 0 to 2\*\*63 - 1"):
         make_env(name, num_envs=1, seed=seed)
+
+
+@pytest.mark.skipif(not HAS_ROBOSUITE, reason=f"needs robosuite: {INSTALL}")
+def test_no_two_workers_of_neighbouring_seeds_share_a_first_state():
+    states = []
+    env = make_env("robomimic/can", num_envs=4, num_workers=2)
+    for seed in (0, 1, 2**62):
+        env.set_seed(seed)
+        states += first_states(env)
+        env.set_seed(seed)
+        assert first_states(env) == states[-4:]
+    env.close()
+    assert len(set(states)) == len(states) == 12
 
 
 def test_a_task_with_a_generator_of_its_own_is_given_a_seed_that_any_generator_takes(monkeypatch):

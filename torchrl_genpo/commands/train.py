@@ -41,7 +41,14 @@ RESUMABLE = {
     "checkpoint",
     "tolerance",
 }  # may change on resume
-EVALUABLE = {"env.options.asset_root", "video", "device", "num_threads", "eval"}  # may change in an evaluation
+EVALUABLE = {
+    "env.max_episode_steps",
+    "env.options.asset_root",
+    "video",
+    "device",
+    "num_threads",
+    "eval",
+}  # may change in an evaluation
 
 
 def run_evaluation(options: TrainOptions, overrides: Sequence[str]) -> None:

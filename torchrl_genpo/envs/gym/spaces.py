@@ -16,7 +16,7 @@ __all__ = ["PolicySpaces"]
 
 GOAL = ("achieved_goal", "desired_goal")  # Gymnasium-Robotics' names of what belongs to an observation
 TOLD = ("reached_goal", "success")  # what evaluations read
-FLOATS = "wrap the task in gymnasium.wrappers.{} where it is registered"
+WRAP = "wrap the task in gymnasium.wrappers.{} where it is registered"
 
 
 class PolicySpaces(gymnasium.Wrapper):
@@ -74,7 +74,7 @@ class PolicySpaces(gymnasium.Wrapper):
         if "observation" not in self._entries and self._picture is None:
             raise ValueError(
                 f"{name} observes {', '.join(map(str, self._entries))}, and nothing called 'observation', which the "
-                f"policy reads, nor a picture: {FLOATS.format('FlattenObservation')}."
+                f"policy reads, nor a picture: {WRAP.format('FlattenObservation')}."
             )
         read = {part for parts in self._parts.values() for part in parts} | {self._picture}
         self.left_out = [str(key) for key in self._entries if key not in read]
@@ -97,9 +97,9 @@ class PolicySpaces(gymnasium.Wrapper):
         if isinstance(space, Box) and space.dtype == np.uint8 and len(space.shape) > 1:
             remedy = "a picture is [height, width, channels] with 1, 3 or 4 channels"
         elif isinstance(space, (Box, MultiBinary)):
-            remedy = FLOATS.format("DtypeObservation(env, np.float32)")
+            remedy = WRAP.format("DtypeObservation(env, np.float32)")
         else:
-            remedy = FLOATS.format("FlattenObservation, and in DtypeObservation(env, np.float32)")
+            remedy = WRAP.format("FlattenObservation, and in DtypeObservation(env, np.float32)")
         raise ValueError(
             f"{self._name} observes {space} as {key!r}; the policy needs a Box of floating numbers: {remedy}."
         )
