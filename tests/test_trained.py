@@ -10,7 +10,6 @@ import pytest
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import evaluate
 from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
-from torchrl_genpo.training.loop import EVAL_SEED
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "trained_policies.jsonl"
 MEASURED = {record["name"]: record for record in map(json.loads, RESULTS.read_text().splitlines())}
@@ -39,8 +38,8 @@ def test_a_name_finds_a_small_file_without_paths_of_a_machine(name):
 @pytest.mark.parametrize("name", trained_policies())
 @pytest.mark.usefixtures("installed")
 def test_a_policy_reaches_what_was_measured(name):
-    policy, env, _ = load_policy(trained_policies()[name], 4, EVAL_SEED)
-    returns = evaluate(env, policy, EVAL_SEED, 1)
+    policy, env, _ = load_policy(trained_policies()[name], 4)
+    returns = evaluate(env, policy, 10_000, 1)
     for noise in ("zero", "random"):  # four episodes against a mean of a hundred
         assert returns[f"eval/{noise}_noise/return"] > 0.6 * MEASURED[name][f"eval/{noise}_noise/return"]
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from torchrl_genpo.config.compose import compose
+from torchrl_genpo.envs import Purpose, spawn_seed
 from torchrl_genpo.training import evaluate
 from torchrl_genpo.training.build import build_env, build_models, normalizers
 from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
-from torchrl_genpo.training.loop import EVAL_SEED, Training
+from torchrl_genpo.training.loop import Training
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.run_folder import RunFolder
 
@@ -78,7 +79,7 @@ def evaluate_checkpoint(
     device: str = "cpu",
     change: Callable[[Any], Any] = lambda policy: policy,
 ) -> dict[str, float]:
-    """Returns the metrics of a saved policy by the evaluation seed of the entry script.
+    """Returns the metrics of a saved policy by the evaluation seed of its run.
 
     Args:
         checkpoint (Path): the file.
@@ -88,7 +89,7 @@ def evaluate_checkpoint(
         device (str): the device of policy and environment.
         change (callable): returns the policy to evaluate in place of the one that was saved.
     """
-    policy, env, _ = load_policy(checkpoint, num_envs, EVAL_SEED, device, overrides)
-    found = evaluate(env, change(policy), EVAL_SEED, rounds)
+    policy, env, options = load_policy(checkpoint, num_envs, 0, device, overrides)
+    found = evaluate(env, change(policy), spawn_seed(options.seed, Purpose.EVALUATION), rounds)
     env.close()
     return found

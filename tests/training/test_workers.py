@@ -57,12 +57,12 @@ def start():
     """Makes a collection; ends its workers."""
     collections = []
 
-    def make(*overrides):
+    def make(*overrides, seed=0):
         options = configure(*overrides)
         torch.manual_seed(0)
-        env = build_env(options, options.env.num_envs, 0)
+        env = build_env(options, options.env.num_envs, seed)
         policy, *_ = build_models(options, env)
-        collections.append(make_collection(options, env, policy, 0, Progress()))
+        collections.append(make_collection(options, env, policy, seed, Progress()))
         return collections[-1], policy
 
     yield make
@@ -98,6 +98,17 @@ def test_stored_log_probabilities_are_those_of_the_version_that_acted(start, kin
         collection.update_policy_weights_()
     assert all(logged == pytest.approx(seen) for logged, seen in staleness)
     assert not is_async or any(seen for _, seen in staleness), "nothing was stale: the test shows nothing"
+
+
+def test_neither_workers_nor_runs_of_neighbouring_seeds_share_a_stream(start):
+    states = []
+    for seed in (0, 1):
+        collection, _ = start("collector=multi_sync", seed=seed)
+        for _ in range(2):
+            states += [tuple(row) for row in next(collection)["observation"][:, 0].tolist()]
+            collection.restart_episodes()
+            collection._progress.frames += 128
+    assert len(set(states)) == len(states) == 16
 
 
 def test_rollouts_that_are_too_old_are_dropped(start):

@@ -22,6 +22,7 @@ from torchrl_genpo.commands.common import check_device, check_rounds, hydra_comm
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.nested import select_option
 from torchrl_genpo.config.schema import PretrainOptions
+from torchrl_genpo.envs import Purpose, spawn_seed
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.checkpoint import (
     SHAPING,
@@ -29,7 +30,6 @@ from torchrl_genpo.training.checkpoint import (
     find_checkpoint,
     read_checkpoint,
 )
-from torchrl_genpo.training.loop import EVAL_SEED
 from torchrl_genpo.training.pretraining import COLUMNS, pretrain, sampled_by_euler
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
 
@@ -62,9 +62,10 @@ def run_evaluation(options: PretrainOptions, overrides: Sequence[str]) -> None:
     check_rounds(own.eval.rounds)
     if options.euler and not own.policy.has_pair:
         raise ValueError(f"euler=true is of reversible flows; {path} is a policy={own.policy.name}.")
-    policy, env = build_policy(checkpoint, own, path, seed=EVAL_SEED)
+    seed = spawn_seed(own.seed, Purpose.EVALUATION)
+    policy, env = build_policy(checkpoint, own, path, seed=seed)
     sampled = sampled_by_euler(policy) if options.euler else policy
-    for key, value in evaluate(env, sampled, EVAL_SEED, own.eval.rounds).items():
+    for key, value in evaluate(env, sampled, seed, own.eval.rounds).items():
         print(f"{key}: {value:.3f}")
 
 

@@ -21,12 +21,12 @@ from torchrl.envs import EnvBase
 
 from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
-from torchrl_genpo.envs import WorkerError, one_simulation
+from torchrl_genpo.envs import Purpose, WorkerError, one_simulation, spawn_seed
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.build import build_env
 from torchrl_genpo.training.checkpoint import build_policy, find_checkpoint, kind_of, read_checkpoint
-from torchrl_genpo.training.loop import EVAL_SEED, Training
+from torchrl_genpo.training.loop import Training
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.recording import check_rendering, record_video
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
@@ -41,7 +41,14 @@ RESUMABLE = {
     "checkpoint",
     "tolerance",
 }  # may change on resume
-EVALUABLE = {"env.options.asset_root", "video", "device", "num_threads", "eval"}  # may change in an evaluation
+EVALUABLE = {
+    "env.max_episode_steps",
+    "env.options.asset_root",
+    "video",
+    "device",
+    "num_threads",
+    "eval",
+}  # may change in an evaluation
 
 
 def run_evaluation(options: TrainOptions, overrides: Sequence[str]) -> None:
@@ -53,9 +60,10 @@ def run_evaluation(options: TrainOptions, overrides: Sequence[str]) -> None:
     check_rounds(own.eval.rounds)
     if options.video:
         check_rendering(own.env.name)
-    policy, env = build_policy(checkpoint, own, path, seed=EVAL_SEED)
+    seed = spawn_seed(own.seed, Purpose.EVALUATION)
+    policy, env = build_policy(checkpoint, own, path, seed=seed)
     print(f"{own.eval.num_envs * own.eval.rounds} episodes with each noise")
-    for name, value in evaluate(env, policy, EVAL_SEED, own.eval.rounds).items():
+    for name, value in evaluate(env, policy, seed, own.eval.rounds).items():
         print(f"{name}: {value:.{1 if name.endswith('return') else 3}f}")
     if options.video:
         is_own = path in trained_policies().values()  # its video does not belong into the installed package
@@ -66,8 +74,9 @@ def save_video(options: TrainOptions | PretrainOptions, env: EnvBase, policy: Te
     """Films the zero-noise policy; nothing else is done with ``env`` afterwards."""
     if one_simulation(options.env.name):
         env.close()
-    video_env = build_env(options, 1, EVAL_SEED, render=True)
-    record_video(video_env, policy, path, EVAL_SEED)
+    seed = spawn_seed(options.seed, Purpose.VIDEO)
+    video_env = build_env(options, 1, seed, render=True)
+    record_video(video_env, policy, path, seed)
     video_env.close()
     print(f"Video: {path}")
 

@@ -49,6 +49,12 @@ class GymnasiumOptions(_NoSymmetry, _Env):
     """A task of Gymnasium, or of a module that registers one: ``<module>:<id>``."""
 
     options: ClassVar[None] = None
+    max_episode_steps: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="The steps after which an episode is truncated; null for the task's own limit, if it has one.",
+    )
 
 
 class IsaacLabTaskOptions(Options):

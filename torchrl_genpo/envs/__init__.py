@@ -20,6 +20,7 @@ from torchrl_genpo.envs.isaaclab import (
     stagger_episodes,
 )
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS, make_robomimic_env
+from torchrl_genpo.envs.seeds import Purpose, check_seed, spawn_seed
 from torchrl_genpo.envs.transforms import DiscountedReturn
 from torchrl_genpo.envs.xhand import XHAND_TASKS, NutBoltEnv, NutBoltView, make_xhand_env
 
@@ -35,6 +36,7 @@ __all__ = [
     "IsaacLabView",
     "NutBoltEnv",
     "NutBoltView",
+    "Purpose",
     "WorkerError",
     "close_quietly",
     "make_env",
@@ -46,6 +48,7 @@ __all__ = [
     "name_worker_failure",
     "one_simulation",
     "simulator_state",
+    "spawn_seed",
     "stagger_episodes",
 ]
 
@@ -63,7 +66,8 @@ def make_env(
             :func:`make_gym_env`.
         num_envs (int, optional): the batch size. Defaults to ``1``.
         device (torch.device or str, optional): where the data lives. Defaults to ``"cpu"``.
-        seed (int, optional): the seed of the environments.
+        seed (int, optional): the seed, from which every environment's stream of random numbers is spawned: two seeds
+            share none.
         **options: the keyword arguments of the family's function; every family has ``render``.
 
     Returns:
@@ -71,13 +75,15 @@ def make_env(
         are clipped inside.
 
     Raises:
-        ValueError: for an unknown name or option.
+        ValueError: for an unknown name or option, or a seed that is no integer from 0 to ``2**63 - 1``.
 
     Examples:
         >>> from torchrl_genpo.envs import make_env
         >>> make_env("pendulum", num_envs=2, seed=0).rollout(3)["observation"].shape
         torch.Size([2, 3, 4])
     """
+    if seed is not None:
+        seed = check_seed(seed)
     make: Any = make_gym_env
     families = ((ISAACLAB, make_isaaclab_env), (ROBOMIMIC, make_robomimic_env), (XHAND, make_xhand_env))
     for prefix, function in families:
@@ -97,9 +103,10 @@ def one_simulation(name: str) -> bool:
 
 def make_view(env: EnvBase) -> GymView | IsaacLabView | NutBoltView:
     """Returns the camera of an environment made with ``render=True``, which has ``frame(td)`` and ``fps``."""
-    if isinstance(simulator(env), NutBoltEnv):
+    base = simulator(env)
+    if isinstance(base, NutBoltEnv):
         return NutBoltView(env)
-    return IsaacLabView(env) if "pixels" in env.observation_spec.keys() else GymView(env)
+    return GymView(env) if hasattr(base, "envs") else IsaacLabView(env)
 
 
 def simulator_state(env: EnvBase) -> GymState | NutBoltEnv | None:

@@ -33,6 +33,7 @@ from torchrl_genpo.baselines import (
     PolicyFlowLoss,
     SelfAdjointCoupling,
 )
+from torchrl_genpo.config.env_options import GymnasiumOptions
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.envs import DiscountedReturn, close_quietly, make_env
 from torchrl_genpo.flow import (
@@ -95,6 +96,8 @@ def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvB
     """
     chosen = options.env
     family = {} if chosen.options is None else chosen.options.model_dump()
+    if isinstance(chosen, GymnasiumOptions):
+        family["max_episode_steps"] = chosen.max_episode_steps
     if isinstance(options, TrainOptions) and chosen.name.startswith("robomimic/"):
         family["gamma"] = options.loss.gamma
     env = make_env(chosen.name, num_envs, options.device, seed, **family, **kwargs)
@@ -144,13 +147,14 @@ def _action_scale(options: Options, env: EnvBase, is_pretrained: bool) -> Action
         return ActionScale(torch.zeros(size), torch.ones(size))
     space = env.action_spec.space
     low, high = (getattr(space, name, None) for name in ("low", "high"))
-    if low is None or high is None or not ((low > -1e6).all() and (high < 1e6).all()):
+    if low is not None and high is not None:
+        low, high = (bound.reshape(-1, size)[0].cpu() for bound in (low, high))
+    if low is None or high is None or not (high - low).isfinite().all():
         if options.policy.squash:
             raise ValueError(
                 f"policy.squash=true needs a task whose actions have bounds; {options.env.name} has {space}."
             )
         return None
-    low, high = (bound.reshape(-1, size)[0].cpu() for bound in (low, high))
     if options.policy.squash:
         return Squash(low, high)
     is_unit = bool((low == -1).all() and (high == 1).all())

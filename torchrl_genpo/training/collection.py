@@ -13,7 +13,7 @@ from torchrl.collectors import Collector
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.envs import one_simulation, simulator_state, stagger_episodes
+from torchrl_genpo.envs import one_simulation, simulator_state, spawn_seed, stagger_episodes
 from torchrl_genpo.training.progress import Progress
 
 __all__ = ["Collection", "LocalCollection", "make_collection"]
@@ -69,7 +69,7 @@ class LocalCollection:
         options (TrainOptions): of the run.
         env (EnvBase): the environment.
         policy (TensorDictModuleBase): the policy.
-        seed (int): of this process.
+        seed (int): the seed of this process for its environments.
         progress (Progress): of the run.
     """
 
@@ -102,8 +102,8 @@ class LocalCollection:
         self._collector.update_policy_weights_()
 
     def restart_episodes(self) -> None:
-        """With seeds of the present frame."""
-        self._env.set_seed(self._seed + self._progress.frames)
+        """With streams of the present frame."""
+        self._env.set_seed(spawn_seed(self._seed, self._progress.frames))
         self._collector.reset()
         stagger_episodes(self._env)
 

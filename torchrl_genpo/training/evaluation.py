@@ -12,6 +12,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
+from torchrl_genpo.envs.seeds import check_seed
 from torchrl_genpo.flow import marginal_log_prob
 from torchrl_genpo.modules import ReversibleFlowActor
 
@@ -35,7 +36,8 @@ def evaluate(
         policy (TensorDictModuleBase): the policy, whose statistics stand still.
         seed (int): of initial states and noise.
         rounds (int, optional): episodes of each environment. Defaults to ``1``.
-        max_steps (int, optional): an unfinished episode counts with its return so far.
+        max_steps (int, optional): an unfinished episode counts with its return so far. Defaults to ``10_000``, which a
+            task without a time limit of its own takes: give it one by ``max_episode_steps``.
 
     Returns:
         ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them
@@ -46,7 +48,7 @@ def evaluate(
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
         with torch.random.fork_rng(), set_exploration_type(exploration):
-            torch.manual_seed(seed)
+            torch.manual_seed(check_seed(seed))
             env.set_seed(seed)
             ends = _mean_end(env, policy, rounds, max_steps)
         if (shares := ends.pop("reached_goal", None)) is not None:

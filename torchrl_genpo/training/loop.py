@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.envs import WorkerError, close_quietly, name_worker_failure, one_simulation
+from torchrl_genpo.envs import Purpose, WorkerError, close_quietly, name_worker_failure, one_simulation, spawn_seed
 from torchrl_genpo.training.build import build_env, build_models
 from torchrl_genpo.training.checkpoint import RandomState, load_pretrained, read_checkpoint, restore
 from torchrl_genpo.training.collection import make_collection
@@ -32,18 +32,16 @@ from torchrl_genpo.training.recording import make_logger
 from torchrl_genpo.training.run_folder import RunFolder
 from torchrl_genpo.training.signals import StopRequest
 
-__all__ = ["EVAL_SEED", "Training", "set_seeds"]
-
-EVAL_SEED = 10_000  # apart from the training seeds
-RANK_SEEDS = 1_000_003  # between the seeds of two ranks
+__all__ = ["Training", "set_seeds"]
 
 warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
 
 
 def set_seeds(seed: int) -> None:
-    """Seeds Python, NumPy and PyTorch."""
-    for set_seed in (random.seed, np.random.seed, torch.manual_seed):
-        set_seed(seed)
+    """Seeds the global states of Python, NumPy and PyTorch, each with a stream of its own."""
+    random.seed(spawn_seed(seed, 0))
+    np.random.seed(spawn_seed(seed, 1, bits=32))
+    torch.manual_seed(spawn_seed(seed, 2))
 
 
 class Training:
@@ -60,12 +58,13 @@ class Training:
 
     def __init__(self, options: TrainOptions, folder: RunFolder, ranks: Ranks) -> None:
         self.options, self.folder, self.ranks = options, folder, ranks
-        seed = options.seed + RANK_SEEDS * ranks.rank
-        set_seeds(seed)
+        set_seeds(spawn_seed(options.seed, Purpose.LEARNING, ranks.rank))
+        seed = spawn_seed(options.seed, Purpose.COLLECTION, ranks.rank)
+        self._eval_seed = spawn_seed(options.seed, Purpose.EVALUATION)
         self.env = env = build_env(options, options.env.num_envs, seed)
         self.eval_env = None
         if ranks.is_first and not one_simulation(options.env.name):
-            self.eval_env = build_env(options, options.eval.num_envs, EVAL_SEED)
+            self.eval_env = build_env(options, options.eval.num_envs, self._eval_seed)
         self.policy, critic, self.loss = build_models(options, env)
         ranks.copy_from_first(self.loss.parameters())
         if options.policy.init and folder.resume_from is None:
@@ -79,10 +78,7 @@ class Training:
             raise ValueError(f"checkpoint.keep_best={best} is no column.{did_you_mean(best, folder.columns)}")
         self._saved: tuple[int, Path] | None = None  # frames and path of the newest checkpoint
         if folder.resume_from is not None:
-            restore(read_checkpoint(folder.resume_from, options.device), self._parts(), folder.resume_from)
-            self._saved = self.progress.frames, folder.resume_from
-            if ranks.is_first:
-                folder.truncate_metrics(self.progress.frames or -1)
+            self._resume(folder.resume_from)
         scale = self.learner.reward_scale
         self.last_good = LastGood(self.loss, self.learner.optimizer, *([] if scale is None else [scale]))
         self.logger = None
@@ -92,6 +88,21 @@ class Training:
             if options.policy.init:  # first, for it may remain the best
                 self._log({"frames": 0} | self._evaluate())
             self.save()  # from here on every run can be resumed
+
+    def _resume(self, checkpoint: Path) -> None:
+        """Goes on from a checkpoint, with streams of the present frame where it does not hold the old ones."""
+        restore(read_checkpoint(checkpoint, self.options.device), self._parts(), checkpoint)
+        frames, rank = self.progress.frames, self.ranks.rank
+        self._saved = frames, checkpoint
+        if self.ranks.is_first:
+            self.folder.truncate_metrics(frames or -1)
+        else:
+            set_seeds(spawn_seed(self.options.seed, Purpose.LEARNING, rank, frames))
+        if self.ranks.is_first and self.collection.parts():
+            return
+        self.collection.restart_episodes()
+        if self.ranks.is_first:
+            sys.stderr.write("The state of the simulators is not in the checkpoint: the run starts fresh episodes.\n")
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds: with all of it a run continues exactly, where the simulator's state can be saved."""
@@ -223,13 +234,13 @@ class Training:
         """Evaluates the present policy; where one simulation has to do, in the training's own."""
         if self.eval_env is not None:
             try:
-                return evaluate(self.eval_env, self.policy, EVAL_SEED, self.options.eval.rounds)
+                return evaluate(self.eval_env, self.policy, self._eval_seed, self.options.eval.rounds)
             except Exception as error:
                 failure = name_worker_failure(self.eval_env, error)
                 if failure is None:
                     raise
                 raise WorkerError(f"During evaluation: {failure} Saved {self.save()}") from error
-        results = evaluate(self.env, self.policy, EVAL_SEED)
+        results = evaluate(self.env, self.policy, self._eval_seed)
         if not self.is_finished:
             self.collection.restart_episodes()
         return results

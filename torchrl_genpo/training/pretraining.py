@@ -17,14 +17,14 @@ from tqdm import tqdm
 from torchrl_genpo.config.env_options import RoboMimicTaskOptions
 from torchrl_genpo.config.schema import PretrainOptions
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
-from torchrl_genpo.envs import ROBOMIMIC_TASKS
+from torchrl_genpo.envs import ROBOMIMIC_TASKS, Purpose, spawn_seed
 from torchrl_genpo.modules import ActionScale, EulerActor, ReversibleFlowActor, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import FlowMatchingLoss
 from torchrl_genpo.training.build import build_env, make_policy, without_scale
 from torchrl_genpo.training.checkpoint import RandomState, read_checkpoint, restore
 from torchrl_genpo.training.evaluation import evaluate
 from torchrl_genpo.training.finite import check_finite
-from torchrl_genpo.training.loop import EVAL_SEED, set_seeds
+from torchrl_genpo.training.loop import set_seeds
 from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.run_folder import RunFolder
 
@@ -102,9 +102,10 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
         DivergedError: if the loss is not finite.
     """
     settings = options.pretrain
-    set_seeds(options.seed)
+    set_seeds(spawn_seed(options.seed, Purpose.LEARNING, 0))
+    eval_seed = spawn_seed(options.seed, Purpose.EVALUATION)
     demonstrations = _read_data(options)
-    env = build_env(options, max(options.eval.num_envs, _task_options(options).num_workers), EVAL_SEED)
+    env = build_env(options, max(options.eval.num_envs, _task_options(options).num_workers), eval_seed)
     policy = make_policy(options, env)
     normalizer, scale = steps(policy)[0], steps(policy)[-1]
     _set_ranges(normalizer, scale, demonstrations, options)  # type: ignore[arg-type]
@@ -163,7 +164,7 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
         ways: dict[str, nn.Module] = {options.policy.name: policy}
         if is_flow and isinstance(flow_of(policy), ReversibleFlowActor):
             ways = {"reversible": policy, "euler": sampled_by_euler(policy)}
-        results = {way: evaluate(env, policy, EVAL_SEED, options.eval.rounds) for way, policy in ways.items()}
+        results = {way: evaluate(env, policy, eval_seed, options.eval.rounds) for way, policy in ways.items()}
         (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     env.close()
     return path

@@ -26,7 +26,7 @@ from torchrl.envs import EnvBase
 from torchrl.weight_update import MultiProcessWeightSyncScheme
 
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.envs import WorkerError
+from torchrl_genpo.envs import WorkerError, spawn_seed
 from torchrl_genpo.training.build import build_env
 from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.signals import ignore_signals
@@ -129,7 +129,7 @@ class WorkerCollection:
         options (TrainOptions): of the run.
         env (EnvBase): of the learner.
         policy (TensorDictModuleBase): the policy that is trained.
-        seed (int): of this process.
+        seed (int): the seed of this process for its environments.
         progress (Progress): of the run.
     """
 
@@ -173,7 +173,7 @@ class WorkerCollection:
         self._has_news = True
 
     def restart_episodes(self) -> None:
-        """Ends the workers; the next batch starts others, with seeds of the present frame."""
+        """Ends the workers; the next batch starts others, with streams of the present frame."""
         self.close()
 
     def parts(self) -> dict[str, Any]:
@@ -222,14 +222,14 @@ class WorkerCollection:
     def _start(self) -> None:
         self._publish()
         self._sent = copy.deepcopy(self._learner).cpu()
-        options, seed = self._options, self._seed + self._progress.frames
+        options = self._options
         num_envs = self._run.env.num_envs // options.num_workers
         makers = [
             partial(
                 make_worker_env,
                 self._run.model_dump(mode="json"),
                 num_envs,
-                seed + worker * num_envs,
+                spawn_seed(self._seed, worker, self._progress.frames),
                 is_deaf=options.kind.startswith("multi"),
             )
             for worker in range(options.num_workers)

@@ -13,12 +13,14 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import torch
 from torchrl.data import Composite
 from torchrl.envs import ClipTransform, EnvBase, RenameTransform, RewardScaling, RewardSum, StepCounter
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.isaaclab.transforms import LOG, EpisodeLog, FinalObservation, LastObservationAtReset
+from torchrl_genpo.envs.seeds import SIMULATOR_BITS, spawn_seed
 
 __all__ = ["INSTALL", "ISAACLAB_TASKS", "make_isaaclab_env"]
 
@@ -113,7 +115,6 @@ def make_isaaclab_env(
     if physics is None or not physics.startswith("newton"):
         _launch_isaac_sim(device, render)
 
-    import gymnasium
     import isaaclab_tasks  # noqa: F401  # registers the tasks
     from isaaclab.envs import ManagerBasedRLEnvCfg
     from isaaclab_tasks.utils import parse_env_cfg
@@ -123,14 +124,14 @@ def make_isaaclab_env(
     cfg = _configure(parse_env_cfg, task_id, str(device), num_envs, physics)
     if not isinstance(cfg, ManagerBasedRLEnvCfg):
         raise ValueError(f"{task_id} is not a manager-based task; TorchRL cannot reset its environments one by one.")
-    cfg.seed = seed
+    cfg.seed = None if seed is None else spawn_seed(seed, bits=SIMULATOR_BITS)
     if hasattr(cfg, "compute_final_obs"):
         cfg.compute_final_obs = True
     _override(cfg, overrides or {}, task_id)
     if render:
         IsaacLabWrapper.add_tiled_camera_config(cfg, renderer_backend="newton_warp" if is_kitless else None, **CAMERA)
     try:
-        raw = gymnasium.make(task_id, cfg=cfg)
+        raw = _Seeded(gymnasium.make(task_id, cfg=cfg))
     except FileNotFoundError as error:
         root = os.environ.get("ISAACSIM_ASSET_ROOT")
         raise FileNotFoundError(
@@ -164,6 +165,13 @@ def make_isaaclab_env(
     if reward_scale != 1.0:
         env.append_transform(RewardScaling(loc=0.0, scale=reward_scale))
     return env
+
+
+class _Seeded(gymnasium.Wrapper):
+    """Gives the simulation a seed that is small enough for NumPy's global state, which Isaac Lab sets."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(seed=None if seed is None else spawn_seed(seed, bits=SIMULATOR_BITS), options=options)
 
 
 def _set_asset_root(asset_root: str | None) -> None:
@@ -231,7 +239,6 @@ def _override(cfg: Any, overrides: Mapping[str, Any], name: str) -> None:
 
 def _reference_action_clip(task_id: str) -> float | None:
     """Returns the bound of actions in rsl_rl's configuration of a task, if it has one."""
-    import gymnasium
     from isaaclab_tasks.utils import load_cfg_from_registry
 
     if gymnasium.spec(task_id).kwargs.get("rsl_rl_cfg_entry_point") is None:

@@ -11,11 +11,12 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from torchrl.envs import Compose, EnvBase, ParallelEnv, RewardSum, StepCounter, TransformedEnv
+from torchrl._utils import seed_generator
+from torchrl.envs import EnvBase, ParallelEnv, TransformedEnv
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.data.robomimic import read_env_args
-from torchrl_genpo.envs.gym import BatchedGymWrapper, clip_action
+from torchrl_genpo.envs.gym import PolicySpaces, batch_gym_envs
 from torchrl_genpo.envs.robomimic.simulator import (
     ROBOMIMIC_TASKS,
     SIMULATION_TIMESTEP,
@@ -160,7 +161,7 @@ def make_robomimic_env(
         task (str): a name from :data:`ROBOMIMIC_TASKS`, or robosuite's name of an environment.
         num_envs (int, optional): the batch size. Defaults to ``1``.
         device (torch.device or str, optional): where the data lives; the simulation runs on the CPU.
-        seed (int, optional): the seed of the first environment.
+        seed (int, optional): the seed, from which every environment's stream of random numbers is spawned.
 
     Keyword Args:
         gamma (float, optional): the discount from one chunk to the next; inside a chunk it is its ``chunk_size``-th
@@ -211,24 +212,30 @@ def make_robomimic_env(
     env: Any
     if num_workers > 1 and not render:
         # pipes, because with shared buffers this process would spin while it waits, on a core that a simulator can use
-        workers = ParallelEnv(
-            num_workers, partial(_make_batch, make, num_envs // num_workers), device=device, use_buffers=False
+        workers = _Workers(
+            num_workers,
+            partial(_make_batch, task, make, num_envs // num_workers),
+            create_env_kwargs=[{"worker": worker} for worker in range(num_workers)],
+            device=device,
+            use_buffers=False,
         )
         workers.BATCHED_PIPE_TIMEOUT = worker_timeout
         env = TransformedEnv(workers)
     else:
-        env = _make_batch(make, num_envs, device)
+        env = _make_batch(task, make, num_envs, device)
     if seed is not None:
         env.set_seed(seed)
     return env
 
 
-def _make_batch(make: Any, num_envs: int, device: torch.device | str = "cpu") -> EnvBase:
+class _Workers(ParallelEnv):
+    """Workers that are all told the same seed, of which each environment spawns its own stream."""
+
+    def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
+        super().set_seed(seed, static_seed=True)
+        return seed if seed is None or static_seed else seed_generator(seed)
+
+
+def _make_batch(task: str, make: Any, num_envs: int, device: torch.device | str = "cpu", worker: int = 0) -> EnvBase:
     """Makes a batch of environments that are stepped one after the other in one process."""
-
-    def clipped() -> gymnasium.Env:
-        return clip_action(make())
-
-    disabled = gymnasium.vector.AutoresetMode.DISABLED
-    simulators = gymnasium.vector.SyncVectorEnv([clipped] * num_envs, autoreset_mode=disabled)
-    return TransformedEnv(BatchedGymWrapper(simulators, device=device), Compose(RewardSum(), StepCounter()))
+    return batch_gym_envs([lambda: PolicySpaces(make(), task)] * num_envs, device, worker)

@@ -12,6 +12,7 @@ import numpy as np
 
 from torchrl_genpo.envs.robomimic.recorder import Recorder
 from torchrl_genpo.envs.robomimic.simulator import SIMULATION_TIMESTEP, make_simulator, set_simulator_seed
+from torchrl_genpo.envs.seeds import spawn_generator
 
 __all__ = ["EXPERTS", "Arm", "Expert", "Phase", "demonstrate"]
 
@@ -256,7 +257,7 @@ def demonstrate(
     for seed in seeds:
         set_simulator_seed(simulator, seed)
         simulator.reset()
-        expert = EXPERTS[name](simulator, np.random.default_rng(seed), noise)
+        expert = EXPERTS[name](simulator, spawn_generator(seed, 0), noise)  # a stream that the simulator has not
         raw = simulator._get_observations(force_update=True)
         for _ in range(horizon):
             raw, *_ = simulator.step(expert(raw))

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from torchrl_genpo.data.robomimic import INSTALL
+from torchrl_genpo.envs.seeds import check_seed
 
 __all__ = [
     "ROBOMIMIC_TASKS",
@@ -210,7 +211,7 @@ def make_simulator(
 
 def set_simulator_seed(simulator: Any, seed: int) -> None:
     """Seeds this and all later episodes; robosuite's own seed reaches neither them nor the placement of objects."""
-    simulator.rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
+    simulator.rng.bit_generator.state = np.random.default_rng(check_seed(seed)).bit_generator.state
     samplers = [getattr(simulator, "placement_initializer", None)]
     while samplers:
         sampler = samplers.pop()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
+from torchrl_genpo.envs.seeds import spawn_seed
 from torchrl_genpo.envs.xhand.model import make_model
 from torchrl_genpo.envs.xhand.nuts import NUTS, TRAINING_NUTS, check_nut
 from torchrl_genpo.envs.xhand.randomization import Randomization
@@ -190,7 +191,7 @@ class NutBoltEnv(EnvBase):
         if seed is None:
             self.generator.seed()
         else:
-            self.generator.manual_seed(seed)
+            self.generator.manual_seed(spawn_seed(seed, 0))
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: Any) -> TensorDictBase:
         mask = None if tensordict is None else tensordict.get("_reset", None)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import gymnasium
 import numpy as np
 import pytest
@@ -14,7 +12,8 @@ from torchrl.envs import check_env_specs
 from torchrl.modules import ValueOperator
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo.envs import GYM_TASKS, GymState, make_env
+from torchrl_genpo.envs import GYM_TASKS, make_env
+from torchrl_genpo.envs.seeds import spawn_generator
 
 RAW = {"normalize_observation": False, "scale_reward": False}
 
@@ -46,7 +45,8 @@ def test_physics_resets_and_seeds_are_those_of_gymnasium():
     assert len(set(ends.tolist())) > 1, "the test wants episodes of different lengths"
     for i in range(3):
         reference = gymnasium.make("InvertedPendulum-v5")
-        reference.reset(seed=5 + i)  # TorchRL's set_seed
+        reference.reset(seed=0)
+        reference.unwrapped.np_random = spawn_generator(5, 0, i)
         observation, _ = reference.reset()
         for t in range(60):
             expected = torch.as_tensor(observation, dtype=torch.float32)
@@ -71,7 +71,8 @@ def test_the_action_spec_has_the_bounds_of_the_task(name):
 
 def test_actions_beyond_the_bounds_are_clipped_inside_the_environment_and_stored_as_they_are():
     raw = gymnasium.make("Humanoid-v5")
-    raw.reset(seed=0)  # TorchRL's set_seed
+    raw.reset(seed=0)
+    raw.unwrapped.np_random = spawn_generator(0, 0, 0)
     raw.reset()
     expected, reward, *_ = raw.step(np.full(17, 0.4, np.float32))  # Humanoid's bound
     for value in (0.4, 7.0):
@@ -139,90 +140,6 @@ def test_a_rollout_goes_on_until_every_episode_has_ended():
         assert (steps[i, end:]["next", "episode_reward"] == steps[i, end]["next", "episode_reward"]).all()
 
 
-@pytest.mark.parametrize("name", [*GYM_TASKS, "Pendulum-v1", "MountainCarContinuous-v0"])
-def test_a_restored_simulator_continues_to_the_last_bit(name):
-    torch.manual_seed(0)
-    env = make_env(name, num_envs=2, seed=3)
-    actions = torch.rand(40, 2, env.action_spec.shape[-1]) * 2 - 1
-    td = env.reset()
-    for action in actions[:20]:
-        _, td = env.step_and_maybe_reset(td.set("action", action))
-    assert GymState(env).exact
-    state, carrier = GymState(env).state_dict(), td.clone()
-
-    def continuation(env, td):
-        steps = []
-        for action in actions[20:]:
-            step, td = env.step_and_maybe_reset(td.set("action", action))
-            steps.append(step["next"].select("observation", "reward", "done").clone())
-        return torch.stack(steps)
-
-    expected = continuation(env, td)
-    other = make_env(name, num_envs=2, seed=99)
-    other.reset()
-    GymState(other).load_state_dict(state)
-    actual = continuation(other, carrier)
-    assert (expected == actual).all()
-
-
-class Walk(gymnasium.Env):
-    """A user's own task, which holds more than a state."""
-
-    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
-    action_space = gymnasium.spaces.Box(-1, 1, (2,))
-
-    def __init__(self, observation_space=None, action_space=None):  # nor render_mode
-        self.observation_space = observation_space or self.observation_space
-        self.action_space = action_space or self.action_space
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.goal, self.state = self.np_random.uniform(-1, 1, (2, 2)).astype(np.float32)
-        return self.state, {}
-
-    def step(self, action):
-        self.state = np.clip(self.state + action / 10, -1, 1).astype(np.float32)
-        return self.state, -float(np.abs(self.state - self.goal).sum()), False, False, {}
-
-
-@pytest.fixture
-def register():
-    names = []
-
-    def registered(**spaces):
-        names.append(f"Walk{len(names)}-v0")
-        gymnasium.register(names[-1], partial(Walk, **spaces))
-        return names[-1]
-
-    yield registered
-    for name in names:
-        del gymnasium.registry[name]
-
-
-def test_the_state_of_a_task_that_may_hold_more_is_not_called_exact(register):
-    env = make_env(register(), num_envs=2, seed=0)
-    env.reset()
-    assert not GymState(env).exact and GymState(env).state_dict() == {}
-
-
-BOX = gymnasium.spaces.Box
-
-
-@pytest.mark.parametrize(
-    ("spaces", "message"),
-    [
-        ({"action_space": BOX(-np.inf, np.inf, (2,))}, "actions without bounds"),
-        ({"observation_space": BOX(0, 255, (2,), np.uint8)}, "needs a Box of floating numbers"),
-        ({"observation_space": gymnasium.spaces.Discrete(3)}, "needs a Box of floating numbers"),
-        ({"observation_space": gymnasium.spaces.Dict(position=BOX(-1, 1, (2,)))}, "observes position, and nothing"),
-    ],
-)
-def test_spaces_that_do_not_fit_are_named(register, spaces, message):
-    name = register(**spaces)
-    with pytest.raises(ValueError, match=rf"{name} .*{message}"):
-        make_env(name, num_envs=1)
-
-
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [
@@ -230,9 +147,50 @@ def test_spaces_that_do_not_fit_are_named(register, spaces, message):
         ({"name": "hopper", "num_envs": 0}, ["num_envs must be at least 1, got 0"]),
         ({"name": "CartPole-v1"}, ["CartPole-v1", "Discrete action space", "Box"]),
         ({"name": "my_modul:my/Task-v0"}, ["no module 'my_modul'", "PYTHONPATH"]),
+        ({"name": "hopper", "max_episode_steps": 0}, ["max_episode_steps must be at least 1, got 0"]),
     ],
 )
 def test_mistakes_are_explained(arguments, messages):
     with pytest.raises((ValueError, ImportError)) as error:
         make_env(**arguments)
     assert all(message in str(error.value) for message in messages)
+
+
+def test_a_limit_on_the_steps_truncates_the_episodes_of_a_task_without_one_and_with_another(register):
+    for name, own in ((register(), None), ("Pendulum-v1", 200)):
+        env = make_env(name, num_envs=2, seed=0, max_episode_steps=7)
+        steps = rollout(env, torch.zeros(21, 2, env.action_spec.shape[-1]))
+        assert steps["next", "truncated"][..., 0].nonzero()[:, 1].tolist() == [6, 13, 20] * 2
+        assert not steps["next", "terminated"].any()
+        default = rollout(make_env(name, num_envs=1, seed=0), torch.zeros(201, 1, env.action_spec.shape[-1]))
+        assert default["next", "truncated"].any() == (own is not None)
+
+
+def test_an_entry_point_with_required_arguments_is_named_with_them(register):
+    class Maze(gymnasium.Env):
+        def __init__(self, size, walls, *, colour, lamp=None, **others):
+            raise AssertionError("it must not be called")
+
+    name = register(Maze)
+    gymnasium.registry[name].kwargs = {"walls": 3}
+    with pytest.raises(ValueError, match=rf"{name}: its entry point needs size, colour: .*kwargs="):
+        make_env(name)
+    with pytest.raises(ValueError, match=r"its entry point needs size"):
+        make_env(register(lambda size: None))
+
+
+@pytest.mark.parametrize("reward", [0, np.array([2.0])])
+def test_ends_may_be_arrays_of_one_flag(register, reward):
+    class Short(gymnasium.Env):
+        observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+        action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            return np.zeros(2, np.float32), {}
+
+        def step(self, action):
+            return np.zeros(2, np.float32), reward, np.array([True]), np.array(False), {}
+
+    step = make_env(register(Short), num_envs=2, seed=0).rollout(3)
+    assert step.shape == (2, 1) and step["next", "terminated"].all() and not step["next", "truncated"].any()
