@@ -38,7 +38,7 @@ obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_
 # The policy normalises the observation, integrates a velocity network with the solver, and starts from noise.
 normalizer = RunningNormalizer(obs_dim)
 actor = ReversibleFlowActor(
-    VelocityMLP(obs_dim, action_dim, hidden_sizes=(64, 64)),
+    VelocityMLP(obs_dim, action_dim, num_cells=(64, 64)),
     solver=ReversibleSolver(num_steps=5, sigma=0.75),
     start=IndependentStart("learned", action_dim),
     in_keys=["normalized_observation"],

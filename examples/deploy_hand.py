@@ -43,7 +43,7 @@ torch.set_num_threads(1)
 env = make_env("xhand/nut_bolt", num_envs=8, seed=0)
 normalizer = RunningNormalizer(72)
 normalizer.update(env.rollout(50, break_when_any_done=False)["observation"])
-actor = ReversibleFlowActor(VelocityMLP(72, 8, hidden_sizes=(256, 128, 64)), in_keys=["normalized_observation"])
+actor = ReversibleFlowActor(VelocityMLP(72, 8, num_cells=(256, 128, 64)), in_keys=["normalized_observation"])
 torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.02)  # so that it moves a little
 
 # One folder with everything inside: the normaliser, the start and the M steps of the solver.

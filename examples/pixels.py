@@ -96,7 +96,7 @@ class Encoder(nn.Module):
 def make_policy() -> ProbabilisticTensorDictSequential:
     """Builds an encoder that writes features, and a flow that reads them."""
     encoder = Encoder()
-    velocity = VelocityMLP(encoder.out_features, action_dim=2, hidden_sizes=(64, 64))
+    velocity = VelocityMLP(encoder.out_features, action_dim=2, num_cells=(64, 64))
     return ProbabilisticTensorDictSequential(
         TensorDictModule(encoder, in_keys=["pixels"], out_keys=["features"]),
         ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2), in_keys=["features"]),

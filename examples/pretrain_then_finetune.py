@@ -48,7 +48,7 @@ def observations(size: int) -> TensorDict:
 
 
 def make_velocity() -> VelocityMLP:
-    return VelocityMLP(obs_dim=1, action_dim=2, hidden_sizes=(128, 128, 128))
+    return VelocityMLP(in_features=1, action_dim=2, num_cells=(128, 128, 128))
 
 
 def pretrain(velocity: VelocityMLP, iterations: int = 3000, batch_size: int = 512) -> None:

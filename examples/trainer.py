@@ -35,7 +35,7 @@ OBS_DIM, ACTION_DIM = 4, 1
 env = make_env("pendulum", num_envs=16, seed=options.seed)
 env = TransformedEnv(env, RewardScaling(loc=0.0, scale=0.1))  # values of order ten suit the critic better
 policy = ReversibleFlowActor(
-    VelocityMLP(OBS_DIM, ACTION_DIM, hidden_sizes=(64, 64)),
+    VelocityMLP(OBS_DIM, ACTION_DIM, num_cells=(64, 64)),
     solver=ReversibleSolver(num_steps=5, sigma=0.75),
     start=IndependentStart("learned", ACTION_DIM),
 )

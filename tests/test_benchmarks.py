@@ -118,7 +118,7 @@ def test_every_script_explains_itself_and_does_nothing_then(script, tmp_path, mo
 
 def test_the_exact_density_of_a_pair_is_that_of_the_actor():
     torch.manual_seed(0)
-    actor = ReversibleFlowActor(VelocityMLP(obs_dim=3, action_dim=2, hidden_sizes=(16,))).double()
+    actor = ReversibleFlowActor(VelocityMLP(in_features=3, action_dim=2, num_cells=(16,))).double()
     data = actor(TensorDict(observation=torch.randn(5, 3, dtype=torch.float64), batch_size=[5])).detach()
     exact = surrogate_bias.exact_pair(actor, data)
     torch.testing.assert_close(exact, actor.log_prob(data), rtol=1e-9, atol=1e-9)
@@ -126,7 +126,7 @@ def test_the_exact_density_of_a_pair_is_that_of_the_actor():
 
 def test_the_exact_density_of_eulers_rule_integrates_to_one():
     torch.manual_seed(0)
-    velocity = VelocityMLP(obs_dim=3, action_dim=1, hidden_sizes=(16,)).double()
+    velocity = VelocityMLP(in_features=3, action_dim=1, num_cells=(16,)).double()
     with torch.no_grad():
         velocity.trunk[-1].weight.mul_(50)  # the initial one hardly moves anything
     actor = FPOActor(velocity, num_steps=4)

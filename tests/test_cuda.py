@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="There is 
 
 def make_loss(gradient="stored"):
     torch.manual_seed(0)
-    velocity = VelocityMLP(obs_dim=11, action_dim=3, hidden_sizes=(64, 64))
+    velocity = VelocityMLP(in_features=11, action_dim=3, num_cells=(64, 64))
     actor = ReversibleFlowActor(velocity, solver=ReversibleSolver(5, gradient=gradient))
     critic = ValueOperator(MLP(in_features=11, out_features=1, num_cells=[64]))
     loss = GenPOLoss(actor, critic)

@@ -38,7 +38,7 @@ def test_a_name_finds_a_small_file_without_paths_of_a_machine(name):
 @pytest.mark.parametrize("name", trained_policies())
 @pytest.mark.usefixtures("installed")
 def test_a_policy_reaches_what_was_measured(name):
-    policy, env, _ = load_policy(trained_policies()[name], 4)
+    policy, env, _ = load_policy(trained_policies()[name], 4, 0)
     returns = evaluate(env, policy, 10_000, 1)
     for noise in ("zero", "random"):  # four episodes against a mean of a hundred
         assert returns[f"eval/{noise}_noise/return"] > 0.6 * MEASURED[name][f"eval/{noise}_noise/return"]

@@ -141,7 +141,7 @@ def action_density(flow: ReversibleFlow) -> Tensor:
 def small_update(sigma: float, seed: int, size: float) -> tuple[ReversibleFlow, ReversibleFlow]:
     """Returns a random policy of one number with two modes, and the same policy after a small random change."""
     torch.manual_seed(seed)
-    network = VelocityMLP(obs_dim=1, action_dim=1, hidden_sizes=(16, 16))
+    network = VelocityMLP(in_features=1, action_dim=1, num_cells=(16, 16))
     loss = FlowMatchingLoss(ReversibleFlowActor(network))
     optimizer = torch.optim.Adam(loss.parameters(), lr=5e-3)
     for _ in range(200):
@@ -153,7 +153,7 @@ def small_update(sigma: float, seed: int, size: float) -> tuple[ReversibleFlow, 
     solver = ReversibleSolver(NUM_STEPS, sigma)
     flows = []
     for _ in range(2):
-        frozen = VelocityMLP(obs_dim=1, action_dim=1, hidden_sizes=(16, 16)).double()
+        frozen = VelocityMLP(in_features=1, action_dim=1, num_cells=(16, 16)).double()
         frozen.load_state_dict(network.state_dict())
         context = frozen.condition(torch.zeros(1, 1, dtype=torch.float64))
         velocity = ConditionedVelocity(frozen, context)

@@ -39,7 +39,7 @@ def hand_actor(hand_env):
     torch.manual_seed(1)
     normalizer = RunningNormalizer(72)
     normalizer.update(hand_env.rollout(30, break_when_any_done=False)["observation"])
-    actor = ReversibleFlowActor(VelocityMLP(72, 8, hidden_sizes=(32, 32)), in_keys=["normalized_observation"])
+    actor = ReversibleFlowActor(VelocityMLP(72, 8, num_cells=(32, 32)), in_keys=["normalized_observation"])
     torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.2)
     return ProbabilisticTensorDictSequential(normalizer, actor)
 

@@ -43,7 +43,7 @@ def normalizer(env):
 
 
 def flow(obs_dim=OBS, action_dim=ACTION, in_key="normalized_observation", action_key="action", **options):
-    velocity = options.pop("velocity", None) or VelocityMLP(obs_dim, action_dim, hidden_sizes=(32, 32))
+    velocity = options.pop("velocity", None) or VelocityMLP(obs_dim, action_dim, num_cells=(32, 32))
     actor = ReversibleFlowActor(velocity, in_keys=[in_key], action_key=action_key, **options)
     for parameter in actor.parameters():  # as trained: far from the small first layer
         nn.init.normal_(parameter, std=0.2)

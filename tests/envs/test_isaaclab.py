@@ -43,7 +43,7 @@ TASKS = {  # observations and actions, as Isaac Lab documents them
 
 def make_actor(env):
     obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
-    return ReversibleFlowActor(VelocityMLP(obs_dim=obs_dim, action_dim=action_dim, hidden_sizes=(16, 16)))
+    return ReversibleFlowActor(VelocityMLP(in_features=obs_dim, action_dim=action_dim, num_cells=(16, 16)))
 
 
 def make_critic(env):

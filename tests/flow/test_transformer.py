@@ -66,7 +66,7 @@ def test_reset_parameters_draws_every_weight_anew():
     [
         ((5, 12, 5), "An action of size 12 is no chunk of 5 actions"),
         ((5, 12, 4, 15, 2, 4), "width=15 is not divisible by num_heads=4"),
-        ((0, 12, 4), "obs_dim=0"),
+        ((0, 12, 4), "in_features=0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(sizes, message):

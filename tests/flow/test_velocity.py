@@ -67,10 +67,10 @@ def test_odd_or_tiny_time_embedding_is_refused(dim):
         VelocityMLP(5, 3, time_embedding_dim=dim)
 
 
-@pytest.mark.parametrize("kwargs", [{"obs_dim": 0}, {"action_dim": 0}, {"hidden_sizes": ()}, {"hidden_sizes": (8, 0)}])
+@pytest.mark.parametrize("kwargs", [{"in_features": 0}, {"action_dim": 0}, {"num_cells": ()}, {"num_cells": (8, 0)}])
 def test_empty_sizes_are_refused(kwargs):
     with pytest.raises(ValueError, match="at least"):
-        VelocityMLP(**({"obs_dim": 5, "action_dim": 3} | kwargs))
+        VelocityMLP(**({"in_features": 5, "action_dim": 3} | kwargs))
 
 
 def test_observation_of_another_size_is_refused():

@@ -13,7 +13,7 @@ from torchrl_genpo.modules import EulerActor
 
 def make_actor(num_steps):
     return ReversibleFlowActor(
-        VelocityMLP(obs_dim=3, action_dim=2, hidden_sizes=(16,)),
+        VelocityMLP(in_features=3, action_dim=2, num_cells=(16,)),
         solver=ReversibleSolver(num_steps, sigma=1.0),
         start=ConsistentStart(tau=0.1),
     )

@@ -23,7 +23,7 @@ OBS, ACTION = 5, 3
 
 
 def flow(start=None, solver=None, obs_dim=OBS, **keys):
-    velocity = VelocityMLP(obs_dim, ACTION, hidden_sizes=(16, 16))
+    velocity = VelocityMLP(obs_dim, ACTION, num_cells=(16, 16))
     for parameter in velocity.parameters():  # as trained: far from the small first layer
         nn.init.normal_(parameter, std=0.4)
     actor = ReversibleFlowActor(velocity, solver=solver, start=start, **keys)

@@ -194,7 +194,7 @@ def test_a_failure_to_collect_is_a_failure_of_workers(start):
 
 def test_the_decoupled_objective_clips_about_an_average_of_policies_and_weighs_by_its_ratio_to_the_behaviour():
     torch.manual_seed(0)
-    actor = ReversibleFlowActor(VelocityMLP(obs_dim=3, action_dim=2, hidden_sizes=(16, 16))).double()
+    actor = ReversibleFlowActor(VelocityMLP(in_features=3, action_dim=2, num_cells=(16, 16))).double()
     critic = ValueOperator(MLP(in_features=3, out_features=1, num_cells=[8])).double()
     data = actor(TensorDict(observation=torch.randn(64, 3).double(), batch_size=[64])).detach()
     data["advantage"], data["value_target"] = torch.randn(2, 64, 1).double()

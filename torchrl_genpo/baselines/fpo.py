@@ -42,7 +42,7 @@ class FPOActor(EulerActor):
             type ``RANDOM``. Defaults to ``0.02``, as in FPO++.
 
     Keyword Args:
-        in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        in_keys (NestedKey or list of NestedKey, optional): the observations. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
     """
 
@@ -52,7 +52,7 @@ class FPOActor(EulerActor):
         num_steps: int = 10,
         perturbation: float = 0.02,
         *,
-        in_keys: str | Sequence[NestedKey] = ("observation",),
+        in_keys: NestedKey | Sequence[NestedKey] = "observation",
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__(velocity, num_steps, in_keys=in_keys, action_key=action_key)
@@ -138,7 +138,7 @@ class FPOLoss(ClipPPOLoss):
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import VelocityMLP
         >>> from torchrl_genpo.baselines import FPOActor, FPOLoss
-        >>> actor = FPOActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = FPOActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> loss = FPOLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
         >>> data = loss.draw_noise(data.set("advantage", torch.randn(8, 1)))

@@ -61,6 +61,10 @@ class AlternatingCoupling(CouplingSolver):
         super().__init__(num_steps)
 
     @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "mixing": self.mixing}
+
+    @property
     def step_log_det(self) -> float:
         return 2 * math.log(self.mixing)
 
@@ -103,7 +107,7 @@ class DummyActionLoss(GenPOLoss):
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
         >>> from torchrl_genpo.baselines import AlternatingCoupling, DummyActionLoss
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2), solver=AlternatingCoupling())
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2), solver=AlternatingCoupling())
         >>> loss = DummyActionLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
         >>> out = loss(data.set("advantage", torch.randn(8, 1)))

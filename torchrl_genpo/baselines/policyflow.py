@@ -38,7 +38,7 @@ class PolicyFlowActor(TensorDictModuleBase):
         initial_scale (float, optional): standard deviation of the residual at first. Defaults to ``1``.
 
     Keyword Args:
-        in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        in_keys (NestedKey or list of NestedKey, optional): the observations. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
         log_prob_key (NestedKey, optional): defaults to ``"action_log_prob"``.
     """
@@ -49,7 +49,7 @@ class PolicyFlowActor(TensorDictModuleBase):
         num_steps: int = 10,
         initial_scale: float = 1.0,
         *,
-        in_keys: str | Sequence[NestedKey] = ("observation",),
+        in_keys: NestedKey | Sequence[NestedKey] = "observation",
         action_key: NestedKey = "action",
         log_prob_key: NestedKey = "action_log_prob",
     ) -> None:
@@ -128,7 +128,7 @@ class PolicyFlowLoss(ClipPPOLoss):
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import VelocityMLP
         >>> from torchrl_genpo.baselines import PolicyFlowActor, PolicyFlowLoss
-        >>> actor = PolicyFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = PolicyFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> loss = PolicyFlowLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
         >>> data = loss.remember_velocity(data.set("advantage", torch.randn(8, 1)))

@@ -65,7 +65,7 @@ class PolicyExporter:
         >>> from torchrl_genpo.envs import make_env
         >>> from torchrl_genpo.modules import RunningNormalizer
         >>> env = make_env("pendulum", num_envs=2, seed=0)
-        >>> actor = ReversibleFlowActor(VelocityMLP(4, 1, hidden_sizes=(32,)), in_keys=["normalized_observation"])
+        >>> actor = ReversibleFlowActor(VelocityMLP(4, 1, num_cells=(32,)), in_keys=["normalized_observation"])
         >>> policy = ProbabilisticTensorDictSequential(RunningNormalizer(4), actor)
         >>> folder = PolicyExporter(policy, env).save(mkdtemp())
         >>> sorted(path.name for path in folder.iterdir())

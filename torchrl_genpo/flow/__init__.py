@@ -15,6 +15,7 @@ from torchrl_genpo.flow.velocity import (
     VelocityMLP,
     VelocityTransformer,
     batch_shape,
+    check_velocity,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "VelocityMLP",
     "VelocityTransformer",
     "batch_shape",
+    "check_velocity",
     "euler",
     "marginal_log_prob",
     "midpoint",

@@ -119,17 +119,19 @@ class ReversibleFlow(Distribution):
         """Draws as :meth:`rsample` does, without gradients."""
         return self.rsample(sample_shape)
 
-    def log_prob(self, action: Tensor, memory: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def log_prob(self, action: Tensor | Pair, memory: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Log density ``[*sample, *batch]`` of the pair.
 
         Args:
-            action (Tensor): ``[*sample, *batch, d]``.
+            action (Tensor or tuple of Tensor): ``[*sample, *batch, d]``, or the pair as it was sampled.
             memory (Tensor, optional): ``[*sample, *batch, d]``. May be left out only for the
                 action of ``scored``.
 
         Raises:
             ValueError: if the memory is missing, or a size does not match ``action_dim``.
         """
+        if isinstance(action, tuple):
+            action, memory = action
         if memory is None:
             return self._scored_log_prob(action)
         if self._zero_noise is not None and action is self._zero_noise[0][0] and memory is self._zero_noise[0][1]:
@@ -173,15 +175,30 @@ class ReversibleFlow(Distribution):
             >>> log_prob.shape, bool((ess > 16).all())
             (torch.Size([4]), True)
         """
-        memories, log_proposal = self.propose_memory(action, num_samples, memory)
-        pair = self.log_prob(action.expand(num_samples, *action.shape), memories)
-        return marginal_log_prob(pair, log_proposal)
+        return self.estimate_action_log_prob(action, *self.propose_memory(action, num_samples, memory))
 
-    def propose_memory(self, action: Tensor, num_samples: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def estimate_action_log_prob(
+        self, action: Tensor, memories: Tensor, log_proposal: Tensor, event_ndim: int = 1
+    ) -> MarginalEstimate:
+        """Estimates the log density of actions by memories that :meth:`propose_memory` drew.
+
+        Args:
+            action (Tensor): ``[*batch, d]``.
+            memories (Tensor): ``[n, *batch, d]``.
+            log_proposal (Tensor): ``[n, *batch]``.
+            event_ndim (int, optional): the last dimensions of ``action`` that are one action: 2 for several agents
+                together, whose number is then no part of ``*batch``. Defaults to ``1``.
+        """
+        pair = self.log_prob(action.expand(len(memories), *action.shape), memories)
+        return marginal_log_prob(pair.flatten(log_proposal.ndim).sum(-1) if event_ndim > 1 else pair, log_proposal)
+
+    def propose_memory(
+        self, action: Tensor, num_samples: int, memory: Tensor | None = None, event_ndim: int = 1
+    ) -> tuple[Tensor, Tensor]:
         """Memories ``[n, *batch, d]`` for given actions and their log proposal density ``[n, *batch]``."""
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}; 64 is a good choice.")
-        memories, log_proposal = propose_memory(self, self._checked(action), num_samples, memory)
+        memories, log_proposal = propose_memory(self, self._checked(action), num_samples, memory, event_ndim)
         dtype = self.solver.state_dtype(self.dtype)
         return memories.to(dtype), log_proposal.to(self.dtype)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,6 +50,11 @@ class PairSolver(ABC):
     @abstractmethod
     def error_amplification(self) -> float:
         """Factor by which the inversion can enlarge a rounding error."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that fixes the map, as plain values by name; see :meth:`ReversibleFlowActor.get_extra_state`."""
+        return {"rule": type(self).__name__, "num_steps": self.num_steps}
 
     @abstractmethod
     def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,6 +153,10 @@ class ReversibleSolver(PairSolver):
         self._sigma = float(sigma)
         self._gain = self.dt * (1 + self._sigma)
         self._error_amplification = self._amplify(self._sigma)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "sigma": self._sigma}
 
     @property
     def sigma(self) -> float:

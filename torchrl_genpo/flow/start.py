@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +95,11 @@ class Start(nn.Module, ABC):
             nn.init.zeros_(self.head.weight)
             bound = self.LOG_SCALE_BOUND  # see log_scales, whose inverse this is
             nn.init.constant_(self.head.bias, bound * math.atanh(math.log(self.initial_scale) / bound))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What fixes the map beside the parameters, as plain values by name."""
+        return {"kind": type(self).__name__, "scale": self.scale}
 
     @property
     def has_constant_entropy(self) -> bool:
@@ -295,6 +300,10 @@ class ConsistentStart(Start):
         super().reset_parameters()
         if getattr(self, "log_tau", None) is not None:
             nn.init.constant_(self.log_tau, math.log(self.tau))  # type: ignore[arg-type]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings, "learn_tau": self.learn_tau, "tau": None if self.learn_tau else self.tau}
 
     @property
     def has_constant_entropy(self) -> bool:

@@ -21,6 +21,7 @@ __all__ = [
     "VelocityMLP",
     "VelocityTransformer",
     "batch_shape",
+    "check_velocity",
 ]
 
 OUTPUT_GAIN = 0.01  # the last layer is small: the first policy is almost the start itself, without saturated actions
@@ -34,13 +35,18 @@ class Velocity(Protocol):
     evaluation: whatever depends on the observation alone belongs there.
 
     A velocity whose first observation is not a vector says so by an attribute ``observation_ndim``: 3 for
-    images ``[..., channels, height, width]`` (``examples/pixels.py``).
+    images ``[..., channels, height, width]`` (``examples/pixels.py``). What fixes its function beside its parameters,
+    such as an activation, belongs into an attribute ``settings``, a dict of plain values, which a state dict of the
+    actor remembers.
+
+    A velocity may mix several agents, ``x [..., agents, d]``: the sum over the agents of the log densities that the
+    flow returns is then that of all of them together, while one agent's alone is no density.
     """
 
     action_dim: int
 
     def condition(self, *observations: Tensor) -> Any:
-        """Turns observations ``[..., obs_dim]`` into the context of the calls that follow."""
+        """Turns observations ``[..., n]`` into the context of the calls that follow."""
 
     def __call__(self, x: Tensor, t: float | Tensor, context: Any) -> Tensor:
         """Velocity ``[..., d]`` at the state ``x [..., d]`` and time ``t`` in ``[0, 1]``.
@@ -52,6 +58,15 @@ class Velocity(Protocol):
 def batch_shape(velocity: Velocity, observation: Tensor) -> torch.Size:
     """The dimensions of an observation that count samples: all but the last ``observation_ndim`` (1 unless given)."""
     return observation.shape[: observation.ndim - getattr(velocity, "observation_ndim", 1)]
+
+
+def check_velocity(value: Tensor, x: Tensor) -> None:
+    """Refuses a velocity of another shape than its state, which would be broadcast to a wrong action."""
+    if value.shape != x.shape:
+        raise ValueError(
+            f"The velocity of a state {list(x.shape)} must have its shape, but the network returned "
+            f"{list(value.shape)}: it needs one output for each number of the action."
+        )
 
 
 class ConditionedVelocity:
@@ -80,6 +95,7 @@ class ConditionedVelocity:
             if at is x and time == t and with_grad == torch.is_grad_enabled():
                 return value
         value = self.velocity(x if self.dtype is None else x.to(self.dtype), t, self.context)
+        check_velocity(value, x)
         self._last = (x, t, torch.is_grad_enabled(), value)
         return value
 
@@ -99,16 +115,18 @@ class ConditionedVelocity:
 
         def function(x: Tensor, t: float, context: Tensor, *values: Tensor) -> Tensor:
             x = x if dtype is None else x.to(dtype)
-            return torch.func.functional_call(module, dict(zip(state, values, strict=True)), (x, t, context))
+            value = torch.func.functional_call(module, dict(zip(state, values, strict=True)), (x, t, context))
+            check_velocity(value, x)
+            return value
 
         return function, [context, *state.values()]
 
 
 def _joined(network: VelocityMLP | VelocityTransformer, observations: Sequence[Tensor]) -> Tensor:
     observation = observations[0] if len(observations) == 1 else torch.cat(list(observations), -1)
-    if observation.shape[-1] != network.obs_dim:
+    if observation.shape[-1] != network.in_features:
         raise ValueError(
-            f"{type(network).__name__} was built for observations of size {network.obs_dim}, got "
+            f"{type(network).__name__} was built for observations of size {network.in_features}, got "
             f"{observation.shape[-1]}."
         )
     return observation
@@ -134,32 +152,32 @@ class SinusoidalTimeEmbedding(nn.Module):
 
     Args:
         dim (int, optional): number of sines and cosines together; even, at least 4. Defaults to ``32``.
-        hidden_sizes (sequence of int, optional): layers of the MLP. Defaults to ``(64, 64)``.
-        activation (type, optional): activation after each layer. Defaults to :class:`Mish`.
+        num_cells (sequence of int, optional): layers of the MLP. Defaults to ``(64, 64)``.
+        activation_class (type, optional): activation after each layer. Defaults to :class:`Mish`.
 
     Raises:
         ValueError: if ``dim`` is odd or below 4.
 
     Examples:
-        >>> SinusoidalTimeEmbedding(dim=8, hidden_sizes=(16,))(0.2).shape
+        >>> SinusoidalTimeEmbedding(dim=8, num_cells=(16,))(0.2).shape
         torch.Size([16])
     """
 
     MAX_FREQUENCY = 100.0  # it resolves steps of 1/100 of the unit interval, finer than any solver here takes
 
     def __init__(
-        self, dim: int = 32, hidden_sizes: Sequence[int] = (64, 64), activation: type[nn.Module] = Mish
+        self, dim: int = 32, num_cells: Sequence[int] = (64, 64), activation_class: type[nn.Module] = Mish
     ) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"time_embedding_dim must be an even number of at least 4, got {dim}.")
-        if not hidden_sizes:
+        if not num_cells:
             raise ValueError("The time embedding needs at least one hidden layer.")
         frequencies = torch.logspace(0, math.log10(self.MAX_FREQUENCY), dim // 2)
         self.frequencies: Tensor
         self.register_buffer("frequencies", frequencies)
-        sizes = [dim, *hidden_sizes]
-        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), activation())]
+        sizes = [dim, *num_cells]
+        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), activation_class())]
         self.mlp = nn.Sequential(*layers)
         self.out_features = sizes[-1]
 
@@ -178,20 +196,21 @@ class VelocityMLP(nn.Module):
     ``W_x x`` once per sample and step. It is the same function as the concatenated layer.
 
     Args:
-        obs_dim (int): size of the observation (of all observations together, if there are several).
+        in_features (int): size of the observation (of all observations together, if there are several).
         action_dim (int): size ``d`` of the action.
-        hidden_sizes (sequence of int, optional): hidden layers. Defaults to ``(256, 256, 256)``.
-        activation (type, optional): activation class. Defaults to :class:`Mish`.
+        num_cells (sequence of int, optional): hidden layers. Defaults to ``(256, 256, 256)``.
+        activation_class (type, optional): activation. Defaults to :class:`Mish`.
         time_embedding_dim (int, optional): number of sines and cosines that encode the time; even,
             at least 4. Defaults to ``32``.
 
     Raises:
         ValueError: if a size is not positive or the time embedding is odd or too small.
+        TypeError: if the activation is no class of modules.
 
     Examples:
         >>> import torch
         >>> from torchrl_genpo import VelocityMLP
-        >>> velocity = VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32))
+        >>> velocity = VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32))
         >>> context = velocity.condition(torch.randn(8, 4))
         >>> velocity(torch.randn(8, 2), 0.2, context).shape
         torch.Size([8, 2])
@@ -199,29 +218,32 @@ class VelocityMLP(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        in_features: int,
         action_dim: int,
-        hidden_sizes: Sequence[int] = (256, 256, 256),
-        activation: type[nn.Module] = Mish,
+        num_cells: Sequence[int] = (256, 256, 256),
+        activation_class: type[nn.Module] = Mish,
         time_embedding_dim: int = 32,
     ) -> None:
         super().__init__()
-        if obs_dim < 1 or action_dim < 1:
-            raise ValueError(f"obs_dim and action_dim must be at least 1, got {obs_dim} and {action_dim}.")
-        if not hidden_sizes or min(hidden_sizes) < 1:
-            raise ValueError(f"hidden_sizes must name at least one positive size, got {tuple(hidden_sizes)}.")
-        self.obs_dim = obs_dim
+        if in_features < 1 or action_dim < 1:
+            raise ValueError(f"in_features and action_dim must be at least 1, got {in_features} and {action_dim}.")
+        if not num_cells or min(num_cells) < 1:
+            raise ValueError(f"num_cells must name at least one positive size, got {tuple(num_cells)}.")
+        if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
+            raise TypeError(f"activation_class must be a class of modules, such as nn.Tanh, got {activation_class!r}.")
+        self.in_features = in_features
         self.action_dim = action_dim
-        self.context_dim = hidden_sizes[0]
-        self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, activation=activation)
-        width = hidden_sizes[0]
-        self.observation_layer = nn.Linear(obs_dim, width)
+        self.context_dim = num_cells[0]
+        self.settings = {"activation_class": activation_class.__name__}
+        self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, activation_class=activation_class)
+        width = num_cells[0]
+        self.observation_layer = nn.Linear(in_features, width)
         self.state_layer = nn.Linear(action_dim, width, bias=False)
         self.time_layer = nn.Linear(self.time_embedding.out_features, width, bias=False)
-        layers: list[nn.Module] = [activation()]
-        for size, next_size in pairwise(hidden_sizes):
-            layers += [nn.Linear(size, next_size), activation()]
-        self.trunk = nn.Sequential(*layers, nn.Linear(hidden_sizes[-1], action_dim))
+        layers: list[nn.Module] = [activation_class()]
+        for size, next_size in pairwise(num_cells):
+            layers += [nn.Linear(size, next_size), activation_class()]
+        self.trunk = nn.Sequential(*layers, nn.Linear(num_cells[-1], action_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -240,13 +262,13 @@ class VelocityMLP(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def condition(self, *observations: Tensor) -> Tensor:
-        """The observation's share of the first layer, ``[..., hidden_sizes[0]]``.
+        """The observation's share of the first layer, ``[..., num_cells[0]]``.
 
         Args:
-            *observations (Tensor): one or more observations ``[..., n_k]``, whose sizes ``n_k`` sum to ``obs_dim``.
+            *observations (Tensor): one or more observations ``[..., n_k]``, whose sizes ``n_k`` sum to ``in_features``.
 
         Raises:
-            ValueError: if the sizes do not sum to ``obs_dim``.
+            ValueError: if the sizes do not sum to ``in_features``.
         """
         return self.observation_layer(_joined(self, observations))
 
@@ -259,7 +281,7 @@ class VelocityMLP(nn.Module):
         return self.trunk(F.linear(F.pad(x, (0, 1), value=1.0), weight) + context)
 
     def extra_repr(self) -> str:
-        return f"obs_dim={self.obs_dim}, action_dim={self.action_dim}"
+        return f"in_features={self.in_features}, action_dim={self.action_dim}"
 
 
 class VelocityTransformer(nn.Module):
@@ -269,7 +291,7 @@ class VelocityTransformer(nn.Module):
     not be random. Of its parameters only the positions grow with the length of the chunk.
 
     Args:
-        obs_dim (int): size of the observation (of all observations together, if there are several).
+        in_features (int): size of the observation (of all observations together, if there are several).
         action_dim (int): size ``d`` of the whole chunk, one action after the other.
         chunk_size (int): actions of a chunk; a divisor of ``action_dim``.
         width (int, optional): size of a token. Defaults to ``128``.
@@ -286,7 +308,7 @@ class VelocityTransformer(nn.Module):
     Examples:
         >>> import torch
         >>> from torchrl_genpo import VelocityTransformer
-        >>> velocity = VelocityTransformer(obs_dim=4, action_dim=16, chunk_size=8, width=32, num_heads=2)
+        >>> velocity = VelocityTransformer(in_features=4, action_dim=16, chunk_size=8, width=32, num_heads=2)
         >>> context = velocity.condition(torch.randn(5, 4))
         >>> velocity(torch.randn(5, 16), 0.2, context).shape
         torch.Size([5, 16])
@@ -294,7 +316,7 @@ class VelocityTransformer(nn.Module):
 
     def __init__(
         self,
-        obs_dim: int,
+        in_features: int,
         action_dim: int,
         chunk_size: int,
         width: int = 128,
@@ -303,18 +325,19 @@ class VelocityTransformer(nn.Module):
         time_embedding_dim: int = 32,
     ) -> None:
         super().__init__()
-        if min(obs_dim, action_dim, chunk_size, width, num_layers, num_heads) < 1:
+        if min(in_features, action_dim, chunk_size, width, num_layers, num_heads) < 1:
             raise ValueError(
                 "All sizes must be at least 1, got "
-                f"{obs_dim=}, {action_dim=}, {chunk_size=}, {width=}, {num_layers=}, {num_heads=}."
+                f"{in_features=}, {action_dim=}, {chunk_size=}, {width=}, {num_layers=}, {num_heads=}."
             )
         if action_dim % chunk_size:
             raise ValueError(f"An action of size {action_dim} is no chunk of {chunk_size} actions of one size.")
         if width % num_heads:
             raise ValueError(f"width={width} is not divisible by num_heads={num_heads}.")
-        self.obs_dim, self.action_dim, self.chunk_size = obs_dim, action_dim, chunk_size
+        self.in_features, self.action_dim, self.chunk_size = in_features, action_dim, chunk_size
+        self.settings = {"num_heads": num_heads}
         self.context_dim = width
-        self.observation_layer = nn.Sequential(nn.Linear(obs_dim, width), Mish(), nn.Linear(width, width))
+        self.observation_layer = nn.Sequential(nn.Linear(in_features, width), Mish(), nn.Linear(width, width))
         self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, (width,))
         self.time_layer = nn.Linear(width, width)
         self.state_layer = nn.Linear(action_dim // chunk_size, width)
@@ -341,10 +364,10 @@ class VelocityTransformer(nn.Module):
         """The observation's embedding, ``[..., width]``.
 
         Args:
-            *observations (Tensor): one or more observations ``[..., n_k]``, whose sizes ``n_k`` sum to ``obs_dim``.
+            *observations (Tensor): one or more observations ``[..., n_k]``, whose sizes ``n_k`` sum to ``in_features``.
 
         Raises:
-            ValueError: if the sizes do not sum to ``obs_dim``.
+            ValueError: if the sizes do not sum to ``in_features``.
         """
         return self.observation_layer(_joined(self, observations))
 
@@ -358,4 +381,4 @@ class VelocityTransformer(nn.Module):
         return self.output_layer(encoded[..., 1:, :]).flatten(-2)
 
     def extra_repr(self) -> str:
-        return f"obs_dim={self.obs_dim}, action_dim={self.action_dim}, chunk_size={self.chunk_size}"
+        return f"in_features={self.in_features}, action_dim={self.action_dim}, chunk_size={self.chunk_size}"

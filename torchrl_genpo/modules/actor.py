@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -24,7 +25,6 @@ from torchrl_genpo.flow import (
     Start,
     Velocity,
     batch_shape,
-    marginal_log_prob,
 )
 from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
 
@@ -52,8 +52,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     Keyword Args:
         solver (PairSolver, optional): defaults to ``ReversibleSolver()``.
         start (Start, optional): defaults to ``IndependentStart()``, the paper's.
-        in_keys (str or sequence of NestedKey, optional): the observations, passed to
-            ``velocity.condition`` in this order. Defaults to ``["observation"]``.
+        in_keys (NestedKey or list of NestedKey, optional): the observations, passed to
+            ``velocity.condition`` in this order; a tuple is one nested key. Defaults to ``"observation"``.
         action_key (NestedKey, optional): defaults to ``"action"``.
         memory_key (NestedKey, optional): defaults to ``"action_memory"``.
         log_prob_key (NestedKey, optional): defaults to ``"action_log_prob"``.
@@ -64,14 +64,16 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             ``set_exploration_type``. Defaults to ``RANDOM``.
 
     Raises:
-        ValueError: for ``safe=True``, or a start whose size is not the velocity's.
+        ValueError: for ``safe=True``, a spec of discrete actions, or a start whose size is not the velocity's; when it
+            is called, for a velocity of another shape than its state; by ``load_state_dict``, for the state of another
+            density.
         TypeError: if ``velocity`` lacks a part of the protocol.
 
     Examples:
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> td = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8]))
         >>> sorted(td.keys())
         ['action', 'action_log_prob', 'action_memory', 'observation']
@@ -87,7 +89,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         *,
         solver: PairSolver | None = None,
         start: Start | None = None,
-        in_keys: str | Sequence[NestedKey] = ("observation",),
+        in_keys: NestedKey | Sequence[NestedKey] = "observation",
         action_key: NestedKey = "action",
         memory_key: NestedKey = "action_memory",
         log_prob_key: NestedKey = "action_log_prob",
@@ -112,6 +114,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             raise ValueError(f"The start has action_dim={start_dim}, the velocity action_dim={velocity.action_dim}.")
         if isinstance(spec, Composite):
             spec = spec[action_key]
+        if spec is not None and spec.domain != "continuous":
+            raise ValueError(f"A flow has continuous actions; the spec is {type(spec).__name__}, {spec.domain}.")
         if spec is not None and spec.ndim and spec.shape[-1] != velocity.action_dim:
             raise ValueError(f"The spec has actions of size {spec.shape[-1]}, the velocity {velocity.action_dim}.")
         log_prob_key = unravel_key(log_prob_key)
@@ -181,16 +185,19 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         """Adds what the density of the executed action alone needs, under the present parameters.
 
         ``GenPOLoss(ratio="action")`` calls it on every collected batch before the first update. (With a policy that
-        is a sequence, ``actor, seen = encode(policy, tensordict)`` finds the actor and what it reads.) It writes
+        is a sequence, ``actor, seen = encode(policy, tensordict)`` finds the actor and what it reads.) The batch size
+        of the tensordict says what one action is: its actions ``[*batch, d]`` are scored one by one, and the actions of
+        several agents ``[*batch, agents, d]`` together, for the velocity may mix them. It writes
 
-        - ``memory_samples`` ``[..., n, d]``, memories that could have come with the action,
-        - ``memory_log_proposal`` ``[..., n]``, their log proposal density,
-        - ``marginal_log_prob`` ``[...]``, the estimated log density of the action,
-        - ``effective_sample_size`` ``[...]`` of that estimate, between 1 and ``n``, and
-        - ``pair_gap`` ``[...]`` between the log density of the pair that was stored and the one computed now.
+        - ``memory_samples`` ``[*batch, n, ..., d]``, memories that could have come with the action,
+        - ``memory_log_proposal`` ``[*batch, n]``, their log proposal density,
+        - ``marginal_log_prob`` ``[*batch]``, the estimated log density of the action,
+        - ``effective_sample_size`` ``[*batch]`` of that estimate, between 1 and ``n``, and
+        - ``pair_gap`` ``[*batch]`` between the log density of the pair that was stored and the one computed now, the
+          largest of the agents.
 
         Args:
-            tensordict (TensorDictBase): what the actor read and wrote.
+            tensordict (TensorDictBase): what the actor read and wrote, with a batch size.
             num_samples (int, optional): memories an action. Defaults to ``8``.
             batch_size (int, optional): number of actions at a time, because the Jacobians of thousands would fill the
                 machine's memory. Defaults to ``1024``.
@@ -198,11 +205,11 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         Raises:
             KeyError: if a part of what the actor read and wrote is missing.
         """
-        action, _ = self.read_pair(tensordict, self.action_key, self.memory_key)
+        self.read_pair(tensordict, self.action_key, self.memory_key)
         keys = [*self.in_keys, *self.dist_sample_keys, *self.log_prob_keys]
         read(tensordict, *keys)
         data = tensordict.select(*keys)
-        data.batch_size = shape = action.shape[:-1]
+        shape = data.batch_size
         data = data.reshape(shape.numel())
         parts = data.split(batch_size) if len(data) else [data]
         drawn = TensorDict.cat([self._draw_memories(part, num_samples) for part in parts])
@@ -211,18 +218,41 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     def _draw_memories(self, data: TensorDictBase, num_samples: int) -> TensorDict:
         action, memory = read(data, *self.dist_sample_keys)
         dist = self._build_dist(data)
-        memories, log_proposal = dist.propose_memory(action, num_samples, memory)
-        pair = dist.log_prob(action.expand(num_samples, *action.shape), memories)
-        estimate = marginal_log_prob(pair, log_proposal)
-        stored = data.get(self.log_prob_keys[0])
+        event_ndim = action.ndim - data.ndim
+        memories, log_proposal = dist.propose_memory(action, num_samples, memory, event_ndim)
+        estimate = dist.estimate_action_log_prob(action, memories, log_proposal, event_ndim)
+        gap = (dist.log_prob(action, memory) - data.get(self.log_prob_keys[0])).abs()
         return TensorDict(
-            memory_samples=memories.movedim(0, -2),
-            memory_log_proposal=log_proposal.movedim(0, -1),
+            memory_samples=memories.movedim(0, 1),
+            memory_log_proposal=log_proposal.movedim(0, 1),
             marginal_log_prob=estimate.log_prob,
             effective_sample_size=estimate.effective_sample_size,
-            pair_gap=(dist.log_prob(action, memory) - stored).abs(),
+            pair_gap=gap.flatten(1).amax(-1) if gap.ndim > 1 else gap,
             batch_size=data.shape,
         )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What fixes the density beside the parameters, for the state dict."""
+        velocity = getattr(self.velocity, "settings", {})
+        return {"solver": self.solver.settings, "start": self.start.settings, "velocity": velocity}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuses the parameters of another density, as which they would load without a word."""
+        mine = self.get_extra_state()
+        for part in mine:
+            for name in mine[part].keys() | state[part].keys():
+                here, there = mine[part].get(name), state[part].get(name)
+                if here != there:
+                    raise ValueError(
+                        f"The state is that of another density: its {part} has {name}={there!r}, that of this actor "
+                        f"{name}={here!r}."
+                    )
+
+    def __repr__(self) -> str:
+        keys = f"in_keys={self.in_keys}, out_keys={self.out_keys}"
+        parts = {"velocity": self.velocity, "solver": self.solver, "start": self.start}
+        lines = [f"{name}={part!r}".replace("\n", "\n    ") for name, part in parts.items()]
+        return f"{type(self).__name__}(\n    " + ",\n    ".join([*lines, keys]) + ")"
 
     @staticmethod
     def read_pair(tensordict: TensorDictBase, action_key: NestedKey, memory_key: NestedKey) -> Pair:
@@ -239,12 +269,19 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     def _build_dist(self, tensordict: TensorDictBase, scored: Pair | None = None) -> ReversibleFlow:
         observations = read(tensordict, *self.in_keys)
         context = self.velocity.condition(*observations)
+        shape = batch_shape(self.velocity, observations[0])
+        if isinstance(context, Tensor) and context.shape[: len(shape)] != shape:
+            raise ValueError(
+                f"An observation {list(observations[0].shape)} became a context {list(context.shape)}, which has not "
+                f"the same samples {list(shape)}. If one observation has several dimensions, say how many by the "
+                f"attribute observation_ndim of {type(self.velocity).__name__}."
+            )
         return self.flow_class(
             ConditionedVelocity(self.velocity, context),
             self.velocity.action_dim,
             self.solver,
             self.start,
-            batch_shape(self.velocity, observations[0]),
+            shape,
             dtype=network_dtype(self.velocity, observations[0]),
             device=observations[0].device,
             scored=scored,

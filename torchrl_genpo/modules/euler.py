@@ -28,7 +28,7 @@ class EulerActor(TensorDictModuleBase):
         num_steps (int, optional): velocity evaluations an action. Defaults to ``10``.
 
     Keyword Args:
-        in_keys (str or sequence of NestedKey, optional): the observations. Defaults to ``["observation"]``.
+        in_keys (NestedKey or list of NestedKey, optional): the observations. Defaults to ``["observation"]``.
         action_key (NestedKey, optional): defaults to ``"action"``.
 
     Examples:
@@ -36,7 +36,7 @@ class EulerActor(TensorDictModuleBase):
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
         >>> from torchrl_genpo.modules import EulerActor
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> data = TensorDict(observation=torch.randn(8, 4), batch_size=[8])
         >>> EulerActor.of(actor)(data)["action"].shape  # the same velocity, sampled as it was pre-trained
         torch.Size([8, 2])
@@ -47,7 +47,7 @@ class EulerActor(TensorDictModuleBase):
         velocity: Velocity,
         num_steps: int = 10,
         *,
-        in_keys: str | Sequence[NestedKey] = ("observation",),
+        in_keys: NestedKey | Sequence[NestedKey] = "observation",
         action_key: NestedKey = "action",
     ) -> None:
         super().__init__()

@@ -92,7 +92,7 @@ class ExportablePolicy(nn.Module):
         >>> from torchrl.envs import ExplorationType, set_exploration_type
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
         >>> from torchrl_genpo.modules import ExportablePolicy
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> policy = ExportablePolicy(actor)
         >>> observation = torch.randn(8, 4)
         >>> (action,) = policy(observation)
@@ -117,7 +117,7 @@ class ExportablePolicy(nn.Module):
         if obs_dim is None and self._normalizer is not None:
             obs_dim = len(self._normalizer.mean)
         elif obs_dim is None:
-            obs_dim = getattr(getattr(policy, "velocity", None), "obs_dim", None)
+            obs_dim = getattr(getattr(policy, "velocity", None), "in_features", None)
         if obs_dim is None:
             raise ValueError("The policy has no normaliser that tells the size of its observation: give obs_dim.")
         self.obs_dim = obs_dim

@@ -18,14 +18,14 @@ from torchrl_genpo.modules.sequence import encode
 __all__ = ["as_keys", "condition", "network_dtype", "read"]
 
 
-def as_keys(keys: str | Sequence[NestedKey]) -> list[NestedKey]:
-    """Makes a list of keys; a single one may be a string, as for every TensorDict module.
+def as_keys(keys: NestedKey | Sequence[NestedKey]) -> list[NestedKey]:
+    """Makes a list of keys; a string or a tuple is a single one, as for every TensorDict module.
 
     Examples:
-        >>> as_keys("observation"), as_keys([("agent", "observation"), "goal"])
-        (['observation'], [('agent', 'observation'), 'goal'])
+        >>> as_keys("observation"), as_keys(("agent", "observation")), as_keys([("agent", "observation"), "goal"])
+        (['observation'], [('agent', 'observation')], [('agent', 'observation'), 'goal'])
     """
-    return [unravel_key(key) for key in ([keys] if isinstance(keys, str) else keys)]
+    return [unravel_key(key) for key in ([keys] if isinstance(keys, (str, tuple)) else keys)]
 
 
 def network_dtype(network: nn.Module | Velocity, like: Tensor) -> torch.dtype:
@@ -72,7 +72,7 @@ def condition(policy: nn.Module, tensordict: TensorDictBase) -> tuple[Any, Any]:
     Examples:
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32,)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32,)))
         >>> velocity, context = condition(actor, TensorDict(observation=torch.zeros(8, 4), batch_size=[8]))
         >>> context.shape
         torch.Size([8, 32])

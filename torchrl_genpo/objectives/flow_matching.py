@@ -13,7 +13,7 @@ from tensordict.nn import TensorDictModuleBase, dispatch
 from torch import Tensor
 from torchrl.objectives.common import LossModule
 
-from torchrl_genpo.flow import Velocity
+from torchrl_genpo.flow import Velocity, check_velocity
 from torchrl_genpo.modules.inputs import condition, network_dtype, read
 from torchrl_genpo.modules.sequence import flow_of
 
@@ -33,14 +33,17 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
     Examples:
         >>> import torch
         >>> from torchrl_genpo import VelocityMLP
-        >>> velocity = VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32,))
+        >>> velocity = VelocityMLP(in_features=4, action_dim=2, num_cells=(32,))
         >>> context = velocity.condition(torch.randn(8, 4))
         >>> flow_matching_error(velocity, context, torch.zeros(8, 2), torch.randn(8, 2), torch.rand(8)).shape
         torch.Size([8, 2])
     """
     dtype = network_dtype(velocity, action)
     action, noise, time = action.to(dtype), noise.to(dtype), time.to(dtype)
-    return velocity(torch.lerp(noise, action, time.unsqueeze(-1)), time, context) - (action - noise)
+    x = torch.lerp(noise, action, time.unsqueeze(-1))
+    value = velocity(x, time, context)
+    check_velocity(value, x)
+    return value - (action - noise)
 
 
 class FlowMatchingLoss(LossModule):
@@ -77,7 +80,7 @@ class FlowMatchingLoss(LossModule):
         >>> import torch
         >>> from tensordict import TensorDict
         >>> from torchrl_genpo import FlowMatchingLoss, ReversibleFlowActor, VelocityMLP
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> loss = FlowMatchingLoss(actor)
         >>> data = TensorDict(observation=torch.randn(8, 4), action=torch.randn(8, 2), batch_size=[8])
         >>> loss(data)["loss_flow_matching"].backward()
@@ -126,7 +129,7 @@ class FlowMatchingLoss(LossModule):
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Computes ``loss_flow_matching`` for observations ``[..., obs_dim]`` and actions ``[..., d]``.
+        """Computes ``loss_flow_matching`` for observations ``[..., n]`` and actions ``[..., d]``.
 
         Numbers of the action that ``action_is_pad`` ``[..., d]`` marks as padding, if it is there, do not count.
         """

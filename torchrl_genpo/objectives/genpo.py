@@ -14,14 +14,13 @@ from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, Tenso
 from torch import Tensor, nn
 from torchrl.objectives.ppo import ClipPPOLoss
 
-from torchrl_genpo.flow import Pair, ReversibleFlow, marginal_log_prob
+from torchrl_genpo.flow import Pair, ReversibleFlow
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.sequence import encode, flow_of, steps
 
 __all__ = ["GenPOLoss"]
 
 DRAWN_KEYS = ("memory_samples", "memory_log_proposal", "pair_gap")  # what the loss reads of draw_memories
-WRITTEN_KEYS = (*DRAWN_KEYS, "marginal_log_prob", "effective_sample_size")  # all that draw_memories writes
 
 
 class GenPOLoss(ClipPPOLoss):
@@ -62,16 +61,16 @@ class GenPOLoss(ClipPPOLoss):
             with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
         ratio (str, optional): ``"pair"``, the exact ratio of the pair, or ``"action"``, the estimated one of
             the action alone. Defaults to ``"pair"``.
-        num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action, with
-            ``ratio="action"``. Defaults to ``8``.
+        num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action; for, and
+            only for, ``ratio="action"``. Defaults to ``8``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
     Raises:
         TypeError: if ``actor_network`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, or more than one
             probabilistic module.
-        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or an unknown ratio; in ``forward``,
-            for an empty batch.
+        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, an unknown ratio, or a keyword that has
+            no effect; in ``forward``, for an empty batch, or random actions that the flow did not draw.
         KeyError: in ``forward``, if the data lacks the memory, or what :meth:`draw_memories` writes.
 
     Examples:
@@ -79,7 +78,7 @@ class GenPOLoss(ClipPPOLoss):
         >>> from tensordict import TensorDict
         >>> from torchrl.modules import MLP, ValueOperator
         >>> from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=4, action_dim=2, hidden_sizes=(32, 32)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> critic = ValueOperator(MLP(in_features=4, out_features=1, num_cells=[32]))
         >>> loss = GenPOLoss(actor, critic, clip_epsilon=0.2)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
@@ -107,7 +106,7 @@ class GenPOLoss(ClipPPOLoss):
         *,
         entropy_bonus: bool = False,
         ratio: Literal["pair", "action"] = "pair",
-        num_memories: int = 8,
+        num_memories: int | None = None,
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
@@ -132,8 +131,12 @@ class GenPOLoss(ClipPPOLoss):
                 f"fixed start ({actor.start}) the entropy of the pair (action, memory) is a constant without "
                 "gradient. Use IndependentStart(scale='learned', action_dim=...) or entropy_bonus=False."
             )
+        if kwargs.get("entropy_coeff") and not entropy_bonus:
+            raise ValueError(f"entropy_coeff={kwargs['entropy_coeff']} has no effect without entropy_bonus=True.")
+        if num_memories is not None and ratio != "action":
+            raise ValueError(f"num_memories={num_memories} has no effect with ratio={ratio!r}; drop it.")
         self.ratio = ratio
-        self.num_memories = num_memories
+        self.num_memories = 8 if num_memories is None else num_memories
         super().__init__(policy, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         log_prob_key = actor.log_prob_keys[0] if ratio == "pair" else "marginal_log_prob"
         self.set_keys(action=actor.action_key, action_memory=actor.memory_key, sample_log_prob=log_prob_key)
@@ -162,24 +165,39 @@ class GenPOLoss(ClipPPOLoss):
         self._out_keys = values
 
     def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Prepares a collected batch for its updates: draws memories if the ratio is that of the action."""
+        """Prepares a collected batch for its updates: draws memories if the ratio is that of the action.
+
+        Raises:
+            ValueError: for random actions that the flow did not draw.
+        """
+        self._refuse_random_frames(*self._read_pair(tensordict))
         return self.draw_memories(tensordict) if self.ratio == "action" else tensordict
 
     @torch.no_grad()
     def draw_memories(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Adds what ``ratio="action"`` needs to a collected batch, see :meth:`ReversibleFlowActor.draw_memories`.
 
-        It is to be called before the first update, under the parameters that collected the batch.
+        It is to be called before the first update, under the parameters that collected the batch. The estimated log
+        density of the action is written where the loss reads it, ``sample_log_prob``.
         """
+        pair = self._read_pair(tensordict)
         with self._in_place(self.actor_network_params):
             actor, seen = encode(self.actor_network, tensordict)
+            seen = seen.select(*actor.in_keys, *actor.log_prob_keys)  # the loss may read the pair under other names
+            for key, value in zip(actor.dist_sample_keys, pair, strict=True):
+                seen.set(key, value)
             drawn = actor.draw_memories(seen, self.num_memories)
-        return tensordict.update(drawn.select(*WRITTEN_KEYS))
+        tensordict.update(drawn.select(*DRAWN_KEYS, "effective_sample_size"))
+        return tensordict.set(self.tensor_keys.sample_log_prob, drawn["marginal_log_prob"])
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
-        action, _ = self._read_pair(tensordict)
+        action, memory = self._read_pair(tensordict)
+        if memory.device.type == "cpu" and not torch.compiler.is_compiling():
+            self._refuse_random_frames(
+                action, memory
+            )  # elsewhere the look would wait for the device; before_updates looks too
         if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         if self.ratio == "action" and any(tensordict.get(key, None) is None for key in DRAWN_KEYS):
@@ -212,7 +230,9 @@ class GenPOLoss(ClipPPOLoss):
             dist = self._dist(tensordict)
             # scored here, because the distribution holds the live network
             if self.ratio == "action":
-                log_prob = self._marginal(dist, action, *(tensordict.get(key) for key in DRAWN_KEYS[:2]))
+                memories, log_proposal = (tensordict.get(key).movedim(tensordict.ndim, 0) for key in DRAWN_KEYS[:2])
+                event_ndim = action.ndim - tensordict.ndim
+                log_prob = dist.estimate_action_log_prob(action, memories, log_proposal, event_ndim).log_prob
             else:
                 log_prob = dist.log_prob(action, memory)
         if is_current:
@@ -234,7 +254,18 @@ class GenPOLoss(ClipPPOLoss):
         return params.to_module(self.actor_network, preserve_module_state=False)
 
     @staticmethod
-    def _marginal(dist: ReversibleFlow, action: Tensor, memories: Tensor, log_proposal: Tensor) -> Tensor:
-        memories, log_proposal = memories.movedim(-2, 0), log_proposal.movedim(-1, 0)
-        pair = dist.log_prob(action.expand(len(memories), *action.shape), memories)
-        return marginal_log_prob(pair, log_proposal).log_prob
+    def _refuse_random_frames(action: Tensor, memory: Tensor) -> None:
+        """Refuses frames of a random policy, which a collector fills up with memories of 0."""
+        if ((memory == 0).all(-1) & (action != 0).any(-1)).any():  # both are 0 where a step is padding
+            raise ValueError(
+                "The data has actions with a memory of exactly 0, which no flow drew: collect with the policy itself, "
+                "init_random_frames=0."
+            )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """That of the actor, whose parameters the state dict of a loss holds."""
+        return flow_of(self.actor_network).get_extra_state()
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Refuses the parameters of another density."""
+        flow_of(self.actor_network).set_extra_state(state)

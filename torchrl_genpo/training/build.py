@@ -274,7 +274,9 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
     if options.policy.loss is not None:
         kwargs |= options.policy.loss.model_dump()
     if name in PAIR_FLOWS:
-        kwargs |= {"ratio": chosen.ratio, "num_memories": chosen.num_memories}
+        kwargs |= {"ratio": chosen.ratio}
+        if chosen.ratio == "action":
+            kwargs["num_memories"] = chosen.num_memories
         is_doubled = isinstance(flow_of(policy).solver, CouplingSolver)
         return (DummyActionLoss if is_doubled else GenPOLoss)(policy, critic, **kwargs)
     if name in SURROGATE_FLOWS:

@@ -280,8 +280,9 @@ def _load_weights(policy: nn.Module, checkpoint: Mapping[str, Any], path: Path, 
     """Loads a policy; its start stays as it is if it is none of what was trained."""
     saved = checkpoint.get("policy", {})
     if not with_start:
-        start = {key: value for key, value in policy.state_dict().items() if ".start." in key}
-        saved = {key: value for key, value in saved.items() if ".start." not in key} | start
+        kept = (".start.", "._extra_state")
+        own = {key: value for key, value in policy.state_dict().items() if any(part in key for part in kept)}
+        saved = {key: value for key, value in saved.items() if not any(part in key for part in kept)} | own
     restore({"policy": saved}, {"policy": policy}, path)
 
 

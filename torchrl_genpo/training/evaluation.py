@@ -13,7 +13,6 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from torchrl_genpo.envs.seeds import check_seed
-from torchrl_genpo.flow import marginal_log_prob
 from torchrl_genpo.modules import ReversibleFlowActor
 
 __all__ = ["compare_ratios", "episode_log", "evaluate", "statistics_columns"]
@@ -98,9 +97,8 @@ def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilo
         action's estimate before the update, as a fraction of its memories.
     """
     dist = actor.get_dist(data.select(*actor.in_keys))
-    memories, log_proposal = data["memory_samples"].movedim(-2, 0), data["memory_log_proposal"].movedim(-1, 0)
-    action = data[actor.action_key]
-    new = marginal_log_prob(dist.log_prob(action.expand(len(memories), *action.shape), memories), log_proposal)
+    memories, log_proposal = (data[key].movedim(1, 0) for key in ("memory_samples", "memory_log_proposal"))
+    new = dist.estimate_action_log_prob(data[actor.action_key], memories, log_proposal)
     results = {"ess": (data["effective_sample_size"].mean() / len(memories)).item()}
     for name, log_ratio in (
         ("pair", actor.log_prob(data) - data[actor.log_prob_keys[0]]),

@@ -42,7 +42,7 @@ class GenPOTrainer(PPOTrainer):
         >>> from torchrl.modules import MLP, ValueOperator
         >>> from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
         >>> from torchrl_genpo.training import GenPOTrainer
-        >>> actor = ReversibleFlowActor(VelocityMLP(obs_dim=3, action_dim=1, hidden_sizes=(32, 32)))
+        >>> actor = ReversibleFlowActor(VelocityMLP(in_features=3, action_dim=1, num_cells=(32, 32)))
         >>> loss = GenPOLoss(actor, ValueOperator(MLP(in_features=3, out_features=1, num_cells=[32])))
         >>> trainer = GenPOTrainer(
         ...     collector=Collector(GymEnv("Pendulum-v1"), actor, frames_per_batch=64, total_frames=128),

@@ -146,7 +146,7 @@ policy:
 
 
 def make_loss(**kwargs):
-    velocity = configs.VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[16])
+    velocity = configs.VelocityMLPConfig(in_features=4, action_dim=2, num_cells=[16])
     start = configs.IndependentStartConfig(scale="learned", action_dim=2)
     actor = configs.ReversibleFlowActorConfig(velocity=velocity, start=start)
     critic = ValueModelConfig(network=MLPConfig(in_features=4, out_features=1, num_cells=[16]), in_keys=["observation"])

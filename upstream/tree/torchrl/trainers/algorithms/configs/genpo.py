@@ -47,14 +47,14 @@ class VelocityMLPConfig(NetworkConfig):
     Examples:
         >>> from hydra.utils import instantiate
         >>> from torchrl.trainers.algorithms.configs.genpo import VelocityMLPConfig
-        >>> instantiate(VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[32, 32])).action_dim
+        >>> instantiate(VelocityMLPConfig(in_features=4, action_dim=2, num_cells=[32, 32])).action_dim
         2
     """
 
-    obs_dim: int = MISSING
+    in_features: int = MISSING
     action_dim: int = MISSING
-    hidden_sizes: Any = (256, 256, 256)
-    activation: Any = field(
+    num_cells: Any = (256, 256, 256)
+    activation_class: Any = field(
         default_factory=partial(ActivationConfig, _target_="torchrl.modules.flow.Mish", _partial_=True)
     )
     time_embedding_dim: int = 32
@@ -65,7 +65,7 @@ class VelocityMLPConfig(NetworkConfig):
 class VelocityTransformerConfig(NetworkConfig):
     """Hydra configuration for :class:`~torchrl.modules.VelocityTransformer`."""
 
-    obs_dim: int = MISSING
+    in_features: int = MISSING
     action_dim: int = MISSING
     chunk_size: int = MISSING
     width: int = 128
@@ -139,7 +139,7 @@ class ReversibleFlowActorConfig(ConfigBase):
     Examples:
         >>> from hydra.utils import instantiate
         >>> from torchrl.trainers.algorithms.configs.genpo import ReversibleFlowActorConfig, VelocityMLPConfig
-        >>> velocity = VelocityMLPConfig(obs_dim=4, action_dim=2, hidden_sizes=[32, 32])
+        >>> velocity = VelocityMLPConfig(in_features=4, action_dim=2, num_cells=[32, 32])
         >>> instantiate(ReversibleFlowActorConfig(velocity=velocity, action_key=["agent", "action"])).out_keys
         [('agent', 'action'), 'action_memory', 'action_log_prob']
     """
@@ -161,7 +161,9 @@ class ReversibleFlowActorConfig(ConfigBase):
         """Post-initialization hook for flow policy configurations."""
 
 
-def _make_reversible_flow_actor(*args: Any, in_keys: Sequence[Any], **kwargs: Any) -> ReversibleFlowActor:
+def _make_reversible_flow_actor(*args: Any, in_keys: Any, **kwargs: Any) -> ReversibleFlowActor:
+    if isinstance(in_keys, str):
+        in_keys = [in_keys]
     for key in ("action_key", "memory_key", "log_prob_key"):
         kwargs[key] = _normalize_hydra_key(kwargs[key])
     return ReversibleFlowActor(*args, in_keys=_normalize_hydra_keys(in_keys), **kwargs)
@@ -179,7 +181,7 @@ class GenPOLossConfig(LossConfig):
     critic_network: Any = None
     entropy_bonus: bool = False
     ratio: str = "pair"
-    num_memories: int = 8
+    num_memories: int | None = None
     # a float, or a pair of them for asymmetric clipping
     clip_epsilon: Any = 0.2
     samples_mc_entropy: int = 1

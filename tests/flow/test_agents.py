@@ -1,0 +1,92 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Velocities that mix several agents: their densities are those of all agents together."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import nn
+
+from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+
+OBS, AGENTS, D = 3, 2, 1
+
+
+class Mixing(VelocityMLP):
+    """A velocity in which each agent sees the mean state of all."""
+
+    def forward(self, x, t, context):
+        return super().forward(x + x.mean(-2, keepdim=True), t, context) + torch.sin(x.flip(-2))
+
+
+class Apart(VelocityMLP):
+    """One velocity for all agents, each of which moves alone."""
+
+
+def make_actor(kind=Mixing):
+    torch.manual_seed(0)
+    velocity = kind(OBS, D, (16,))
+    nn.init.normal_(velocity.trunk[-1].weight, std=0.5)
+    start = IndependentStart("learned", action_dim=D, initial_scale=0.8)
+    return ReversibleFlowActor(velocity, solver=ReversibleSolver(3), start=start).double()
+
+
+def observe(*shape):
+    return TensorDict(observation=torch.randn(*shape, AGENTS, OBS).double(), batch_size=shape)
+
+
+def test_the_sum_over_mixed_agents_is_the_density_of_a_brute_force_jacobian():
+    actor = make_actor()
+    td = actor(observe(1))
+    dist = actor.get_dist(td.select("observation"))
+    noise = torch.stack(dist.to_noise(td["action"], td["action_memory"])).flatten()
+
+    def push(noise):
+        x, memory = noise.view(2, 1, AGENTS, D)
+        x, memory = actor.start.from_noise(dist.velocity, x, memory, solver=actor.solver)
+        return torch.stack(actor.solver.integrate(dist.velocity, x, memory)).flatten()
+
+    jacobian = torch.autograd.functional.jacobian(push, noise)
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum() - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(td["action_log_prob"].sum(), exact)
+
+
+def test_the_density_of_mixed_actions_alone_is_that_of_a_quadrature_over_all_memories():
+    actor = make_actor()
+    torch.manual_seed(1)
+    td = actor(observe(2)).detach()
+    drawn = actor.draw_memories(td.copy(), num_samples=4000)
+    assert drawn["marginal_log_prob"].shape == (2,) and drawn["memory_samples"].shape == (2, 4000, AGENTS, D)
+    grid = torch.linspace(-7, 7, 281, dtype=torch.float64)
+    memories = torch.cartesian_prod(grid, grid).view(-1, 1, AGENTS, D)
+    dist = actor.get_dist(td.select("observation"))
+    action = td["action"].expand(len(memories), *td["action"].shape)
+    pair = dist.log_prob(action, memories.expand_as(action)).sum(-1)
+    exact = pair.logsumexp(0) + 2 * math.log(grid[1] - grid[0])
+    torch.testing.assert_close(drawn["marginal_log_prob"], exact, atol=0.02, rtol=0)
+
+
+def test_agents_apart_have_the_product_of_their_own_densities():
+    actor = make_actor(Apart)
+    torch.manual_seed(1)
+    td = actor(observe(3)).detach()
+    together = actor.draw_memories(td.copy(), num_samples=2000)["marginal_log_prob"]
+    alone = td.copy()
+    alone.batch_size = [3, AGENTS]
+    alone = actor.draw_memories(alone, num_samples=2000)["marginal_log_prob"]
+    torch.testing.assert_close(together, alone.sum(-1), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [Mixing, Apart])
+def test_the_ratio_of_the_actions_of_all_agents_is_one_before_the_first_update(kind):
+    actor = make_actor(kind)
+    data = actor(observe(5, 4)).detach()
+    data["advantage"] = torch.randn(5, 4, 1).double()
+    loss = GenPOLoss(actor, None, critic_coeff=None, ratio="action")
+    out = loss(loss.before_updates(data))
+    assert (out["max_ratio"] - 1).abs() < 1e-9 and (out["mean_ratio"] - 1).abs() < 1e-9
+    out["loss_objective"].backward()
