@@ -53,6 +53,14 @@ def test_the_trainer_balances_the_pendulum_and_logs_the_numerical_error_of_the_i
     assert rows and all(float(row.split(",")[1]) < 1e-4 for row in rows)
 
 
+def test_a_memory_finds_the_goal_that_was_shown_once_and_none_cannot(tmp_path):
+    ends = {}
+    for memory, frames in (("gru", 40 * 1280), ("none", 20 * 1280)):
+        output = run(tmp_path, "recurrent.py", "--memory", memory, "--frames", frames)
+        ends[memory] = float(re.findall(r"zero noise: (\S+) away", output)[0])
+    assert ends["gru"] < 0.3 and ends["none"] > 0.6, ends
+
+
 def test_pixels_are_enough_to_reach_the_goal(tmp_path):
     output = run(tmp_path, "pixels.py", "--frames", 20 * 1024)
     ((reached, by_chance),) = re.findall(r"zero noise: (\d+) % .* random actions: (\d+) %", output)

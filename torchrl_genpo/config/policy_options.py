@@ -82,11 +82,25 @@ class _Policy(Options):
     name: str
     hidden_sizes: Sizes = Field(default=(64, 64), description="The widths of the layers of the network.")
     activation: Activation = Field(default="mish", description="The activation between the layers.")
+    encoder: Literal["mlp", "cnn", "gru", "lstm"] | None = Field(
+        default=None,
+        description="A network before the policy's own, which the critic shares: cnn reads pixels, gru and lstm "
+        "remember; null for none.",
+    )
+    encoder_sizes: Sizes = Field(
+        default=(128,),
+        description="The widths of the encoder's layers; the last is that of its features.",
+    )
     squash: bool = Field(
         default=False,
         description="Whether a tanh bounds the action to the task's bounds; without one the environment clips it.",
     )
     init: Text | None = Field(default=None, description="A checkpoint of genpo-pretrain that the policy begins with.")
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether the policy remembers, so that it is trained on sequences."""
+        return self.encoder in ("gru", "lstm")
 
 
 class GaussianOptions(_NoTransformer, _NoActorOptions, _NoLossOptions, _Policy):

@@ -299,6 +299,22 @@ class TrainOptions(_Root):
         # a batch of a small task, in the three places that hold one
         check_memory(64 * BYTES * frames, f"collector.frames_per_batch={frames}")
 
+    def _check_sequences(self) -> None:
+        """What training on sequences, one of each environment, does not allow."""
+        encoder, steps = f"policy.encoder={self.policy.encoder}", self.collector.steps_per_env
+        if not self.policy.has_density:
+            raise ValueError(f"{encoder} needs a policy with a density; policy={self.policy.name} has none.")
+        if self.loss.mini_batch_size < steps:
+            raise ValueError(
+                f"{encoder} is trained on the whole sequences of environments, of {steps} steps: "
+                f"loss.mini_batch_size={self.loss.mini_batch_size} must not be less."
+            )
+        for name, value in (("env.symmetry", self.env.symmetry), ("compile.enabled", self.compile.enabled)):
+            if value:
+                raise ValueError(f"{encoder} cannot be used with {name}=true.")
+        if self.compile.cudagraphs:
+            raise ValueError(f"{encoder} cannot be used with compile.cudagraphs=true.")
+
     def _check_policy(self) -> None:
         policy, loss = self.policy, self.loss
         if loss.proximal_decay is not None and not policy.has_density:
@@ -306,6 +322,8 @@ class TrainOptions(_Root):
                 f"loss.proximal_decay={loss.proximal_decay:g} needs a policy with a density; "
                 f"policy={policy.name} has none."
             )
+        if policy.is_recurrent:
+            self._check_sequences()
         if loss.ratio != "pair" and not policy.has_pair:
             raise ValueError(f"loss.ratio={loss.ratio} needs a flow with a memory; policy={policy.name} has none.")
         _check_policy_and_solver(self)
@@ -343,6 +361,11 @@ class PretrainOptions(_Root):
     def _fits_together(self) -> PretrainOptions:
         _check_network("policy", self.policy.hidden_sizes)
         _check_policy_and_solver(self)
+        if self.policy.encoder not in (None, "mlp"):
+            raise ValueError(
+                f"policy.encoder={self.policy.encoder}: demonstrations are single steps of vectors, for "
+                "policy.encoder=mlp or null."
+            )
         return self
 
 

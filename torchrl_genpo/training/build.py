@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from tensordict.nn import (
 )
 from torch import nn
 from torchrl.envs import EnvBase, ExplorationType
-from torchrl.modules import MLP, IndependentNormal, ValueOperator
+from torchrl.modules import IndependentNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
 from torchrl_genpo.baselines import (
@@ -48,6 +48,7 @@ from torchrl_genpo.flow import (
 )
 from torchrl_genpo.modules import ActionScale, ReversibleFlowActor, RunningNormalizer, Squash, flow_of, steps
 from torchrl_genpo.objectives import GenPOLoss
+from torchrl_genpo.training.encoders import FEATURES, PIXELS, make_encoder, make_mlp, recurrent_transforms
 
 __all__ = [
     "build_env",
@@ -103,13 +104,16 @@ def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvB
     env = make_env(chosen.name, num_envs, options.device, seed, **family, **kwargs)
     if isinstance(options, TrainOptions) and chosen.scale_reward:
         env.append_transform(DiscountedReturn(options.loss.gamma))
+    for transform in recurrent_transforms(options.policy.encoder, options.policy.encoder_sizes[-1]):
+        env.append_transform(transform)
     atexit.register(close_quietly, env)  # Python would wait for its worker processes for ever
     return env
 
 
 def observation_keys(env: EnvBase) -> list[str]:
-    """What policy and critic read: ``observation`` and, where the environment has one, ``critic_observation``."""
-    return [key for key in ("observation", "critic_observation") if key in env.observation_spec.keys()]
+    """What policy and critic read of an environment: ``observation``, or ``pixels``, and ``critic_observation``."""
+    first = "observation" if "observation" in env.observation_spec.keys() else PIXELS
+    return [first, *(key for key in ("critic_observation",) if key in env.observation_spec.keys())]
 
 
 def normalizers(*policies: nn.Module) -> list[RunningNormalizer]:
@@ -119,25 +123,45 @@ def normalizers(*policies: nn.Module) -> list[RunningNormalizer]:
 
 
 def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
-    """Builds the policy of a run, untrained: a normaliser, the actor, and the scale of its actions.
+    """Builds the policy of a run, untrained: a normaliser, an encoder, the actor, and the scale of its actions.
 
-    The normaliser is left out where observations stay as they are, and the scale where the task's actions are in
-    ``[-1, 1]`` or unbounded. RoboMimic's tasks always have both, which pre-training sets to the ranges of its data.
+    There is an encoder where the options name one. The normaliser is left out where observations stay as they are, and
+    the scale where the task's actions are in ``[-1, 1]`` or unbounded. RoboMimic's tasks always have both, which
+    pre-training sets to the ranges of its data.
     """
     chosen, is_pretrained = options.policy, options.env.name.startswith("robomimic/")
-    key, size = "observation", env.observation_spec["observation"].shape[-1]
+    key = _policy_key(options, env)
+    shape = env.observation_spec[key].shape[len(env.batch_size) :]
     modules: list[TensorDictModuleBase] = []
-    if options.env.normalize_observation or is_pretrained:
-        modules.append(RunningNormalizer(size, in_key=key))
+    if key != PIXELS and (options.env.normalize_observation or is_pretrained):
+        modules.append(RunningNormalizer(shape[-1], in_key=key))
         key = modules[-1].out_keys[0]
+    size, encoder = shape[-1], []
+    if chosen.encoder is not None:
+        activation = ACTIVATIONS[chosen.activation]
+        encoder = make_encoder(chosen.encoder, chosen.encoder_sizes, activation, key, shape)
+        key, size = FEATURES, chosen.encoder_sizes[-1]
     scale = _action_scale(options, env, is_pretrained)
     action_key = "action" if scale is None else "raw_action"
     actor = _actor_steps(options, size, env.action_spec.shape[-1], key, action_key)
-    modules += [*actor, *([] if scale is None else [scale])]
-    written = [k for module in modules[-len(actor) - (scale is not None) :] for k in module.out_keys]
+    last = [*actor, *([] if scale is None else [scale])]
+    states = [k for module in encoder for k in module.out_keys if isinstance(k, tuple)]
+    modules += [*encoder, *last]
+    written = [*states, *(k for module in last for k in module.out_keys)]
     sequence = TensorDictSequential if chosen.name in SURROGATE_FLOWS else ProbabilisticTensorDictSequential
     kept = [k for k in dict.fromkeys(written) if k not in ("loc", "scale")]
     return sequence(*modules, selected_out_keys=kept).to(env.device)
+
+
+def _policy_key(options: Options, env: EnvBase) -> str:
+    """What the policy reads: pixels by convolutions, else the vector of observations."""
+    wanted = PIXELS if options.policy.encoder == "cnn" else "observation"
+    if wanted not in env.observation_spec.keys():
+        raise ValueError(
+            f"{options.env.name} offers {', '.join(env.observation_spec.keys())}, and no {wanted!r}, which "
+            f"policy.encoder={options.policy.encoder} reads: policy.encoder=cnn reads pixels, all others read a vector."
+        )
+    return wanted
 
 
 def _action_scale(options: Options, env: EnvBase, is_pretrained: bool) -> ActionScale | None:
@@ -165,7 +189,7 @@ def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_
     chosen: Any = options.policy
     if chosen.name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
-        loc = _mlp(size, action_dim, chosen.hidden_sizes, chosen.activation, gain=0.01)
+        loc = make_mlp(size, (*chosen.hidden_sizes, action_dim), ACTIVATIONS[chosen.activation], gain=0.01)
         return gaussian_steps(loc, action_dim, in_key=key, action_key=action_key)
     velocity: VelocityMLP | VelocityTransformer
     if chosen.transformer is not None:
@@ -228,34 +252,31 @@ def gaussian_steps(
     ]
 
 
-def _mlp(in_features: int, out_features: int, hidden_sizes: Sequence[int], activation: str, gain: float) -> MLP:
-    """An MLP with orthogonal weights, zero biases and the given gain of the last layer."""
-    mlp = MLP(
-        in_features=in_features,
-        out_features=out_features,
-        num_cells=list(hidden_sizes),
-        activation_class=ACTIVATIONS[activation],
-    )
-    linears = [m for m in mlp if isinstance(m, nn.Linear)]
-    for layer in linears:
-        nn.init.orthogonal_(layer.weight, gain if layer is linears[-1] else 2**0.5)
-        nn.init.zeros_(layer.bias)
-    return mlp
-
-
 def make_critic(options: TrainOptions, env: EnvBase, policy: nn.Module) -> TensorDictSequential:
-    """Builds the value network; it reads ``critic_observation`` where there is one, and else shares the normaliser."""
+    """Builds the value network; it shares normaliser and encoder or reads ``critic_observation`` where there is one."""
     key = observation_keys(env)[-1]
+    is_privileged = key == "critic_observation"
+    if not is_privileged:
+        key = _policy_key(options, env)
     size = env.observation_spec[key].shape[-1]
     modules: list[TensorDictModuleBase] = []
-    if options.env.normalize_observation or normalizers(policy):
+    if options.policy.encoder is not None and not is_privileged:
+        modules = _until(steps(policy), FEATURES)
+        key, size = FEATURES, options.policy.encoder_sizes[-1]
+    elif options.env.normalize_observation or normalizers(policy):
         shared = [module for module in normalizers(policy) if module.in_keys == [key]]
         modules += shared or [RunningNormalizer(size, in_key=key, out_key=f"normalized_{key}")]
         key = modules[-1].out_keys[0]
-    mlp = _mlp(size, 1, options.critic.hidden_sizes, options.critic.activation, gain=1.0)
+    mlp = make_mlp(size, (*options.critic.hidden_sizes, 1), ACTIVATIONS[options.critic.activation], gain=1.0)
     return TensorDictSequential(*modules, ValueOperator(mlp, in_keys=[key]), selected_out_keys=["state_value"]).to(
         env.device
     )
+
+
+def _until(modules: list[Any], key: str) -> list[Any]:
+    """The modules up to the one that writes a key first."""
+    last = next(n for n, module in enumerate(modules) if module.out_keys[0] == key)
+    return modules[: last + 1]
 
 
 def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: TensorDictModuleBase) -> ClipPPOLoss:

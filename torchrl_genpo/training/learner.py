@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
+from torch import nn
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.envs import EnvBase
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR, SoftUpdate
@@ -59,18 +60,27 @@ class Learner:
         self._finite_keys = [*(("next", key) for key in (*keys, "reward")), *keys]
         self._normalizers = normalizers(policy, critic) if options.env.normalize_observation else []
         self.reward_scale = RewardScale().to(options.device) if options.env.scale_reward else None
-        self.gae = GAE(gamma=options.loss.gamma, lmbda=options.loss.gae_lambda, value_network=critic, average_gae=False)
+        self.is_recurrent = options.policy.is_recurrent
+        self.gae = GAE(
+            gamma=options.loss.gamma,
+            lmbda=options.loss.gae_lambda,
+            value_network=critic,
+            average_gae=False,
+            deactivate_vmap=self.is_recurrent,  # vmap cannot follow a GRU
+        )
         self.symmetry = IsaacLabSymmetry(env) if options.env.symmetry else None
         images = 1 if self.symmetry is None else self.symmetry.order
+        # a policy that remembers is trained on the sequences of whole environments, others on single steps
+        steps = options.collector.steps_per_env if self.is_recurrent else 1
         self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(options.collector.frames_per_batch * images, device=options.device),
+            storage=LazyTensorStorage(options.collector.frames_per_batch // steps * images, device=options.device),
             sampler=SamplerWithoutReplacement(),
-            batch_size=options.loss.mini_batch_size * images,
+            batch_size=options.loss.mini_batch_size // steps * images,
         )
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": self._actor_parameters, "lr": optim.lr},
-            {"params": list(loss.critic_network_params.parameters()), "lr": optim.critic_lr or optim.lr},
+            {"params": self._parameters_of_the_critic_alone(), "lr": optim.critic_lr or optim.lr},
         ]
         noise = [] if optim.noise_lr is None else noise_parameters(loss)
         if noise:
@@ -96,6 +106,11 @@ class Learner:
             for is_warming_up in (True, False)
         }
 
+    def _parameters_of_the_critic_alone(self) -> list[nn.Parameter]:
+        """Its parameters without those of an encoder that it shares with the policy."""
+        shared = {id(parameter) for parameter in self._actor_parameters}
+        return [p for p in self.loss.critic_network_params.parameters() if id(p) not in shared]
+
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """Improves policy and critic by a collected batch, then lets it move the normalisation.
 
@@ -116,7 +131,8 @@ class Learner:
         batch = self._prepare(data)
         flow, watched = None, None
         if options.policy.name in PAIR_FLOWS and options.diagnostics.samples:
-            spread = batch[:: max(1, len(batch) // options.diagnostics.samples)]  # over all environments and steps
+            spread = batch.reshape(-1)
+            spread = spread[:: max(1, len(spread) // options.diagnostics.samples)]  # over all environments and steps
             flow, seen = encode(self.policy, spread[: options.diagnostics.samples])
             watched = flow.draw_memories(seen, options.diagnostics.num_memories)
         is_warming_up = frames_before < options.optim.critic_warmup
@@ -146,12 +162,13 @@ class Learner:
         return row
 
     def _prepare(self, data: TensorDictBase) -> TensorDictBase:
-        """The samples ``[n]`` to draw mini-batches from, with advantages, mirror images and what the loss keeps."""
+        """The samples ``[n]``, or sequences ``[n, time]``, to draw from, with all that the loss keeps beside them."""
         if self.reward_scale is not None:
             self.reward_scale(data, self.ranks.sum)
         with torch.no_grad():
             self.gae(data)
-        batch = data.select(*batch_keys(self.loss, self.policy), strict=False).reshape(-1)
+        batch = data.select(*batch_keys(self.loss, self.policy), strict=False)
+        batch = batch.reshape(-1, *batch.shape[-1:]) if self.is_recurrent else batch.reshape(-1)
         if self.symmetry is not None:
             batch = augment(batch, self.symmetry, self.policy, self.critic, self.options.loss.mini_batch_size)
         return self.loss.before_updates(batch) if hasattr(self.loss, "before_updates") else batch

@@ -112,9 +112,8 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
 
     is_flow = options.policy.name != "gaussian"
     loss = FlowMatchingLoss(policy) if is_flow else None
-    trained = flow_of(policy).velocity if is_flow else policy
     average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    optimizer = torch.optim.AdamW(trained.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(policy.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
     buffer = make_chunk_buffer(demonstrations, _task_options(options).chunk_size, settings.batch_size)
     progress = Progress()
     parts = {
