@@ -11,6 +11,7 @@ Needs robosuite (the README says how). Episodes that fail are left out.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
@@ -48,20 +49,18 @@ AS_RECORDED = {  # the recorder has to see every step of the environment that th
 
 
 @cache  # each process loads the policy once
-def load_performer(
-    checkpoint: Path, others: tuple[tuple[str, Any], ...]
-) -> tuple[TensorDictModuleBase, EnvBase, Recorder]:
-    """Loads a policy and its environment, which a recorder watches."""
+def load_performer(checkpoint: Path, others: str) -> tuple[TensorDictModuleBase, EnvBase, Recorder]:
+    """Loads a policy, some values of its configuration replaced by others (JSON), and its environment, recorded."""
     torch.set_num_threads(1)
     overrides = {f"env.options.{name}": value for name, value in AS_RECORDED.items()}
-    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=dict(others) | overrides)
+    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=json.loads(others) | overrides)
     robosuite_env = simulator(env).envs[0].unwrapped
     # the file holds the model, with what is only drawn
     robosuite_env.simulator = recorder = Recorder(robosuite_env.make_simulator())
     return policy, env, recorder
 
 
-def perform(checkpoint: Path, others: tuple[tuple[str, Any], ...], seeds: list[int]) -> list[dict[str, Any] | None]:
+def perform(checkpoint: Path, others: str, seeds: list[int]) -> list[dict[str, Any] | None]:
     """Makes one episode of a policy with random noise for each seed, as :func:`demonstrate` does of the expert."""
     policy, env, recorder = load_performer(checkpoint, others)
     episodes = []
@@ -101,7 +100,7 @@ def collect(options: argparse.Namespace) -> None:
                 remedy = "give the path that the file has now by --set env.options.dataset=<file>"
                 raise FileNotFoundError(f"env.options.dataset={dataset} is missing: {remedy}.")
             env_args = read_env_args(dataset)
-        job_of, actor = partial(perform, checkpoint, tuple(options.set)), "policy"
+        job_of, actor = partial(perform, checkpoint, json.dumps(dict(options.set))), "policy"
     size = 5  # episodes of a job, which makes a new simulator
     seeds = list(range(options.seed, options.seed + options.episodes))
     jobs = [seeds[i : i + size] for i in range(0, len(seeds), size)]
