@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Collects demonstrations of a scripted expert, in several processes, into a file of robomimic's format.
 
-    python examples/collect_demos.py can --episodes 100 --output can.hdf5    # about two minutes on two cores
+    python examples/collect_demos.py robomimic/can --episodes 100 --output can.hdf5    # about two minutes on two cores
 
 It is the same as the command genpo-collect, and needs robosuite (the README says how to install it).
 """

@@ -96,7 +96,8 @@ def demonstrations(task: str) -> Path:
     path = FOLDER / f"{task}.hdf5"
     if not (ROOT / path).exists():
         (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
-        script("examples/collect_demos.py", task, "--episodes", str(DEMONSTRATIONS[task] + 10), "--output", str(path))
+        episodes = ("--episodes", str(DEMONSTRATIONS[task] + 10))
+        script("examples/collect_demos.py", f"robomimic/{task}", *episodes, "--output", str(path))
     return path
 
 
@@ -136,7 +137,8 @@ def imitator(task: str, seed: int, rounds: int) -> Path:
     if not (ROOT / dataset).exists():
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
         actor = ("--policy", str(imitator(task, seed, rounds - 1)), "--seed", str(rounds * ROUND_EPISODES))
-        script("examples/collect_demos.py", task, *actor, "--episodes", str(ROUND_EPISODES), "--output", str(dataset))
+        episodes = ("--episodes", str(ROUND_EPISODES))
+        script("examples/collect_demos.py", f"robomimic/{task}", *actor, *episodes, "--output", str(dataset))
     return pretrain(folder, task, seed, dataset, ROUND_ITERATIONS, *policy)
 
 

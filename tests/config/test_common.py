@@ -7,7 +7,14 @@ import sys
 
 import pytest
 
-from torchrl_genpo.commands.common import check_rounds, explain_errors, refuse_others, refuse_unused, resumed_config
+from torchrl_genpo.commands.common import (
+    check_device,
+    check_rounds,
+    explain_errors,
+    refuse_others,
+    refuse_unused,
+    resumed_config,
+)
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.schema import PretrainOptions
 
@@ -54,7 +61,7 @@ def test_a_command_gets_checked_options_and_leaves_no_empty_folder(run):
 
 
 def test_a_command_continues_a_run_in_its_own_folder(run):
-    code, output, left = run("resume=somewhere", "+env.options.asset_root=there", "logger=tensorboard")
+    code, output, left = run("resume=somewhere", "env.options.asset_root=there", "logger=tensorboard")
     assert code == 3 and "4 there tensorboard" in output and not left
 
 
@@ -97,6 +104,13 @@ def test_an_evaluation_of_no_episodes_is_refused():
     check_rounds(1)
     with pytest.raises(ValueError, match=r"eval\.rounds=0"):
         check_rounds(0)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "xpu:77", "mps", "mps:0"])
+def test_a_device_that_is_not_there_is_named_beside_those_that_are(device):
+    check_device("cpu")
+    with pytest.raises(ValueError, match=rf"device={device}: .* can use cpu"):
+        check_device(device)
 
 
 def test_options_that_may_not_change_are_refused():

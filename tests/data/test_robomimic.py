@@ -127,6 +127,72 @@ def test_a_damaged_file_is_refused_and_what_is_wrong_named(file, damage, message
         assert message in str(raised.value)
 
 
+def test_a_file_without_rewards_and_dones_is_read_as_without_reward_and_done_at_its_last_steps(file):
+    """MimicGen's generator writes such files."""
+    path, written = file
+    damaged(path, lambda f: [f[f"data/demo_{i}"].pop(key) for i in range(3) for key in ("rewards", "dones")])
+    for mine, theirs in zip(read_demonstrations(path, KEYS), written, strict=True):
+        assert torch.equal(mine["action"], torch.as_tensor(theirs["actions"]))
+        assert (mine["next", "reward"] == 0).all() and mine["next", "reward"].shape == (len(mine), 1)
+        assert mine["next", "done"].squeeze(-1).tolist() == [False] * (len(mine) - 1) + [True]
+
+
+def reallocate(key, shape):
+    """Replaces a dataset by one that was allocated and never written, of which HDF5 stores nothing."""
+
+    def damage(opened):
+        opened["data/demo_1"].pop(key)
+        opened["data/demo_1"].create_dataset(key, shape, "f8")
+
+    return damage
+
+
+def test_rewards_that_were_allocated_and_never_written_are_zero(file):
+    path, _ = file
+    damaged(path, reallocate("rewards", (6,)))
+    damaged(path, reallocate("dones", (6,)))
+    read = read_demonstrations(path, KEYS)[1]
+    assert (read["next", "reward"] == 0).all()
+    assert read["next", "done"].squeeze(-1).tolist() == [False] * 5 + [True]
+
+
+def test_observations_and_actions_that_were_never_written_are_not_taken_for_zeros(file):
+    path, _ = file
+    damaged(path, reallocate("obs/object", (6, 14)))
+    with pytest.raises(ValueError, match=r"demo_1: 'obs/object' was allocated, but never written"):
+        read_demonstrations(path, KEYS)
+    damaged(path, reallocate("actions", (6, 7)))
+    with pytest.raises(ValueError, match=r"demo_1: 'actions' was allocated, but never written"):
+        read_demonstrations(path, KEYS)
+
+
+@pytest.mark.parametrize(("key", "shape"), [("rewards", (10**12,)), ("rewards", (6, 10**12)), ("actions", (10**12, 7))])
+def test_a_claim_of_terabytes_of_which_nothing_is_stored_is_refused_unread(file, key, shape):
+    path, _ = file
+    damaged(path, reallocate(key, shape))
+    with pytest.raises(ValueError, match=r"has 1000000000000 steps|GiB of memory|never written"):
+        read_demonstrations(path, KEYS)
+
+
+@pytest.mark.parametrize("has_actions", [True, False])
+def test_an_empty_demonstration_is_left_out_and_named(file, has_actions):
+    path, _ = file
+
+    def damage(opened):
+        opened["data"].pop("demo_1")
+        group = opened["data"].create_group("demo_1")
+        if has_actions:
+            group.create_dataset("actions", (0, 7), "f8")
+
+    damaged(path, damage)
+    with pytest.warns(UserWarning, match=r"demo_1 without a step"):
+        assert [len(demonstration) for demonstration in read_demonstrations(path, KEYS)] == [4, 5]
+    with pytest.warns(UserWarning, match="demo_1"):
+        assert [len(read) for read in read_demonstrations(path, KEYS, num_demonstrations=2)] == [4, 5]
+    with pytest.warns(UserWarning, match="demo_1"), pytest.raises(ValueError, match="holds 2 demonstrations, not 3"):
+        read_demonstrations(path, KEYS, num_demonstrations=3)
+
+
 def test_values_that_are_not_finite_are_refused(file):
     path, _ = file
 

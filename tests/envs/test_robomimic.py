@@ -213,6 +213,7 @@ def test_the_first_observation_is_that_of_the_state_it_shows():
         ("can", {"num_envs": 0}, ValueError, ["num_envs must be at least 1"]),
         ("can", {"chunk_size": 0}, ValueError, ["chunk_size", "0"]),
         ("can", {"horizon": -1}, ValueError, ["horizon", "-1"]),
+        ("can", {"dataset": "moved.hdf5"}, FileNotFoundError, ["dataset=moved.hdf5", "env.options.dataset=<file>"]),
         ("can", {"horizon": 0}, ValueError, ["horizon", "got 0"]),
         ("can", {"observation_keys": []}, ValueError, ["observation_keys must name at least one"]),
         ("can", {"simulation_timestep": 0.003}, ValueError, ["simulation_timestep=0.003", "0.05 s", "0.002"]),
@@ -241,7 +242,7 @@ def run(*command, succeeds=True):
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory):
     path = tmp_path_factory.mktemp("demos") / "can.hdf5"
-    output = run("examples/collect_demos.py", "can", "--episodes", 3, "--output", path, "--workers", 2)
+    output = run("examples/collect_demos.py", "robomimic/can", "--episodes", 3, "--output", path, "--workers", 2)
     assert "3 of 3 episodes succeeded" in output
     return path
 
@@ -290,19 +291,18 @@ def test_pretraining_learns_evaluates_and_resumes(pretrained):
 
 
 @needs_robosuite
-def test_a_task_without_a_file_of_its_own_says_how_to_go_on(demonstrations, tmp_path):
-    options = ["env=robomimic/base", "env.name=robomimic/lift", f"env.options.dataset={demonstrations}"]
-    training = [f"pretrain.dataset={demonstrations}", "pretrain.iterations=1", "policy.time_embedding_dim=16", *SMALL]
-    folder = f"hydra.run.dir={tmp_path / 'run'}"
-    output = run("sota-implementations/pretrain.py", *options, *training, "eval.rounds=0", folder)
-    assert "Fine-tune it: genpo-train env=robomimic/base env.name=robomimic/lift " in output
-    assert "policy.time_embedding_dim=16" in output
-
-
-@needs_robosuite
 def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp_path):
     path = tmp_path / "can.hdf5"
-    collect = ("examples/collect_demos.py", "can", "--policy", "robomimic/can", "--episodes", 2, "--workers", 2)
+    collect = (
+        "examples/collect_demos.py",
+        "robomimic/can",
+        "--policy",
+        "robomimic/can",
+        "--episodes",
+        2,
+        "--workers",
+        2,
+    )
     assert "2 of 2 episodes succeeded" in run(*collect, "--output", path)
     first, second = read_demonstrations(path, ["object"])
     assert not torch.equal(first["observation"][0], second["observation"][0])
@@ -311,9 +311,9 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
         assert rewards[:-6].sum() == 0 and rewards[-6:].tolist() == [1] * 6, "it ends where the can has come to stay"
     with h5py.File(path) as file:
         assert file["data/demo_0"].attrs["model_file"].count("<mesh ") > 50, "it can be played back and drawn"
-    wrong = run("examples/collect_demos.py", "lift", succeeds=False)
-    assert "no scripted expert for lift: give a --policy" in wrong and "Traceback" not in wrong
-    wrong = run("examples/collect_demos.py", "threading", "--policy", "robomimic/can", succeeds=False)
+    wrong = run("examples/collect_demos.py", "robomimic/lift", succeeds=False)
+    assert "no scripted expert for robomimic/lift: give a --policy" in wrong and "Traceback" not in wrong
+    wrong = run("examples/collect_demos.py", "robomimic/threading", "--policy", "robomimic/can", succeeds=False)
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 
 

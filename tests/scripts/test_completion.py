@@ -14,7 +14,7 @@ COMMANDS = {  # module, what is typed, what it becomes
     "genpo-report": ("torchrl_genpo.commands.report", "out", "outputs"),
     "genpo-eval": ("torchrl_genpo.commands.evaluate", "out", "outputs"),
     "genpo-deploy": ("torchrl_genpo.commands.deploy", "--hand out", "outputs"),
-    "genpo-collect": ("torchrl_genpo.commands.collect", "ca", "can"),
+    "genpo-collect": ("torchrl_genpo.commands.collect", "robomimic/ca", "robomimic/can"),
     "genpo-export": ("torchrl_genpo.commands.export", "out", "outputs"),
     "genpo-envs": ("torchrl_genpo.commands.envs", "--print", "--print-completion"),
 }

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,35 +19,11 @@ from torchrl_genpo.report import write_report
 from torchrl_genpo.training.checkpoint import best_checkpoint, checkpoints_of, frames_of, read_checkpoint
 from torchrl_genpo.training.metrics import METRICS, read_metrics
 
-sys.path.append(str(Path(__file__).parents[1]))
-from forks import SCRIPT, run_entry_script, run_script
+sys.path += [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+from forks import run_entry_script
+from runs import EVERYTHING, TINY, launch, run, train
 
-TINY = [
-    "collector.frames_per_batch=256",
-    "env.num_envs=4",
-    "loss.mini_batch_size=64",
-    "loss.epochs=2",
-    "eval.num_envs=2",
-    "eval.interval=512",
-    "checkpoint.interval=512",
-]
 TIMES = {"time/seconds", "time/collect", "time/update"}
-
-
-def launch(*overrides):
-    return [sys.executable, str(SCRIPT), *map(str, overrides)]
-
-
-def run(*overrides, succeeds=True, path=SCRIPT):
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "output.txt"
-        code, _ = run_script(path, overrides, output)
-        assert (code == 0) == succeeds and code >= 0, output.read_text()
-        return output.read_text()
-
-
-def train(folder, frames, *overrides):
-    return run(*TINY, f"hydra.run.dir={folder}", f"collector.total_frames={frames}", *overrides)
 
 
 def metrics(folder):
@@ -74,17 +49,6 @@ def state(folder):
         for name, leaf in leaves.items()
         if not name.startswith("/config") and name != "/progress/seconds"
     }
-
-
-EVERYTHING = [
-    "env=pendulum",
-    "start=consistent",
-    "loss.ratio=action",
-    "loss.num_memories=2",
-    "optim.noise_lr=1e-3",
-    "diagnostics.samples=32",
-    "solver.gradient=reversible",
-]
 
 
 @pytest.mark.parametrize(
@@ -197,58 +161,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     run(f"evaluate={kept}", "eval.num_envs=2")
 
 
-def tensorboard_scalars(folder):
-    """Every value that was logged, by the name of its metric and its step."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(folder / "run")).Reload()
-    return {(name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)}
-
-
-def test_tensorboard_shows_every_metric_under_its_name_and_continues_with_the_run(tmp_path):
-    folder = tmp_path / "run"
-    train(folder, 512, *EVERYTHING, "logger=tensorboard")
-    run(f"resume={folder}", "collector.total_frames=1024")
-    columns = read_metrics(folder / "metrics.csv")
-    written = {
-        (name, int(frames)): value
-        for name, values in columns.items()
-        for frames, value in zip(columns["frames"], values, strict=True)
-        if value == value
-    }
-    logged = tensorboard_scalars(folder)
-    assert logged.keys() == written.keys()
-    assert {name for name, _ in written} >= {"diagnostics/ess", "eval/random_noise/return"}
-    for key, value in written.items():
-        assert logged[key] == pytest.approx(value, rel=1e-6), key
-
-
-def test_wandb_is_written_offline_and_continues_one_run(tmp_path):
-    folder = tmp_path / "run"
-    for options in (
-        [*TINY, "env=pendulum", "logger=wandb", f"hydra.run.dir={folder}", "collector.total_frames=512"],
-        [f"resume={folder}", "collector.total_frames=1024"],
-    ):  # wandb writes its last records as Python ends, which a fork does not
-        subprocess.run(launch(*options), check=True, capture_output=True, timeout=300)
-    files = list((folder / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2 and len({file.stem for file in files}) == 1, files
-    assert all(b"zero_noise" in file.read_bytes() for file in files)
-
-
-def test_video_is_written_or_the_missing_renderer_is_named_before_training(tmp_path):
-    result = subprocess.run(
-        launch(*TINY, "env=pendulum", "video=true", "collector.total_frames=256", f"hydra.run.dir={tmp_path / 'run'}"),
-        capture_output=True,
-        text=True,
-    )
-    if result.returncode:
-        assert "video=true needs OpenGL" in result.stderr and not (tmp_path / "run" / "metrics.csv").exists()
-    else:
-        import imageio
-
-        assert imageio.v3.improps(tmp_path / "run" / "video.mp4", plugin="FFMPEG").shape[1:] == (480, 480, 3)
-
-
 def test_help_names_every_group_and_option():
     output = run("--help")
     for word in ("half_cheetah", "gaussian", "wandb", "resume=", "evaluate=", "clip_epsilon"):
@@ -282,7 +194,11 @@ def test_resume_refuses_another_configuration(finished):
         ("compile.mode=foo", ["compile.mode=foo", "reduce-overhead"]),
         ("evaluate=half_cheetah solver.num_steps=1", ["evaluated as it was trained", "'solver.num_steps=1'"]),
         ("evaluate=half_cheetah eval.rounds=0", ["eval.rounds=0 evaluates nothing"]),
-        ("evaluate=half_cheetah device=cuda:99", ["device=cuda:99"]),
+        ("evaluate=half_cheetah device=cuda:99", ["device=cuda:99", "can use cpu"]),
+        ("device=cuda:99", ["device=cuda:99", "can use cpu"]),
+        ("device=xpu:99", ["device=xpu:99", "can use cpu"]),
+        ("device=mps", ["device=mps", "can use cpu", "no float64"]),
+        ("device=tpu", ["device=tpu: use cpu"]),
         ("env.name=HalfCheeta-v5", ["Unknown environment", "HalfCheetah-v5"]),
         ("loss.clip_epsilonn=0.1", ["clip_epsilonn", "Did you mean clip_epsilon?"]),
         ("solver.sigma=0", ["solver.sigma=0", "must not be 0"]),
@@ -383,7 +299,7 @@ def test_a_full_disk_is_explained_and_the_run_can_go_on(finished, tmp_path):
     command = " ".join(launch(f"resume={folder}", "collector.total_frames=1536"))
     result = subprocess.run(["bash", "-c", f"ulimit -f 100; {command}"], capture_output=True, text=True)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
-    assert "File too large" in result.stderr and f"continue with resume={folder}" in result.stderr
+    assert "File too large" in result.stderr and f"then continue: genpo-train resume={folder}" in result.stderr
     run(f"resume={folder}", "collector.total_frames=1536")
     assert metrics(folder)["frames"].tolist()[-1] == 1536
 

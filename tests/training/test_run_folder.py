@@ -289,3 +289,24 @@ def test_random_states_continue_where_they_were(tmp_path):
     assert draw() != first
     restore(read_checkpoint(path), {"random": RandomState()}, path)
     assert draw() == first
+
+
+def test_the_id_of_a_run_is_drawn_once_and_goes_with_its_folder(tmp_path):
+    folder = saved(tmp_path / "run", [1])
+    drawn = folder.run_id
+    assert folder.run_id == drawn and drawn != saved(tmp_path / "other", [1]).run_id
+    del folder  # and its lock
+    (tmp_path / "run").rename(tmp_path / "moved")
+    assert open_folder(tmp_path / "moved", resume=True).run_id == drawn
+    assert open_folder(tmp_path / "run").run_id != drawn
+
+
+def test_a_run_that_never_began_leaves_no_id_to_the_next(tmp_path):
+    folder = open_folder(tmp_path)
+    drawn = folder.run_id
+    folder._lock.release()  # it was killed
+    assert open_folder(tmp_path).run_id != drawn
+    folder = open_folder(tmp_path / "new")
+    assert folder.run_id
+    folder.remove_unused()
+    assert not list((tmp_path / "new").iterdir())

@@ -2,8 +2,8 @@
 # LICENSE file in the root directory of this source tree.
 """Collects demonstrations of a scripted expert or a policy, in several processes, into a file of robomimic's format.
 
-    genpo-collect can --episodes 100 --output can.hdf5       # about two minutes on two cores
-    genpo-collect can --policy RUN --output successes.hdf5   # what a trained policy achieves with random noise
+    genpo-collect robomimic/can --episodes 100 --output can.hdf5       # about two minutes on two cores
+    genpo-collect robomimic/can --policy RUN --output successes.hdf5   # what a trained policy achieves with noise
 
 Needs robosuite (the README says how). Episodes that fail are left out.
 """
@@ -11,6 +11,7 @@ Needs robosuite (the README says how). Episodes that fail are left out.
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from tqdm import tqdm
 
-from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.commands.common import add_set, explain_errors
 from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.data import write_demonstrations
 from torchrl_genpo.data.robomimic import read_env_args
@@ -33,7 +34,7 @@ from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
 from torchrl_genpo.envs.robomimic.experts import EXPERTS, demonstrate
 from torchrl_genpo.envs.robomimic.recorder import Recorder
 from torchrl_genpo.envs.robomimic.simulator import SIMULATION_TIMESTEP
-from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint
+from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy, read_checkpoint, saved_options
 
 __all__ = ["main"]
 
@@ -48,20 +49,20 @@ AS_RECORDED = {  # the recorder has to see every step of the environment that th
 
 
 @cache  # each process loads the policy once
-def load_performer(checkpoint: Path) -> tuple[TensorDictModuleBase, EnvBase, Recorder]:
-    """Loads a policy and its environment, which a recorder watches."""
+def load_performer(checkpoint: Path, others: str) -> tuple[TensorDictModuleBase, EnvBase, Recorder]:
+    """Loads a policy, some values of its configuration replaced by others (JSON), and its environment, recorded."""
     torch.set_num_threads(1)
     overrides = {f"env.options.{name}": value for name, value in AS_RECORDED.items()}
-    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=overrides)
+    policy, env, _ = load_policy(checkpoint, 1, 0, overrides=json.loads(others) | overrides)
     robosuite_env = simulator(env).envs[0].unwrapped
     # the file holds the model, with what is only drawn
     robosuite_env.simulator = recorder = Recorder(robosuite_env.make_simulator())
     return policy, env, recorder
 
 
-def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
+def perform(checkpoint: Path, others: str, seeds: list[int]) -> list[dict[str, Any] | None]:
     """Makes one episode of a policy with random noise for each seed, as :func:`demonstrate` does of the expert."""
-    policy, env, recorder = load_performer(checkpoint)
+    policy, env, recorder = load_performer(checkpoint, others)
     episodes = []
     for seed in seeds:
         torch.manual_seed(seed)
@@ -77,25 +78,29 @@ def perform(checkpoint: Path, seeds: list[int]) -> list[dict[str, Any] | None]:
 
 def collect(options: argparse.Namespace) -> None:
     """Collects the episodes and writes those that succeeded."""
-    output = options.output or Path(f"{options.task}.hdf5")
+    short = options.task.removeprefix("robomimic/")
+    output = options.output or Path(f"{short}.hdf5")
     if output.is_dir() or not output.parent.is_dir():  # refused before hours of episodes, not after them
         raise FileNotFoundError(f"--output {output}: {'a folder' if output.is_dir() else 'its folder does not exist'}.")
-    task = ROBOMIMIC_TASKS[options.task]
+    task = ROBOMIMIC_TASKS[short]
     env_args = task.env_args()
     if options.policy is None:
         if env_args["env_name"] not in EXPERTS:
-            experts = [name for name, known in ROBOMIMIC_TASKS.items() if known.env_name in EXPERTS]
+            experts = [f"robomimic/{name}" for name, known in ROBOMIMIC_TASKS.items() if known.env_name in EXPERTS]
             raise ValueError(f"There is no scripted expert for {options.task}: give a --policy. Experts: {experts}.")
         noise = EXPERT_NOISE if options.noise is None else options.noise
         job_of, actor = partial(demonstrate, env_args, task.horizon, noise=noise), "expert"
     else:
         checkpoint = find_checkpoint(options.policy)
-        env = read_checkpoint(checkpoint)["config"]["env"]
-        if env["name"] != f"robomimic/{options.task}":
-            raise ValueError(f"{checkpoint} is a policy of {env['name']}, not of robomimic/{options.task}.")
-        if env["options"]["dataset"] is not None:
-            env_args = read_env_args(env["options"]["dataset"])
-        job_of, actor = partial(perform, checkpoint), "policy"
+        env = saved_options(read_checkpoint(checkpoint), dict(options.set)).model_dump()["env"]
+        if env["name"] != options.task:
+            raise ValueError(f"{checkpoint} is a policy of {env['name']}, not of {options.task}.")
+        if (dataset := env["options"]["dataset"]) is not None:
+            if not Path(dataset).is_file():
+                remedy = "give the path that the file has now by --set env.options.dataset=<file>"
+                raise FileNotFoundError(f"env.options.dataset={dataset} is missing: {remedy}.")
+            env_args = read_env_args(dataset)
+        job_of, actor = partial(perform, checkpoint, json.dumps(dict(options.set))), "policy"
     size = 5  # episodes of a job, which makes a new simulator
     seeds = list(range(options.seed, options.seed + options.episodes))
     jobs = [seeds[i : i + size] for i in range(0, len(seeds), size)]
@@ -130,21 +135,24 @@ def collect(options: argparse.Namespace) -> None:
 def main(description: str | None = __doc__) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=list(ROBOMIMIC_TASKS))  # shtab would take a dict for subcommands
+    parser.add_argument("task", choices=[f"robomimic/{name}" for name in ROBOMIMIC_TASKS])
     parser.add_argument("--episodes", type=int, default=20, help="the number of episodes")
-    parser.add_argument("--output", type=Path, help="the file to write; default: <task>.hdf5")
+    parser.add_argument("--output", type=Path, help="the file to write; default: <name of the task>.hdf5")
     parser.add_argument("--policy", type=Path, help="a run or checkpoint that acts in place of the expert, with noise")
     parser.add_argument(
         "--noise", type=float, help=f"the deviation of the expert's actions in [-1, 1]; default: {EXPERT_NOISE}"
     )
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="the number of processes")
+    add_set(parser)
     add_completion(parser)
     options = parser.parse_args()
     if options.episodes < 1 or options.workers < 1:
         parser.error("--episodes and --workers must be at least 1")
     if options.policy is not None and options.noise is not None:
         parser.error("--noise is the expert's; a --policy acts with its own")
+    if options.policy is None and options.set:
+        parser.error("--set changes the configuration of a --policy")
     with explain_errors():
         collect(options)
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import logging
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 import hydra
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
@@ -30,6 +32,7 @@ from torchrl_genpo.config.nested import set_option
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
 __all__ = [
+    "add_set",
     "check_device",
     "check_rounds",
     "explain_errors",
@@ -79,10 +82,39 @@ def _close_options(error: OmegaConfBaseException) -> str:
     return did_you_mean(str(error.key), map(str, error.parent_node)).replace(" ", "\n", 1)
 
 
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--set NAME=VALUE ...``, other values of a run's configuration: pairs of a name and a value."""
+    parser.add_argument(
+        "--set",
+        nargs="*",
+        default=[],
+        type=_set_option,
+        metavar="NAME=VALUE",
+        help="other values of the run's configuration, such as env.options.dataset=FILE",
+    )
+
+
+def _set_option(entry: str) -> tuple[str, Any]:
+    name, equals, text = entry.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"it takes NAME=VALUE, not {entry!r}")
+    try:
+        return name, yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise argparse.ArgumentTypeError(f"{entry}: {text!r} is no YAML value") from error
+
+
 def check_device(device: str) -> None:
-    """Refuses a CUDA device where PyTorch finds none."""
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: PyTorch {torch.__version__} finds no CUDA device; use device=cpu.")
+    """Refuses a device that PyTorch does not find on this machine, or that cannot hold the numbers of a flow.
+
+    Raises:
+        ValueError: that names the device and those that there are.
+    """
+    counts = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
+    found = ["cpu", *(f"{kind}:{index}" for kind, count in counts.items() for index in range(count))]
+    if device not in found and f"{device}:0" not in found:
+        why = " Apple's MPS has no float64, which a flow needs." if device.startswith("mps") else ""
+        raise ValueError(f"device={device}: PyTorch {torch.__version__} can use {', '.join(found)} here.{why}")
 
 
 def check_rounds(rounds: int) -> None:
@@ -227,7 +259,7 @@ def hydra_command(
             is_single = HydraConfig.get().mode == RunMode.RUN
             try:
                 with explained() if is_single else contextlib.nullcontext():
-                    overrides = list(HydraConfig.get().overrides.task)
+                    overrides = [override.removeprefix("++") for override in HydraConfig.get().overrides.task]
                     code = function(_checked(cfg, overrides, config_name, output), overrides)
             finally:
                 _remove_if_empty(output)
@@ -239,12 +271,20 @@ def hydra_command(
             nonlocal shows_all
             shows_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing
+            sys.argv[1:] = _of_a_run(sys.argv[1:])
             with explained(), known_to_hydra():
                 launch()
 
         return main
 
     return decorate
+
+
+def _of_a_run(arguments: list[str]) -> list[str]:
+    """Lets Hydra take options of the task of a run that is continued or evaluated, which it cannot know."""
+    if not any(_option_name(argument) in ("resume", "evaluate") for argument in arguments):
+        return arguments
+    return [f"++{argument}" if argument.startswith("env.") else argument for argument in arguments]
 
 
 def _checked(cfg: DictConfig, overrides: list[str], config_name: ConfigName, output: Path) -> Any:

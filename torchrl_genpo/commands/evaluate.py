@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from torchrl_genpo.commands.completion import add_completion
+from torchrl_genpo.config.command_line import as_override
 from torchrl_genpo.trained import trained_policies
 
 __all__ = ["main"]
@@ -37,8 +38,7 @@ def main() -> None:
             parser.error(f"options are name=value, of one policy, not {option!r}")
     from torchrl_genpo.commands import train
 
-    path = str(options.policy).replace("\\", r"\\").replace("'", r"\'")
-    sys.argv[1:] = [f"evaluate='{path}'", *options.option]
+    sys.argv[1:] = [as_override("evaluate", str(options.policy)), *options.option]
     train.main()
 
 

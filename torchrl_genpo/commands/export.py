@@ -13,11 +13,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.commands.common import add_set, explain_errors
 from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.deploy.exporter import PolicyExporter
 
@@ -35,23 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkpoint", type=Path, help="a checkpoint, or the folder of a run: then its best one")
     parser.add_argument("folder", type=Path, help="where to write the policy")
     parser.add_argument("--noise-input", action="store_true", help="take noise as an input, for a policy that samples")
-    parser.add_argument(
-        "--set",
-        nargs="*",
-        default=[],
-        metavar="NAME=VALUE",
-        help="other values of the run's configuration, such as env.options.asset_root=FOLDER",
-    )
+    add_set(parser)
     add_completion(parser)
     options = parser.parse_args(arguments)
-    if bad := [entry for entry in options.set if "=" not in entry]:
-        parser.error(f"--set takes NAME=VALUE, not {bad[0]!r}")
     from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy
 
     with explain_errors(RuntimeError, TypeError):
-        overrides = dict(map(_override, options.set))
         checkpoint = find_checkpoint(options.checkpoint)
-        policy, env, config = load_policy(checkpoint, num_envs=1, seed=0, device="cpu", overrides=overrides)
+        policy, env, config = load_policy(checkpoint, num_envs=1, seed=0, device="cpu", overrides=dict(options.set))
         source = {
             "checkpoint": str(checkpoint.resolve()),
             "sha256": hashlib.sha256(checkpoint.read_bytes()).hexdigest(),
@@ -60,15 +48,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = PolicyExporter(policy, env, noise_input=options.noise_input).save(options.folder, source)
     difference = json.loads((folder / "policy.json").read_text())["largest_difference"]
     sys.stdout.write(f"{folder}: policy.onnx, policy.json. Largest difference from the policy: {difference:.1e}.\n")
-
-
-def _override(entry: str) -> tuple[str, Any]:
-    """The name and the value of an option that is given as ``name=value``."""
-    name, _, text = entry.partition("=")
-    try:
-        return name, yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {entry}: {text!r} is no YAML value.") from error
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Pre-trains a policy on demonstrations: flows by flow matching, a Gaussian by maximum likelihood.
 
-genpo-collect can --episodes 100 --output can.hdf5
+genpo-collect robomimic/can --episodes 100 --output can.hdf5
 genpo-pretrain env=robomimic/can pretrain.dataset=can.hdf5
 genpo-train env=robomimic/can policy.init=<the checkpoint that it names>
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 
 from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
+from torchrl_genpo.config.command_line import as_override
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.nested import select_option
 from torchrl_genpo.config.schema import PretrainOptions
@@ -33,26 +33,33 @@ from torchrl_genpo.training.checkpoint import (
 from torchrl_genpo.training.pretraining import COLUMNS, pretrain, sampled_by_euler
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
 
-RESUMABLE = {"pretrain.iterations", "pretrain.dataset", "eval"}  # may change on resume
-EVALUABLE = {"solver", "start", "euler", "eval", "device", "num_threads"}  # may change in an evaluation
+RESUMABLE = {"pretrain.iterations", "pretrain.dataset", "env.options.dataset", "eval"}  # may change on resume
+EVALUABLE = {
+    "solver",
+    "start",
+    "euler",
+    "eval",
+    "env.options.dataset",
+    "device",
+    "num_threads",
+}  # may change in an evaluation
 
 
 def finetuning_options(options: PretrainOptions, path: Path) -> list[str]:
     """What ``genpo-train`` must be told to take the checkpoint; what its defaults say already is left out."""
     policy = options.policy.name if options.policy.transformer is None else "transformer_flow"
-    has_file = (resources.files("torchrl_genpo.config") / "env" / f"{options.env.name}.yaml").is_file()
-    env = [f"env={options.env.name}"] if has_file else ["env=robomimic/base", f"env.name={options.env.name}"]
-    told = [*env, *([] if policy == "reversible_flow" else [f"policy={policy}"])]
+    told = [f"env={options.env.name}", *([] if policy == "reversible_flow" else [f"policy={policy}"])]
     mine, default = (chosen.model_dump(mode="json") for chosen in (options, compose(told)))
     for key in (*SHAPING, "env.options.dataset"):
         value = select_option(mine, key)
         if value != select_option(default, key):
-            told.append(f"{key}={value}".replace(" ", ""))
-    return [*told, f"policy.init={path}"]
+            told.append(as_override(key, value))
+    return [*told, as_override("policy.init", str(path))]
 
 
 def run_evaluation(options: PretrainOptions, overrides: Sequence[str]) -> None:
     """Evaluates a checkpoint in its own environment, by another solver or start or by Euler's rule if asked for."""
+    check_device(options.device)
     path = find_checkpoint(Path(str(options.evaluate)))
     checkpoint = read_checkpoint(path, options.device)
     if "pretrain" not in checkpoint["config"]:
@@ -60,6 +67,7 @@ def run_evaluation(options: PretrainOptions, overrides: Sequence[str]) -> None:
     saved, why = checkpoint["config"] | {"device": options.device}, "A policy is evaluated as it was trained"
     own = resumed_config(saved, overrides, EVALUABLE, PretrainOptions, why)
     check_rounds(own.eval.rounds)
+    torch.set_num_threads(own.num_threads)
     if options.euler and not own.policy.has_pair:
         raise ValueError(f"euler=true is of reversible flows; {path} is a policy={own.policy.name}.")
     seed = spawn_seed(own.seed, Purpose.EVALUATION)
@@ -71,8 +79,6 @@ def run_evaluation(options: PretrainOptions, overrides: Sequence[str]) -> None:
 
 @hydra_command("pretrain", DivergedError)
 def main(options: PretrainOptions, overrides: Sequence[str]) -> int:
-    torch.set_num_threads(options.num_threads)
-    check_device(options.device)
     if options.evaluate is not None:
         run_evaluation(options, overrides)
         return 0
@@ -80,6 +86,8 @@ def main(options: PretrainOptions, overrides: Sequence[str]) -> int:
     if resume:
         path = Path(str(options.resume))
         options = resumed_config(read_run_config(path), overrides, RESUMABLE, PretrainOptions)
+    check_device(options.device)
+    torch.set_num_threads(options.num_threads)
     folder = RunFolder(path, resume=resume, columns=COLUMNS)
     folder.write_config(options.model_dump(mode="json"))
     try:

@@ -20,6 +20,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
+from torchrl_genpo.config.command_line import as_word
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.envs import Purpose, WorkerError, one_simulation, spawn_seed
 from torchrl_genpo.trained import trained_policies
@@ -28,13 +29,14 @@ from torchrl_genpo.training.build import build_env
 from torchrl_genpo.training.checkpoint import build_policy, find_checkpoint, kind_of, read_checkpoint
 from torchrl_genpo.training.loop import Training
 from torchrl_genpo.training.ranks import Ranks
-from torchrl_genpo.training.recording import check_rendering, record_video
+from torchrl_genpo.training.recording import check_logger, check_rendering, record_video
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
 from torchrl_genpo.training.signals import StopRequest
 
 RESUMABLE = {
     "collector.total_frames",
     "env.options.asset_root",
+    "env.options.dataset",
     "video",
     "logger",
     "eval",
@@ -44,6 +46,7 @@ RESUMABLE = {
 EVALUABLE = {
     "env.max_episode_steps",
     "env.options.asset_root",
+    "env.options.dataset",
     "video",
     "device",
     "num_threads",
@@ -53,13 +56,15 @@ EVALUABLE = {
 
 def run_evaluation(options: TrainOptions, overrides: Sequence[str]) -> None:
     """Evaluates a checkpoint as its run was evaluated, what is given on the command line aside; prints the returns."""
+    check_device(options.device)
     path = find_checkpoint(Path(str(options.evaluate)))
     checkpoint = read_checkpoint(path, options.device)
     saved, why = checkpoint["config"] | {"device": options.device}, "A policy is evaluated as it was trained"
     own = resumed_config(saved, overrides, EVALUABLE, kind_of(checkpoint), why)
     check_rounds(own.eval.rounds)
+    torch.set_num_threads(own.num_threads)
     if options.video:
-        check_rendering(own.env.name)
+        check_rendering(own)
     seed = spawn_seed(own.seed, Purpose.EVALUATION)
     policy, env = build_policy(checkpoint, own, path, seed=seed)
     print(f"{own.eval.num_envs * own.eval.rounds} episodes with each noise")
@@ -98,7 +103,8 @@ def train(options: TrainOptions, folder: RunFolder, ranks: Ranks) -> int:
     if ranks.is_first:
         if not training.is_finished:
             frames = training.progress.frames
-            print(f"Stopped at frame {frames}. Continue with resume={folder.path}; saved {folder.latest()}")
+            print(f"Stopped at frame {frames}; saved {folder.latest()}")
+            print(f"Continue: genpo-train {as_word('resume', str(folder.path))}")
         elif options.video:
             save_video(options, training.env, training.policy, folder.path / "video.mp4")
         print(f"Run folder: {folder.path}")
@@ -110,8 +116,6 @@ def train(options: TrainOptions, folder: RunFolder, ranks: Ranks) -> int:
 
 @hydra_command("genpo", DivergedError, WorkerError)
 def main(options: TrainOptions, overrides: Sequence[str]) -> int:
-    torch.set_num_threads(options.num_threads)
-    check_device(options.device)
     if options.evaluate is not None:
         run_evaluation(options, overrides)
         return 0
@@ -119,8 +123,11 @@ def main(options: TrainOptions, overrides: Sequence[str]) -> int:
     if resume:
         path = Path(str(options.resume))
         options = resumed_config(read_run_config(path), overrides, RESUMABLE)
+    check_device(options.device)
+    check_logger(options.logger)
+    torch.set_num_threads(options.num_threads)
     if options.video:
-        check_rendering(options.env.name)
+        check_rendering(options)
     ranks = Ranks(options.device)
     options = options.model_copy(update={"device": ranks.device})
     folder = RunFolder(
@@ -139,7 +146,8 @@ def main(options: TrainOptions, overrides: Sequence[str]) -> int:
     except OSError as error:
         if (latest := folder.latest()) is None:
             raise
-        raise OSError(f"{error}. Last good checkpoint: {latest}. Mend it, then continue with resume={path}.") from error
+        command = f"genpo-train {as_word('resume', str(path))}"
+        raise OSError(f"{error}. Last good checkpoint: {latest}. Mend it, then continue: {command}") from error
     finally:
         ranks.close()
         folder.remove_unused()

@@ -57,8 +57,8 @@ BYTES = 4  # of a number
 
 
 def _known_device(device: str) -> str:
-    if re.fullmatch(r"cpu|(cuda|xpu)(:[0-9]{1,3})?", device) is None:
-        raise ValueError("use cpu, cuda or cuda:<number>")
+    if re.fullmatch(r"cpu|(cuda|xpu|mps)(:[0-9]{1,3})?", device) is None:
+        raise ValueError("use cpu, cuda, cuda:<number>, xpu or xpu:<number>")
     return device
 
 

@@ -3,7 +3,8 @@
 """Demonstrations in the HDF5 format of robomimic, MimicGen and DexMimicGen (low-dimensional observations).
 
 A file holds ``data/demo_<i>/{obs/<key>, next_obs/<key>, actions, rewards, dones, states}``, the environment as JSON in
-``data.attrs["env_args"]``, and named subsets of the demonstrations in ``mask/<filter key>``.
+``data.attrs["env_args"]``, and named subsets of the demonstrations in ``mask/<filter key>``. Files of MimicGen's
+generator have neither ``rewards`` nor ``dones``.
 """
 
 from __future__ import annotations
@@ -13,23 +14,20 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.data import LazyMemmapStorage, RandomSampler, TensorDictReplayBuffer
-from torchrl.envs.transforms import ActionChunkTransform
 
 from torchrl_genpo.config.checks import check_memory
 
 __all__ = [
     "INSTALL",
-    "data_range",
-    "make_chunk_buffer",
     "read_demonstrations",
     "read_env_args",
     "write_demonstrations",
@@ -38,6 +36,7 @@ __all__ = [
 ROBOSUITE = 1  # robomimic's number for this family of environments
 FLOAT_SIZE = 4  # bytes of a number in memory
 MAX_COMPRESSION = 2000  # claimed bytes for each stored one; the best of HDF5's compressors reaches half of it
+OPTIONAL = ("rewards", "dones")  # neither pre-training nor the policy reads them
 INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
 
 
@@ -83,7 +82,7 @@ def _find(group: Any, key: str, where: str) -> Any:
 
 
 def _find_data(group: Any, key: str, where: str) -> Any:
-    """Returns a dataset, unread, if it is in the file itself and holds as much as it claims."""
+    """Returns a dataset, unread, if it is in the file itself and holds as much as it claims, or nothing at all."""
     import h5py
 
     data = _find(group, key, where)
@@ -92,7 +91,7 @@ def _find_data(group: Any, key: str, where: str) -> Any:
     if data.external or data.is_virtual:
         raise ValueError(f"{where}: {key!r} is kept in other files; copy it into this one.")
     size, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
-    if size > MAX_COMPRESSION * stored:
+    if stored and size > MAX_COMPRESSION * stored:  # HDF5 stores nothing of what was only allocated
         raise ValueError(f"{where}: {key!r} claims {size} bytes, of which {stored} are stored: the file is damaged.")
     return data
 
@@ -165,6 +164,25 @@ def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
+def _find_datasets(group: Any, observation_keys: Sequence[str], where: str) -> dict[str, Any]:
+    """Returns what is read of a demonstration that is not empty, unread: each dataset has a row for each step."""
+    datasets = {}
+    for key in ("actions", *(f"obs/{key}" for key in observation_keys), *OPTIONAL):
+        if key in OPTIONAL and key not in group:
+            continue
+        data = datasets[key] = _find_data(group, key, where)
+        if key not in OPTIONAL and not data.id.get_storage_size():
+            raise ValueError(f"{where}: {key!r} was allocated, but never written: leave this demonstration out.")
+        if len(data) != (length := len(datasets["actions"])):
+            raise ValueError(f"{where}: {key!r} has {len(data)} steps, 'actions' has {length}.")
+    return datasets
+
+
+def _is_empty(group: Any, where: str) -> bool:
+    """Says whether a demonstration has no step, as of a recording that was stopped at once."""
+    return not len(group) or len(_find_data(group, "actions", where)) == 0
+
+
 def read_demonstrations(
     path: str | Path,
     observation_keys: Sequence[str],
@@ -173,6 +191,8 @@ def read_demonstrations(
     num_demonstrations: int | None = None,
 ) -> list[TensorDictBase]:
     """Reads demonstrations, each as a TensorDict over its steps.
+
+    A demonstration without a step is left out, with a warning that names it.
 
     Args:
         path (str or Path): the HDF5 file.
@@ -184,7 +204,8 @@ def read_demonstrations(
 
     Returns:
         For every demonstration, ``[T]``: ``observation`` ``[T, n]``, ``action`` ``[T, d]``, and under ``next``
-        ``reward`` and ``done`` ``[T, 1]``; float32.
+        ``reward`` and ``done`` ``[T, 1]``; float32. Where the file has no rewards they are 0, and the last step is
+        always done.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -194,19 +215,25 @@ def read_demonstrations(
     path = Path(path)
     demonstrations: list[TensorDictBase] = []
     with _open(path) as file:
-        names = _demonstration_names(file, path, filter_key)
-        if num_demonstrations is not None and num_demonstrations > len(names):
-            raise ValueError(f"{path} holds {len(names)} demonstrations, not {num_demonstrations}: ask for fewer.")
-        names = names[:num_demonstrations]
-        if not names:
-            raise ValueError(f"{path} holds no demonstration" + (f" under {filter_key!r}." if filter_key else "."))
-        keys = ["actions", "rewards", "dones", *(f"obs/{key}" for key in observation_keys)]
-        size = 0
-        for name in names:
+        names: list[str] = []
+        empty: list[str] = []
+        for name in _demonstration_names(file, path, filter_key):
+            if len(names) == num_demonstrations:
+                break
             if name not in file["data"]:
                 raise ValueError(f"{path}: {name}, named by the filter key {filter_key!r}, is missing.")
-            group = _find(file["data"], name, str(path))
-            size += sum(_find_data(group, key, f"{path}: {name}").size for key in keys)
+            is_empty = _is_empty(_find(file["data"], name, str(path)), f"{path}: {name}")
+            (empty if is_empty else names).append(name)
+        if empty:
+            warnings.warn(f"{path}: {', '.join(empty)} without a step is left out.", stacklevel=2)
+        if num_demonstrations is not None and num_demonstrations > len(names):
+            raise ValueError(f"{path} holds {len(names)} demonstrations, not {num_demonstrations}: ask for fewer.")
+        if not names:
+            raise ValueError(f"{path} holds no demonstration" + (f" under {filter_key!r}." if filter_key else "."))
+        size = 0
+        for name in names:
+            datasets = _find_datasets(file["data"][name], observation_keys, f"{path}: {name}")
+            size += sum(data.size for data in datasets.values())
         # what is read is copied once
         check_memory(2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,")
         for name in names:
@@ -215,35 +242,35 @@ def read_demonstrations(
 
 
 def _read_demonstration(group: Any, observation_keys: Sequence[str], where: str) -> TensorDictBase:
-    def read(key: str, length: int | None) -> Tensor:
-        data = _find_data(group, key, where)
-        if data.dtype.kind not in "biuf":
-            raise ValueError(f"{where}: {key!r} cannot be read: it holds {data.dtype}, not real numbers.")
-        try:
-            value = np.asarray(data[()], dtype=np.float32)
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"{where}: {key!r} cannot be read: {error}") from error
-        if length is not None and len(value) != length:
-            raise ValueError(f"{where}: {key!r} has {len(value)} steps, 'actions' has {length}.")
-        if not np.isfinite(value).all():
-            raise ValueError(f"{where}: {key!r} has values that are not finite.")
-        return torch.from_numpy(value)
-
-    action = read("actions", None)
-    length = len(action)
-    if action.ndim != 2 or length == 0:
+    values = {key: _read(data, key, where) for key, data in _find_datasets(group, observation_keys, where).items()}
+    action = values["actions"]
+    if action.ndim != 2:
         raise ValueError(f"{where}: 'actions' has shape {tuple(action.shape)}, expected [steps, size].")
-    observation = torch.cat([read(f"obs/{key}", length).reshape(length, -1) for key in observation_keys], -1)
-    done = read("dones", length).reshape(length, 1) > 0
+    length = len(action)
+    reward, done = (values.get(key, torch.zeros(length)).reshape(length, 1) for key in OPTIONAL)
+    done = done > 0
     done[-1] = True
     return TensorDict(
         {
-            "observation": observation,
+            "observation": torch.cat([values[f"obs/{key}"].reshape(length, -1) for key in observation_keys], -1),
             "action": action,
-            "next": {"reward": read("rewards", length).reshape(length, 1), "done": done},
+            "next": {"reward": reward, "done": done},
         },
         batch_size=[length],
     )
+
+
+def _read(data: Any, key: str, where: str) -> Tensor:
+    """Reads a dataset of finite real numbers."""
+    if data.dtype.kind not in "biuf":
+        raise ValueError(f"{where}: {key!r} cannot be read: it holds {data.dtype}, not real numbers.")
+    try:
+        value = np.asarray(data[()], dtype=np.float32)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {key!r} cannot be read: {error}") from error
+    if not np.isfinite(value).all():
+        raise ValueError(f"{where}: {key!r} has values that are not finite.")
+    return torch.from_numpy(value)
 
 
 def write_demonstrations(
@@ -298,90 +325,3 @@ def write_demonstrations(
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tuple[Tensor, Tensor]:
-    """Returns the location and scale ``[n]`` with which ``(value - loc) / scale`` of the data lies in ``[-1, 1]``.
-
-    A number that never changes is only shifted.
-
-    Args:
-        demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
-        key (NestedKey): the entry, ``"observation"`` or ``"action"``.
-
-    Raises:
-        ValueError: if there is no demonstration.
-
-    Examples:
-        >>> import torch
-        >>> from tensordict import TensorDict
-        >>> from torchrl_genpo.data import data_range
-        >>> steps = TensorDict(observation=torch.rand(5, 3), action=torch.rand(5, 2), batch_size=[5])
-        >>> loc, scale = data_range([steps], "observation")
-        >>> bool((((steps["observation"] - loc) / scale).abs() < 1.001).all())
-        True
-    """
-    if not demonstrations:
-        raise ValueError("There is no demonstration to take the range of.")
-    values = torch.cat([demonstration[key] for demonstration in demonstrations])
-    low, high = values.amin(0), values.amax(0)
-    scale = (high - low) / 2
-    return (low + high) / 2, torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-
-
-def make_chunk_buffer(
-    demonstrations: Sequence[TensorDictBase],
-    chunk_size: int,
-    batch_size: int,
-    *,
-    folder: str | Path | None = None,
-) -> TensorDictReplayBuffer:
-    """Makes a memory-mapped buffer of observations and of the chunks of actions that follow them.
-
-    Samples hold ``observation`` ``[batch, n]``, ``action`` ``[batch, chunk_size * d]`` (one step after the other) and
-    ``action_is_pad``, of the same shape, which is true where a chunk runs over the end of its demonstration and repeats
-    the last action.
-
-    Args:
-        demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
-        chunk_size (int): the number of actions in a chunk.
-        batch_size (int): the number of rows in a sample.
-
-    Keyword Args:
-        folder (str or Path, optional): the folder of the memory-mapped files. Defaults to a temporary one.
-
-    Raises:
-        ValueError: if a size is below 1, or there is no demonstration.
-
-    Examples:
-        >>> import torch
-        >>> from tensordict import TensorDict
-        >>> from torchrl_genpo.data import make_chunk_buffer
-        >>> steps = TensorDict(observation=torch.rand(5, 3), action=torch.rand(5, 2), batch_size=[5])
-        >>> make_chunk_buffer([steps], chunk_size=3, batch_size=8).sample()["action"].shape
-        torch.Size([8, 6])
-    """
-    for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}.")
-    if not demonstrations:
-        raise ValueError("There is no demonstration to make chunks of.")
-    chunks = ActionChunkTransform(chunk_size, chunk_key="chunk")
-    steps = []
-    for demonstration in demonstrations:
-        # each demonstration is a trajectory of its own: chunks do not run into the next
-        chunked = chunks(demonstration.select("action").unsqueeze(0)).squeeze(0)
-        action = chunked["chunk"]
-        is_pad = chunked["action_is_pad"].unsqueeze(-1).expand_as(action)
-        step = {
-            "observation": demonstration["observation"],
-            "action": action.flatten(-2),
-            "action_is_pad": is_pad.flatten(-2),
-        }
-        steps.append(TensorDict(step, batch_size=demonstration.batch_size))
-    data = torch.cat(steps)
-    buffer = TensorDictReplayBuffer(
-        storage=LazyMemmapStorage(len(data), scratch_dir=folder), sampler=RandomSampler(), batch_size=batch_size
-    )
-    buffer.extend(data)
-    return buffer

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from torchrl_genpo.config.command_line import as_word
+
 __all__ = ["Run", "read_run", "read_runs"]
 
 LARGE_INVERSION_ERROR = 0.01  # nats; likelihood ratios are then off by one percent, a twentieth of the usual clipping
@@ -77,7 +79,7 @@ class Run:
             yield (
                 f"The run is unfinished: {self.frames:,} of {total:,} frames ({self.frames / total:.0%}). Beyond them, "
                 "its group's median is that of the other seeds. If it is not running, continue it with "
-                f"resume={self.path}."
+                f"{as_word('resume', str(self.path))}"
             )
         is_fresh = ~(self.column("collect/staleness") > 0)  # with stale data the gap is the change of the policy
         errors = np.where(is_fresh, self.metrics.get("train/inversion_error", np.nan), np.nan)

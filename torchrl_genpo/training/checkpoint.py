@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import os
 import pickle
 import random
@@ -183,14 +184,14 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def best_checkpoint(run: Path, column: str | None) -> Path | None:
-    """The checkpoint after which ``metrics.csv`` has the highest value of a column; ``None`` if none was evaluated."""
+    """The checkpoint after which ``metrics.csv`` has the highest finite value of a column; ``None`` if none has one."""
     metrics_path = run / "metrics.csv"
     if column is None or not metrics_path.exists():
         return None
     metrics = read_metrics(metrics_path)
     values = dict(zip(metrics.get("frames", []), metrics.get(column, []), strict=False))
     scored = [(values.get(frames_of(path), float("nan")), path) for path in checkpoints_of(run)]
-    known = [(value, path) for value, path in scored if value == value and is_intact(path)]
+    known = [(value, path) for value, path in scored if math.isfinite(value) and is_intact(path)]
     return max(known, key=lambda pair: pair[0])[1] if known else None
 
 

@@ -39,10 +39,10 @@ def evaluate(
             task without a time limit of its own takes: give it one by ``max_episode_steps``.
 
     Returns:
-        ``eval/zero_noise/return`` and ``eval/random_noise/return``, and where the environment tells them
-        ``.../success``, the part of the episodes that ended with the task solved; ``.../<name>`` for each of its
-        ``metrics``, over the episodes where it is not NaN; and ``.../goal_entropy``, the entropy, in nats, of the
-        goals that were reached, where there are several.
+        ``eval/zero_noise/return`` and ``eval/random_noise/return``, not finite if the return of one episode is not, and
+        where the environment tells them ``.../success``, the part of the episodes that ended with the task solved;
+        ``.../<name>`` for each of its ``metrics``, over the episodes where it is not NaN; and ``.../goal_entropy``, the
+        entropy, in nats, of the goals that were reached, where there are several.
     """
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
@@ -69,7 +69,8 @@ def _mean_end(env: EnvBase, policy: TensorDictModuleBase, rounds: int, max_steps
         counted = (step["next", "done"] | is_last) & (counts < rounds)
         counts += counted
         for key, value in _ends(step["next"]).items():
-            known = counted & ~value.isnan()
+            # a task's statistics may be unknown, a return may not: one that is NaN makes the mean NaN
+            known = counted if key == "episode_reward" else counted & ~value.isnan()
             totals[key] += value.where(known, 0.0)
             weights[key] += known.float()
         if (counts == rounds).all():

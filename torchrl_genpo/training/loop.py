@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import sys
 import time
@@ -35,6 +36,11 @@ from torchrl_genpo.training.signals import StopRequest
 __all__ = ["Training", "set_seeds"]
 
 warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
+
+
+def _is_wrong(name: str, value: float) -> bool:
+    """Says whether a result of an evaluation is infinite, or a return that is not a number."""
+    return math.isinf(value) or (math.isnan(value) and name.endswith("/return"))
 
 
 def set_seeds(seed: int) -> None:
@@ -83,7 +89,7 @@ class Training:
         self.last_good = LastGood(self.loss, self.learner.optimizer, *([] if scale is None else [scale]))
         self.logger = None
         if ranks.is_first:
-            self.logger = make_logger(options.logger, folder.path, options.model_dump(mode="json"))
+            self.logger = make_logger(options.logger, folder, options.model_dump(mode="json"))
         if ranks.is_first and not self.progress.frames:
             if options.policy.init:  # first, for it may remain the best
                 self._log({"frames": 0} | self._evaluate())
@@ -232,17 +238,23 @@ class Training:
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluates the present policy; where one simulation has to do, in the training's own."""
-        if self.eval_env is not None:
-            try:
-                return evaluate(self.eval_env, self.policy, self._eval_seed, self.options.eval.rounds)
-            except Exception as error:
-                failure = name_worker_failure(self.eval_env, error)
-                if failure is None:
-                    raise
-                raise WorkerError(f"During evaluation: {failure} Saved {self.save()}") from error
-        results = evaluate(self.env, self.policy, self._eval_seed)
-        if not self.is_finished:
+        env, rounds = (self.env, 1) if self.eval_env is None else (self.eval_env, self.options.eval.rounds)
+        try:
+            results = evaluate(env, self.policy, self._eval_seed, rounds)
+        except Exception as error:
+            saved = self.save()  # a resumed run goes on after this evaluation
+            failure = name_worker_failure(env, error)
+            if failure is None:
+                sys.stderr.write(f"\nThe evaluation at frame {self.progress.frames} failed. Saved {saved}\n")
+                raise
+            raise WorkerError(f"During evaluation: {failure} Saved {saved}") from error
+        if self.eval_env is None and not self.is_finished:
             self.collection.restart_episodes()
+        if infinite := [f"{name} is {value}" for name, value in results.items() if _is_wrong(name, value)]:
+            sys.stderr.write(
+                f"\nEvaluation at frame {self.progress.frames}: {', '.join(infinite)}, for a reward was not finite. "
+                "It is logged, it cannot become the best, and training goes on.\n"
+            )
         return results
 
     def _log(self, row: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from pathlib import Path
 
 __all__ = ["METRICS", "draw_learning_curve", "read_metrics", "read_rows"]
@@ -39,8 +40,8 @@ METRICS = [
 ]
 """The columns of ``metrics.csv``, which has one row an update; a field is empty where nothing was measured.
 
-The task's own statistics follow these columns. ``train/undone`` counts the updates that met a number that is not finite
-and were undone.
+The task's own statistics follow these columns. The return of an evaluation is ``inf``, ``-inf`` or ``nan`` where that
+of an episode was not finite. ``train/undone`` counts the updates that met a number that is not finite and were undone.
 """
 
 
@@ -99,7 +100,7 @@ def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> N
     axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")
     for mode in ("zero", "random"):
         values = metrics[f"eval/{mode}_noise/return"]
-        points = [(x, y) for x, y in zip(metrics["frames"], values, strict=True) if y == y]
+        points = [(x, y) for x, y in zip(metrics["frames"], values, strict=True) if math.isfinite(y)]
         if points:
             axes.plot(*zip(*points, strict=True), "o--", markersize=4, label=f"evaluation, {mode} noise")
     axes.set(xlabel="frames", ylabel="return", title=title)

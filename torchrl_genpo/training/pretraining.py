@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
+from torchrl_genpo.config.command_line import as_word
 from torchrl_genpo.config.env_options import RoboMimicTaskOptions
 from torchrl_genpo.config.schema import PretrainOptions
 from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
@@ -49,6 +50,8 @@ def _read_data(options: PretrainOptions) -> list[TensorDictBase]:
     dataset = options.pretrain.dataset
     if dataset is None:
         raise ValueError("pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of genpo-collect.")
+    if not Path(dataset).is_file():
+        raise FileNotFoundError(f"pretrain.dataset={dataset} is missing: give the path that the file has now.")
     chosen, task = _task_options(options), ROBOMIMIC_TASKS.get(options.env.name.removeprefix("robomimic/"))
     if task is None:
         raise ValueError(f"Pre-training knows {', '.join(ROBOMIMIC_TASKS)}, not {options.env.name}.")
@@ -57,7 +60,7 @@ def _read_data(options: PretrainOptions) -> list[TensorDictBase]:
         if recorded != mine:
             raise ValueError(
                 f"{dataset} is of {recorded}; {options.env.name} is {mine}. To train and evaluate in the environment "
-                f"of the file, set env.options.dataset={dataset}."
+                f"of the file: {as_word('env.options.dataset', dataset)}"
             )
     return read_demonstrations(
         dataset,

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -17,66 +16,108 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from torchrl.record.loggers import get_logger
 
 from torchrl_genpo.config.parts import LoggerOptions
-from torchrl_genpo.envs import make_env, make_view, one_simulation
+from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
+from torchrl_genpo.envs import make_view, one_simulation
+from torchrl_genpo.training.build import build_env
+from torchrl_genpo.training.run_folder import RunFolder
 
-__all__ = ["check_rendering", "make_logger", "record_video"]
+__all__ = ["check_logger", "check_rendering", "make_logger", "record_video"]
 
 
-def make_logger(options: LoggerOptions, folder: Path, config: dict[str, Any]) -> Any:
+def check_logger(options: LoggerOptions) -> None:
+    """Fails now, not after the environments are made, if a logger cannot be used.
+
+    Where a terminal can answer, wandb asks for the key that it lacks.
+
+    Raises:
+        ImportError: if the logger's package is missing.
+        ValueError: if wandb is to send a run and has no key of an account.
+    """
+    if options.backend == "csv":
+        return
+    if importlib.util.find_spec(options.backend) is None:
+        name = options.backend
+        raise ImportError(f"logger={name} needs the package {name}: pip install 'torchrl-genpo[{name}]'.")
+    if options.mode == "online":
+        import wandb
+
+        try:
+            wandb.login(verify=False)
+        except wandb.errors.Error as error:
+            raise ValueError(
+                f"logger.mode=online: wandb has no key of an account ({str(error).rstrip('.')}). Run wandb login, or "
+                "set WANDB_API_KEY, or keep the run on this machine with logger.mode=offline."
+            ) from error
+
+
+def make_logger(options: LoggerOptions, folder: RunFolder, config: dict[str, Any]) -> Any:
     """The logger beside ``metrics.csv``, or ``None`` for ``csv``; a resumed run continues its own.
 
     Args:
         options (LoggerOptions): of the run.
-        folder (Path): of the run.
+        folder (RunFolder): of the run, which keeps the id of a run at wandb.
         config (dict): all options of the run, for wandb.
     """
     if options.backend == "csv":
         return None
-    wandb = {"config": config, "resume": "allow", "id": hashlib.sha1(str(folder.resolve()).encode()).hexdigest()[:12]}
+    wandb: dict[str, Any] = {}
     if options.backend == "wandb":
+        wandb = {"config": config, "resume": "allow", "id": folder.run_id}
         wandb |= {"project": options.project, "mode": options.mode}
-    return get_logger(options.backend, logger_name=str(folder), experiment_name=folder.name, wandb_kwargs=wandb)
+    path = folder.path
+    return get_logger(options.backend, logger_name=str(path), experiment_name=path.name, wandb_kwargs=wandb)
 
 
-def _draw_once(name: str) -> None:
-    """One picture: of the environment, where that is made at once; of an empty scene of MuJoCo's, that draws others."""
-    if "/" not in name:
-        env = make_env(name, 1, render=True)
-        try:
-            make_view(env).frame(env.reset())
-        finally:
-            env.close()
-        return
+def _opengl_failure() -> str | None:
+    """Draws an empty scene of MuJoCo's, and says what failed."""
     import mujoco
 
-    renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
-    renderer.render()
-    renderer.close()
+    try:
+        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
+        renderer.render()
+        renderer.close()
+    except Exception as error:  # each OpenGL platform has exceptions of its own
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
-def check_rendering(name: str) -> None:
-    """Fails now, not after the training, if a video cannot be made.
+def check_rendering(options: TrainOptions | PretrainOptions) -> None:
+    """Fails now, not after the training, if a video cannot be made: draws the task once.
 
     Args:
-        name (str): of the environment.
+        options (TrainOptions or PretrainOptions): of the run.
 
     Raises:
         ImportError: if the encoder or an OpenGL renderer is missing.
+        ValueError: if the task cannot be drawn.
     """
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise ImportError("video=true needs imageio-ffmpeg: pip install 'torchrl-genpo[video]'.")
+    name = options.env.name
     if one_simulation(name):  # Isaac Lab draws by itself
         return
+    is_made = False
     try:
-        _draw_once(name)
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"video=true: {name} cannot be drawn: {error}.") from error
-    except Exception as error:  # each OpenGL platform has exceptions of its own
+        env = build_env(options, 1, seed=0, render=True)
+        is_made = True
+        try:
+            frame = make_view(env).frame(env.reset())
+        finally:
+            env.close()
+    except Exception as error:  # a task may raise anything
+        what = f"video=true: {name} cannot be drawn ({type(error).__name__}: {error})."
+        failure = _opengl_failure()
+        if failure is None and not is_made and isinstance(error, (ValueError, OSError, ImportError)):
+            raise  # it is not the drawing that fails
+        if failure is None or isinstance(error, gymnasium.error.DependencyNotInstalled):
+            raise ValueError(f"{what} Use video=false, or mend what it says.") from error
         raise ImportError(
-            f"video=true needs OpenGL, which failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "
-            f"({type(error).__name__}: {error}). Install a renderer (Debian: apt install libegl1 libgl1; or "
-            "libosmesa6, and set MUJOCO_GL=osmesa), or use video=false."
+            f"{what} video=true needs OpenGL, which failed with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} "
+            f"({failure}). Install a renderer (Debian: apt install libegl1 libgl1; or libosmesa6, and set "
+            "MUJOCO_GL=osmesa), or use video=false."
         ) from error
+    if getattr(frame, "ndim", 0) != 3:
+        raise ValueError(f"video=true: {name} draws no pictures [height, width, 3]; use video=false.")
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import csv
+import secrets
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 import yaml
 from filelock import FileLock, Timeout
 
+from torchrl_genpo.config.command_line import as_word
 from torchrl_genpo.config.nested import merged
 from torchrl_genpo.training.checkpoint import (
     best_checkpoint,
@@ -69,6 +71,7 @@ class RunFolder:
         self.config_path = self.path / "config.yaml"
         self.columns = list(columns)
         self._checkpoints = self.path / "checkpoints"
+        self._id_path = self.path / "run_id"
         self._is_new = not resume and not read_only
         self._keep_last, self._keep_best = keep_last, keep_best
         self.resume_from: Path | None = None
@@ -78,8 +81,8 @@ class RunFolder:
             return
         if not resume and self._has_begun:
             raise FileExistsError(
-                f"{self.path} already holds a run. Continue it with resume={self.path}, or choose another "
-                "folder with hydra.run.dir=<folder>."
+                f"{self.path} already holds a run. Choose another folder with hydra.run.dir=<folder>, or continue it "
+                f"with {as_word('resume', str(self.path))}"
             )
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.path / "run.lock", timeout=0)
@@ -91,6 +94,8 @@ class RunFolder:
             ) from None
         for leftover in self._checkpoints.glob(".*"):  # a process was killed while it saved
             leftover.unlink()
+        if not resume:  # one that never began may have left its id
+            self._id_path.unlink(missing_ok=True)
 
     def resume(self) -> None:
         """Makes the newest checkpoint the one to continue from, ``resume_from``.
@@ -105,13 +110,20 @@ class RunFolder:
     def _has_begun(self) -> bool:
         return self.metrics_path.exists() or any(frames_of(path) for path in checkpoints_of(self.path))
 
+    @property
+    def run_id(self) -> str:
+        """The id of the run, which is drawn once and goes wherever the folder goes."""
+        if not self._id_path.exists():
+            write_atomically(self._id_path, secrets.token_hex(6) + "\n")
+        return self._id_path.read_text(encoding="utf-8").strip()
+
     def remove_unused(self) -> None:
         """Removes what a run left that ended before its first update, so that the next one may have the folder."""
         if not self._is_new or self._has_begun:
             return
         self._lock.release()
         shutil.rmtree(self._checkpoints, ignore_errors=True)
-        for path in (self.config_path, Path(self._lock.lock_file)):
+        for path in (self.config_path, self._id_path, Path(self._lock.lock_file)):
             path.unlink(missing_ok=True)
 
     def write_config(self, config: Mapping[str, Any]) -> None:

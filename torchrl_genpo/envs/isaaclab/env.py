@@ -38,8 +38,8 @@ ISAACLAB_TASKS = {
 """Short names of tasks, with their ids in Isaac Lab 2.x and in 3.x; any other id that Isaac Lab registers works too."""
 
 INSTALL = (
-    "pip install 'torchrl-genpo[isaaclab]' && "
-    "pip install --no-deps --ignore-requires-python isaaclab==3.0.0 (Isaac Lab 3 on Newton physics, no Isaac Sim)"
+    "with Python 3.12 pip install torchrl-genpo isaaclab==3.0.0; or, far smaller and for a CPU, "
+    "pip install 'torchrl-genpo[isaaclab]' && pip install --no-deps --ignore-requires-python isaaclab==3.0.0"
 )
 CAMERA = {"width": 640, "height": 352}
 
@@ -91,7 +91,7 @@ def make_isaaclab_env(
         render (bool, optional): adds ``pixels`` ``[num_envs, height, width, 3]``, for :class:`IsaacLabView`.
 
     Raises:
-        ImportError: if Isaac Lab is missing; the message says how to install it.
+        ImportError: if Isaac Lab or a package that it needs is missing; the message says how to install it.
         FileNotFoundError: if a robot's file is missing; the message says where it was looked for.
         RuntimeError: if another simulation of this process is still open.
         ValueError: if the task, an override or the physics is unknown, or the task is not manager-based.
@@ -132,6 +132,10 @@ def make_isaaclab_env(
         IsaacLabWrapper.add_tiled_camera_config(cfg, renderer_backend="newton_warp" if is_kitless else None, **CAMERA)
     try:
         raw = _Seeded(gymnasium.make(task_id, cfg=cfg))
+    except ModuleNotFoundError as error:  # Isaac Lab imports much of what it needs only where it needs it
+        raise ImportError(
+            f"{task_id} needs {error.name!r}, and this installation of Isaac Lab lacks it: {INSTALL}."
+        ) from error
     except FileNotFoundError as error:
         root = os.environ.get("ISAACSIM_ASSET_ROOT")
         raise FileNotFoundError(

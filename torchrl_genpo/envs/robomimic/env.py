@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -180,6 +181,7 @@ def make_robomimic_env(
         render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; there are no workers then.
 
     Raises:
+        FileNotFoundError: if ``dataset`` is missing.
         ImportError: if robosuite or the package of the task is missing; the message says how to install it.
         ValueError: if the task is unknown, or ``num_envs``, ``chunk_size`` or ``horizon`` is not positive.
     """
@@ -195,6 +197,10 @@ def make_robomimic_env(
             f"Names: {', '.join(ROBOMIMIC_TASKS)}; or robosuite's name of an environment."
         )
     require_robosuite()
+    if dataset is not None and not Path(dataset).is_file():
+        raise FileNotFoundError(
+            f"dataset={dataset} is missing: give the path that the file has now (env.options.dataset=<file>)."
+        )
     known = known or RobomimicTask(task)
     env_args = known.env_args() if dataset is None else read_env_args(dataset)
     make = partial(
