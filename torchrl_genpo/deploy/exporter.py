@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.data.tensor_specs import ContinuousBox
@@ -210,7 +210,9 @@ def _describe_policy(policy: TensorDictModuleBase) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in policy.parameters())
     actors = [module for module in policy.modules() if isinstance(module, ReversibleFlowActor)]
     if len(actors) != 1:
-        return {"kind": type(policy).__name__, "parameters": parameters}
+        samplers = [module for module in policy.modules() if isinstance(module, ProbabilisticTensorDictModule)]
+        kind = ", ".join(sampler.distribution_class.__name__ for sampler in samplers) or "deterministic"
+        return {"kind": kind, "parameters": parameters}
     (actor,) = actors
     return {
         "kind": "reversible_flow",

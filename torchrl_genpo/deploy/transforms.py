@@ -132,7 +132,8 @@ class BaseView:
             raise ValueError(f"A policy of one action can be exported; the environment has {env.action_keys}.")
         base, transforms = _unwrap(env)
         chain = [still for transform in transforms for still in _stand_still(transform)]
-        TransformedEnv(base, Compose(*chain)).reset()  # from which some transforms learn their keys and shapes
+        still = TransformedEnv(base, Compose(*chain))  # kept, for transforms ask it for their keys
+        still.reset()  # from which some learn their shapes
         keys = [unravel_key(key) for key in policy.in_keys]
         state = [key for key in keys if unravel_key(("next", key)) in policy.out_keys]
         observed = [key for key in keys if key not in [*state, IS_INIT]]
@@ -236,20 +237,22 @@ def _stand_still(transform: Transform) -> list[Transform]:
     else:
         parts = [_detached(transform)]
     for part in parts:
+        if type(part) is stock.ObservationNorm:
+            is_standard = bool(part.standard_normal)
+            del part.standard_normal  # a tensor, on whose value a tracer cannot branch
+            part.standard_normal = is_standard
         if type(part) in (stock.ObservationNorm, stock.ActionScaling):
             inverse = bool(part.in_keys_inv)
             specs = transform.parent.full_action_spec if inverse else transform.parent.full_observation_spec
-            spec = specs[part.in_keys_inv[0] if inverse else part.in_keys[0]]
-            ndim = spec.ndim - len(specs.shape)
+            key = part.in_keys_inv[0] if inverse else part.in_keys[0]
+            if key not in specs.keys(True, True):  # of a reward
+                continue
+            ndim = specs[key].ndim - len(specs.shape)
             for name in ("loc", "scale"):
                 value = getattr(part, name).detach()
                 if value.ndim > ndim:  # of each environment of a batch
                     value = value.reshape(-1, *value.shape[value.ndim - ndim :])[0]
                 setattr(part, name, value.clone())
-        if type(part) is stock.ObservationNorm:
-            is_standard = bool(part.standard_normal)
-            del part.standard_normal  # a tensor, on whose value a tracer cannot branch
-            part.standard_normal = is_standard
     return parts
 
 
@@ -291,8 +294,8 @@ def _makers(chain: list[Transform], keys: set[NestedKey]) -> list[Transform]:
     found: list[Transform] = []
     for transform in reversed(chain):
         written = _written(transform)
-        is_unknown = not written and type(transform) not in (*HELD, *PASSED) and _overrides(transform, *FORWARD)
-        if written & keys or (is_unknown and transform is chain[-1]):
+        is_known = bool(written) or bool(transform.in_keys_inv) or type(transform) in (*HELD, *PASSED)
+        if written & keys or (not is_known and _overrides(transform, *FORWARD)):
             found.insert(0, transform)
             keys = keys | set(transform.in_keys or ())
     return found
