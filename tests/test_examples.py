@@ -68,6 +68,18 @@ def test_pixels_are_enough_to_reach_the_goal(tmp_path):
     assert (tmp_path / "pixels.png").stat().st_size > 10_000
 
 
+def test_agents_that_share_a_flow_learn_to_follow_the_one_that_sees_the_goal(tmp_path):
+    output = run(tmp_path, "multi_agent.py", "--frames", 40 * 1024)
+    ((met, by_chance),) = re.findall(r"zero noise: (\d+) % .* random actions: (\d+) %", output)
+    assert int(met) >= 80 and int(by_chance) <= 5, output
+
+
+def test_a_flow_beside_a_categorical_head_learns_to_steer_and_to_shift(tmp_path):
+    output = run(tmp_path, "hybrid.py", "--frames", 40 * 1024)
+    ((reached, by_chance),) = re.findall(r"zero noise: (\d+) % .* random actions: (\d+) %", output)
+    assert int(reached) >= 80 and int(by_chance) <= 10, output
+
+
 def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     short = ["--pretrain-iterations", "800", "--finetune-iterations", "15"]
     output = run(tmp_path, "pretrain_then_finetune.py", *short)

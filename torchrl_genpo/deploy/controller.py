@@ -66,7 +66,7 @@ class HandPolicy:
             raise ValueError("The policy does not say its control period (dt in policy.json).")
         self._active = [JOINTS.index(name) for name in hand["active"]]
         self._scale, self._masked, self._num_frames = float(hand["scale"]), bool(hand["masked"]), int(hand["frames"])
-        sizes = policy.metadata["inputs"]["observation"][0], policy.metadata["action"]["size"]
+        sizes = *policy.metadata["inputs"].get("observation", ()), *policy.metadata["action"]["shape"]
         expected = 2 * len(JOINTS) * self._num_frames, len(JOINTS if self._masked else self._active)
         if sizes != expected:
             raise ValueError(
@@ -83,6 +83,7 @@ class HandPolicy:
     def reset(self) -> None:
         """Begins an episode: the first observation fills the history."""
         self._frames = None
+        self.policy.reset()
 
     def observe(self, position: np.ndarray, target: np.ndarray) -> np.ndarray:
         """Adds the measured angles and the present targets, ``[12]`` each in the signs of the training, to the history.

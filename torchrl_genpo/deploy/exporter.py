@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import json
@@ -18,44 +19,77 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict
-from tensordict.nn import TensorDictModuleBase
-from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
+from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
+from torch import Tensor, nn
+from torchrl.data import TensorSpec
+from torchrl.data.tensor_specs import ContinuousBox
+from torchrl.envs import EnvBase
 
 import torchrl_genpo
 from torchrl_genpo.deploy.policy import FORMAT, INSTALL, NAMES, ExportedPolicy
+from torchrl_genpo.deploy.transforms import BaseView
 from torchrl_genpo.envs.common import simulator
-from torchrl_genpo.envs.xhand import JOINTS, DeltaTarget, NutBoltEnv
+from torchrl_genpo.envs.xhand import JOINTS, DeltaTarget, History, NutBoltEnv
 from torchrl_genpo.envs.xhand.env import CONTROL_PERIOD
-from torchrl_genpo.modules.export import ExportablePolicy, FlowHead
+from torchrl_genpo.modules import ExportablePolicy, ReversibleFlowActor
 
 __all__ = ["PolicyExporter"]
 
 TOLERANCE = 1e-5  # the largest difference of an exported action from the policy's, relative to actions beyond 1
-STEPS = 16  # of the rollout whose observations are compared
+EPISODES, STEPS = 2, 128  # that are replayed, and the most steps of each
 PACKAGES = ("torch", "torchrl", "tensordict", "onnx", "onnxruntime", "onnxscript")
+
+
+class ExecutedPolicy(nn.Module):
+    """An exportable policy whose action is clipped to what the base environment takes."""
+
+    def __init__(self, policy: ExportablePolicy, spec: TensorSpec) -> None:
+        super().__init__()
+        self.policy = policy
+        if not isinstance(spec.space, ContinuousBox):
+            raise TypeError(f"An action of real numbers can be exported; the environment takes {type(spec).__name__}.")
+        shape = policy.action_shape
+        self.low: Tensor
+        self.high: Tensor
+        for name in ("low", "high"):
+            bound = getattr(spec.space, name).reshape(-1, *shape)[0].detach().float().cpu()
+            self.register_buffer(name, bound.clone())
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The action and the states, as :class:`~torchrl_genpo.modules.ExportablePolicy` returns them."""
+        action, *states = self.policy(*inputs)
+        return (action.clamp(self.low, self.high), *states)
 
 
 class PolicyExporter:
     """Turns a policy into a folder that holds all of it: ``policy.onnx`` and ``policy.json``.
 
-    The exported model is the policy: it reads the raw observation of the environment and computes the action that the
-    environment is given. What the environment clips actions to is written beside it.
+    The exported model stands where the base environment, below all transforms of TorchRL, met the policy. Its action is
+    the one that the base environment executed: the transforms of the action are inside, and what is beyond the bounds
+    of the base environment's ``action_spec`` is clipped to them. It reads what the base environment observes:
+    transforms that are functions of the observation are inside too, with running statistics as they are now. From a
+    transform that remembers (``CatFrames``), draws or is unknown the model reads what that makes, and
+    ``observation_transforms`` in ``policy.json`` lists what a robot has to do itself. Of a batch of environments it is
+    the first, where each keeps statistics of its own.
+
+    A recurrent policy has its state as inputs and outputs (see :class:`~torchrl_genpo.modules.ExportablePolicy`).
 
     Args:
-        policy (TensorDictModuleBase): see :class:`~torchrl_genpo.modules.ExportablePolicy`.
-        env (EnvBase): the environment that it acts in. Saving resets and steps it.
+        policy (TensorDictModuleBase): any policy whose deterministic action is a function of what it reads.
+        env (EnvBase): the environment that it acts in. Exporting resets and steps it.
 
     Keyword Args:
         noise_input (bool, optional): whether standard normal noise is an input. Defaults to ``False``.
 
     Attributes:
-        module (ExportablePolicy): the policy as a plain module.
+        module (torch.nn.Module): the policy as a plain module.
         metadata (dict): what :meth:`save` writes to ``policy.json``.
 
     Raises:
-        TypeError: if the policy cannot be exported.
-        ValueError: if it reads more than one observation.
+        KeyError: if the policy reads what the environment does not give.
+        TypeError: if the policy or the environment's action cannot be exported.
+        ValueError: if a transform of the action is unknown or has a memory, the environment has several actions or
+            simulates in other processes, or the policy does not write the environment's action.
 
     Examples:
         >>> from tempfile import mkdtemp
@@ -75,17 +109,25 @@ class PolicyExporter:
     """
 
     def __init__(self, policy: TensorDictModuleBase, env: EnvBase, *, noise_input: bool = False) -> None:
-        self._policy, self._env = policy, env
-        obs_dim = env.observation_spec[policy.in_keys[0]].shape[-1] if len(policy.in_keys) == 1 else None
-        self.module = ExportablePolicy(policy, obs_dim=obs_dim, noise_input=noise_input)
+        self._policy = policy
+        self._view = BaseView(policy, env)
+        exportable = ExportablePolicy(
+            self._view.policy,
+            self._view.example(),
+            action_key=self._view.action_key,
+            noise_input=noise_input,
+        )
+        self.module = ExecutedPolicy(exportable, self._view.action_spec)
+        period = _control_period(env)
         self.metadata = {
             "format": FORMAT,
-            "policy": _describe_policy(self.module),
-            "dt": _control_period(env),
-            "action": {"size": env.action_spec.shape[-1], **_action_bounds(env)},
-            "inputs": {name: list(shape) for name, shape in self.module.input_shapes.items()},
-            "outputs": self.module.output_names,
-            **_describe_hand(env, obs_dim),
+            "policy": _describe_policy(policy),
+            "dt": None if period is None else period * self._view.frame_skip,
+            "action": {"shape": list(exportable.action_shape), **_action_bounds(self.module)},
+            "inputs": {name: list(shape) for name, shape in exportable.input_shapes.items()},
+            "outputs": exportable.output_names,
+            "observation_transforms": [" ".join(repr(transform).split()) for transform in self._view.left],
+            **_describe_hand(env),
         }
 
     def save(self, folder: Path | str, source: Mapping[str, Any] | None = None) -> Path:
@@ -129,51 +171,55 @@ class PolicyExporter:
         return folder
 
     def _write_onnx(self, path: Path) -> None:
-        inputs = self.module.dummy_inputs()
-        batch = {name: {0: torch.export.Dim.DYNAMIC} for name in inputs}
+        inputs = self.module.policy.example_inputs()
+        batch = None if self.module.policy.batch_size else {0: torch.export.Dim.DYNAMIC}
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch about its own exporters
-            program = torch.export.export(self.module, (), inputs, dynamic_shapes=batch)
+            program = torch.export.export(self.module, inputs, dynamic_shapes=((batch,) * len(inputs),))
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             torch.onnx.export(
                 program,
                 f=path,
-                input_names=self.module.input_names,
-                output_names=self.module.output_names,
+                input_names=list(self.metadata["inputs"]),
+                output_names=self.metadata["outputs"],
                 external_data=False,
                 verbose=False,
             )
 
-    @torch.no_grad()
     def difference(self, exported: ExportedPolicy) -> float:
-        """The largest difference of zero-noise actions from the policy's, relative to actions beyond 1.
+        """The largest difference of exported actions from the executed ones, relative to actions beyond 1.
 
-        The policy is called as an evaluation calls it, on observations of a short rollout and on random ones.
+        The deterministic policy plays two episodes in its environment, each to its end or for 128 steps. Every action
+        that the base environment receives is compared with the one that the exported policy makes of the same
+        observation, from the first step on with a state of its own.
         """
-        (key,) = self._policy.in_keys
-        with set_exploration_type(ExplorationType.DETERMINISTIC):
-            seen = self._env.rollout(STEPS, self._policy, break_when_any_done=False)[key].flatten(0, -2)
-            observation = torch.cat([seen, self.module.dummy_inputs(64)["observation"].to(seen)])
-            expected = self._policy(TensorDict({key: observation}, [len(observation)]))["action"].cpu().numpy()
-        inputs = {
-            name: np.zeros((len(observation), *shape), np.float32) for name, shape in self.module.input_shapes.items()
-        }
-        inputs["observation"] = observation.cpu().float().numpy()
-        error = np.abs(exported.run(inputs)["action"] - expected)
-        return float((error / np.maximum(1.0, np.abs(expected))).max())
+        largest = 0.0
+        low, high = self.module.low.numpy(), self.module.high.numpy()
+        observations = self.module.policy.observations
+        for is_first, observed, actions in self._view.play(copy.deepcopy(self._policy).eval(), EPISODES, STEPS):
+            if is_first:
+                exported.reset()
+            action = exported({name: observed.get(key).cpu().numpy() for name, key in observations.items()})
+            expected = np.clip(actions.cpu().numpy(), low, high)
+            error = np.abs(action - expected) / np.maximum(1.0, np.abs(expected))
+            largest = max(largest, float(np.nan_to_num(error, nan=np.inf).max()))
+        return largest
 
 
-def _describe_policy(module: ExportablePolicy) -> dict[str, Any]:
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    if not isinstance(module.head, FlowHead):
-        return {"kind": "gaussian", "parameters": parameters}
-    solver = module.head.solver
+def _describe_policy(policy: TensorDictModuleBase) -> dict[str, Any]:
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    actors = [module for module in policy.modules() if isinstance(module, ReversibleFlowActor)]
+    if len(actors) != 1:
+        samplers = [module for module in policy.modules() if isinstance(module, ProbabilisticTensorDictModule)]
+        kind = ", ".join(sampler.distribution_class.__name__ for sampler in samplers) or "deterministic"
+        return {"kind": kind, "parameters": parameters}
+    (actor,) = actors
     return {
         "kind": "reversible_flow",
         "parameters": parameters,
-        "num_steps": solver.num_steps,
-        "solver": repr(solver),
-        "start": repr(module.head.start),
+        "num_steps": actor.solver.num_steps,
+        "solver": repr(actor.solver),
+        "start": repr(actor.start),
     }
 
 
@@ -191,20 +237,19 @@ def _control_period(env: EnvBase) -> float | None:
     return 1 / fps if fps else None
 
 
-def _action_bounds(env: EnvBase) -> dict[str, list[float | None]]:
-    """The bounds to which the environment clips an action; an infinite one, which JSON has no word for, is ``None``."""
-    space, size = env.action_spec.space, env.action_spec.shape[-1]
-    rows = {name: getattr(space, name).reshape(-1, size)[0].tolist() for name in ("low", "high")}
+def _action_bounds(module: ExecutedPolicy) -> dict[str, list[float | None]]:
+    """The bounds of the action, row by row; an infinite one, which JSON has no word for, is ``None``."""
+    rows = {name: bound.flatten().tolist() for name, bound in (("low", module.low), ("high", module.high))}
     return {name: [value if abs(value) < 1e30 else None for value in row] for name, row in rows.items()}
 
 
-def _describe_hand(env: EnvBase, obs_dim: int | None) -> dict[str, Any]:
+def _describe_hand(env: EnvBase) -> dict[str, Any]:
     """How a hand makes observations and executes actions, for a task of the XHand; else nothing."""
-    kinds: tuple[Any, Any] = (NutBoltEnv, DeltaTarget)
+    kinds: tuple[Any, ...] = (NutBoltEnv, DeltaTarget, History)
     found: dict[Any, Any] = {kind: part for part in env.modules() for kind in kinds if isinstance(part, kind)}
     if len(found) < len(kinds):
         return {}
-    raw, delta = (found[kind] for kind in kinds)
+    raw, delta, history = (found[kind] for kind in kinds)
     hand = {
         "side": raw.scene.side,
         "index_bend_sign": raw.scene.index_bend_sign,
@@ -215,7 +260,7 @@ def _describe_hand(env: EnvBase, obs_dim: int | None) -> dict[str, Any]:
         "low": delta.low.tolist(),
         "high": delta.high.tolist(),
         "start_pose": raw.scene.start_pose().tolist(),
-        "frames": (obs_dim or 0) // (2 * len(JOINTS)),
+        "frames": history.num_frames,
     }
     return {"hand": hand}
 

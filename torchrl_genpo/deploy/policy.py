@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -19,22 +20,30 @@ __all__ = ["ExportedPolicy"]
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
-FORMAT = 1  # of policy.json
+FORMAT = 2  # of policy.json
 INSTALL = "pip install 'torchrl-genpo[deploy]'"
 NAMES = ("policy.onnx", "policy.json")
+DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+    **{f"tensor({name})": np.dtype(name) for name in ("uint8", "int8", "int16", "int32", "int64")},
+}
+"""The dtypes of inputs by ONNX Runtime's names."""
 Size = Annotated[int, Field(ge=1, le=10**6)]
+Shape = Annotated[list[Size], Field(max_length=8)]
 Bounds = list[FiniteFloat | None]
 
 
 class _Action(BaseModel):
-    size: Size
+    shape: Shape
     low: Bounds
     high: Bounds
 
     @model_validator(mode="after")
     def _check_sizes(self) -> _Action:
-        if not len(self.low) == len(self.high) == self.size:
-            raise ValueError(f"low and high have {len(self.low)} and {len(self.high)} numbers, size is {self.size}")
+        if not len(self.low) == len(self.high) == math.prod(self.shape):
+            raise ValueError(f"low and high have {len(self.low)} and {len(self.high)} numbers, shape is {self.shape}")
         return self
 
 
@@ -64,13 +73,25 @@ class _Description(BaseModel):
     format: int
     dt: Annotated[FiniteFloat, Field(gt=0)] | None
     action: _Action
-    inputs: dict[Literal["observation", "noise"], Annotated[list[Size], Field(min_length=1, max_length=1)]]
-    outputs: Annotated[list[Literal["action"]], Field(min_length=1)]
+    inputs: dict[str, Shape]
+    outputs: list[str]
     hand: _Hand | None = None
+
+    @model_validator(mode="after")
+    def _check_names(self) -> _Description:
+        states = [name.removeprefix("next.") for name in self.outputs[1:]]
+        if self.outputs[:1] != ["action"] or not {f"next.{name}" for name in self.inputs} >= set(self.outputs[1:]):
+            raise ValueError(f"outputs must be action and next.<input> for each state, got {self.outputs}")
+        if not set(self.inputs) - {"noise", *states}:
+            raise ValueError("inputs has no observation")
+        return self
 
 
 class ExportedPolicy:
-    """A policy that :class:`~torchrl_genpo.deploy.PolicyExporter` wrote, run by ONNX Runtime. It remembers nothing.
+    """A policy that :class:`~torchrl_genpo.deploy.PolicyExporter` wrote, run by ONNX Runtime.
+
+    It remembers the state of a recurrent policy from one action to the next, and nothing else; call :meth:`reset` where
+    an episode begins.
 
     Args:
         folder (Path or str): the folder with ``policy.json`` and ``policy.onnx``.
@@ -78,12 +99,13 @@ class ExportedPolicy:
     Attributes:
         metadata (dict): the content of ``policy.json``.
         dt (float or None): the control period, s.
-        low (np.ndarray): the lowest actions ``[d]``, NaN where there is no bound.
-        high (np.ndarray): the highest actions ``[d]``, NaN where there is no bound.
+        low (np.ndarray): the lowest actions, of the action's shape, NaN where there is no bound.
+        high (np.ndarray): the highest actions, of the action's shape, NaN where there is no bound.
+        state_names (tuple of str): the inputs that are the state of a recurrent policy.
 
     Raises:
         FileNotFoundError: if there is no policy.
-        ValueError: for a newer format, or a file that is damaged or does not fit the other.
+        ValueError: for another format, or a file that is damaged or does not fit the other.
         ImportError: without ONNX Runtime.
     """
 
@@ -95,46 +117,67 @@ class ExportedPolicy:
             )
         self.metadata: dict[str, Any] = _read_metadata(path)
         self.dt: float | None = self.metadata["dt"]
+        action = self.metadata["action"]
         self.low, self.high = (
-            np.array([np.nan if bound is None else bound for bound in self.metadata["action"][name]], np.float32)
+            np.array([np.nan if bound is None else bound for bound in action[name]], np.float32).reshape(
+                action["shape"]
+            )
             for name in ("low", "high")
         )
+        self.state_names = tuple(name.removeprefix("next.") for name in self.metadata["outputs"][1:])
         self.run = _load_onnx(model_path)
         """Computes batched outputs by name from batched inputs by name, as :attr:`metadata` describes them."""
+        self.reset()
         self._check_run(model_path, path)
+
+    def reset(self) -> None:
+        """Begins an episode: the state of a recurrent policy becomes zero."""
+        self._state = {name: self._zeros(name) for name in self.state_names}
+
+    def _zeros(self, name: str) -> np.ndarray:
+        return np.zeros((1, *self.metadata["inputs"][name]), np.float32)
 
     def _check_run(self, model_path: Path, path: Path) -> None:
         """Runs the policy once, which also pays for what the first run costs."""
-        shapes = self.metadata["inputs"]
         try:
-            action = self.run({name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()})["action"]
+            outputs = self.run({name: self._zeros(name) for name in self.metadata["inputs"]})
+            shapes = {name: outputs[name].shape for name in self.metadata["outputs"]}
         except Exception as error:  # ONNX Runtime has a dozen exceptions, none public
             raise ValueError(f"{model_path} cannot be run as {path} says: {error}") from error
-        size = self.metadata["action"]["size"]
-        if action.shape != (1, size):
-            raise ValueError(f"{model_path} gives actions of the shape {action.shape[1:]}, {path} says [{size}].")
+        states = {f"next.{name}": self._state[name].shape for name in self.state_names}
+        for name, shape in ({"action": (1, *self.low.shape)} | states).items():
+            if shapes[name] != shape:
+                raise ValueError(f"{model_path} gives {name} of the shape {shapes[name][1:]}, {path} says {shape[1:]}.")
 
-    def __call__(self, observation: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
-        """The action ``[d]`` for a raw observation ``[n]``, within the bounds that held in training.
+    def __call__(
+        self, observation: np.ndarray | Mapping[str, np.ndarray], noise: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The action that the base environment would execute for a raw observation.
 
         Args:
-            observation (np.ndarray): the observation ``[n]`` of the task.
+            observation (np.ndarray or mapping): the observation of the task, of the shape that :attr:`metadata` tells
+                under ``inputs``; several by name.
             noise (np.ndarray, optional): standard normal noise, of a policy with ``noise_input``. Defaults to zeros.
 
         Raises:
-            ValueError: for an observation or noise of another size, or noise where the policy takes none.
+            ValueError: for an observation or noise of another shape, one that is missing, or one that the policy does
+                not take.
         """
         shapes = self.metadata["inputs"]
-        given = {"observation": observation} | ({} if noise is None else {"noise": noise})
-        inputs = {name: np.zeros((1, *shape), np.float32) for name, shape in shapes.items()}
+        given = dict(observation) if isinstance(observation, Mapping) else {"observation": observation}
+        expected = [name for name in shapes if name not in (*self.state_names, "noise")]
+        if set(given) != set(expected):
+            raise ValueError(f"The policy reads {', '.join(expected)}, got {', '.join(given)}.")
+        if noise is not None and "noise" not in shapes:
+            raise ValueError("This policy takes no noise: export it with --noise-input.")
+        if "noise" in shapes:
+            given["noise"] = self._zeros("noise")[0] if noise is None else noise
         for name, value in given.items():
-            if name not in shapes:
-                raise ValueError("This policy takes no noise: export it with --noise-input.")
             if list(np.shape(value)) != list(shapes[name]):
                 raise ValueError(f"The policy reads {name} of the shape {shapes[name]}, got {np.shape(value)}.")
-            inputs[name] = np.asarray(value, np.float32)[None]
-        action = self.run(inputs)["action"][0]
-        return np.fmin(np.fmax(action, self.low), self.high)  # where a bound is NaN the action stays
+        outputs = self.run({name: np.asarray(value)[None] for name, value in given.items()} | self._state)
+        self._state = {name: outputs[f"next.{name}"] for name in self.state_names}
+        return outputs["action"][0]
 
 
 def _read_metadata(path: Path) -> dict[str, Any]:
@@ -144,14 +187,13 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     version = metadata.get("format") if isinstance(metadata, dict) else None
-    if isinstance(version, int) and version > FORMAT:
-        raise ValueError(f"{path} has format {version}; this library reads up to {FORMAT}: update it.")
+    if type(version) is int and version != FORMAT:
+        remedy = "update the library" if version > FORMAT else "export the policy again (genpo-export)"
+        raise ValueError(f"{path} has format {version}; this library reads format {FORMAT}: {remedy}.")
     try:
-        description = _Description.model_validate(metadata, strict=True)
+        _Description.model_validate(metadata, strict=True)
     except ValidationError as error:
         raise ValueError(f"{path} is damaged: {describe_mistake(error, _Description)}") from error
-    if "observation" not in description.inputs:
-        raise ValueError(f"{path} is damaged: inputs has no observation.")
     return metadata
 
 
@@ -168,10 +210,11 @@ def _load_onnx(path: Path) -> Callable[[Arrays], dict[str, np.ndarray]]:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has a dozen exceptions, none public
         raise ValueError(f"{path} is not a readable ONNX model (cut short, damaged or foreign): {error}") from error
-    if "action" not in {output.name for output in session.get_outputs()}:
-        raise ValueError(f"{path} has no output action.")
+    names = [output.name for output in session.get_outputs()]
+    dtypes = {tensor.name: DTYPES.get(tensor.type) for tensor in session.get_inputs()}
 
     def run(inputs: Arrays) -> dict[str, np.ndarray]:
-        return {"action": session.run(["action"], dict(inputs))[0]}
+        cast = {name: np.asarray(value, dtypes.get(name)) for name, value in inputs.items()}
+        return dict(zip(names, session.run(None, cast), strict=True))
 
     return run
