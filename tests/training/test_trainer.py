@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
@@ -208,3 +209,19 @@ def test_a_saved_trainer_resumes_where_it_stopped(tmp_path):
     second.train()
     assert second.collected_frames == 3 * FRAMES and len(logged(log, "inversion_error")) == 1
     assert logged(log, "inversion_error")[0] < 1e-4
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_a_sequence_with_an_encoder_collects_with_the_weights_that_are_trained(is_copied):
+    encoder = TensorDictModule(nn.Sequential(nn.Linear(3, 8), nn.Tanh()), ["observation"], ["features"])
+    actor = ReversibleFlowActor(VelocityMLP(8, 1, (16,)), in_keys=["features"], action_key="raw_action")
+    bound = TensorDictModule(nn.Tanh(), ["raw_action"], ["action"])
+    policy = ProbabilisticTensorDictSequential(encoder, actor, bound)
+    loss = GenPOLoss(policy, make_critic())
+    collects = copy.deepcopy(policy) if is_copied else policy
+    trainer, log = make_trainer(loss, policy=collects, batches=3, lr=1e-2)
+    trainer.train()
+    assert max(logged(log, "inversion_error")) < 1e-4  # stored and trained densities are of the same weights
+    trained = dict(loss.actor_network_params.flatten_keys(".").items())
+    for name, parameter in trainer.collector.policy.named_parameters():
+        torch.testing.assert_close(parameter, trained[name])

@@ -14,6 +14,7 @@ from torchrl.objectives.utils import KLAdaptiveLR
 from torchrl.trainers.algorithms.ppo import PPOTrainer
 from torchrl.trainers.trainers import LRSchedulerHook, UpdateWeights
 
+from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives.genpo import GenPOLoss
 
 __all__ = ["GenPOTrainer"]
@@ -22,7 +23,7 @@ __all__ = ["GenPOTrainer"]
 class GenPOTrainer(PPOTrainer):
     """Trains a reversible flow policy: :class:`~torchrl.trainers.algorithms.PPOTrainer` for a pair (action, memory).
 
-    Every keyword, hook, log and checkpoint is that of ``PPOTrainer``. The trainer adds four things:
+    Every keyword, hook, log and checkpoint is that of ``PPOTrainer``. The trainer adds five things:
 
     - The collector starts with the weights of the loss. Hydra builds a network anew wherever a configuration names
       it, so ``PPOTrainer`` collects its first batch with another policy than the one that it trains.
@@ -31,6 +32,8 @@ class GenPOTrainer(PPOTrainer):
     - ``lr_scheduler`` may be a :class:`~torchrl.objectives.KLAdaptiveLR` (for Hydra its ``_target_`` with
       ``_partial_: true``). It is stepped once a batch with the mean ``kl_approx`` of the last epoch, because the KL to
       the policy that collected begins at 0 in each update.
+    - The loss scores the action of the actor, where modules behind it, such as :class:`~torchrl_genpo.modules.Squash`,
+      make another one of it. ``PPOTrainer`` would set the key to its own ``action_key``.
     - The ``inversion_error`` in the log is that of the first mini-batch after a collection, where only the numerics of
       the inversion can make a difference. Later mini-batches would add the change of the policy.
 
@@ -73,6 +76,10 @@ class GenPOTrainer(PPOTrainer):
                 "ratio='action' must see every batch before its first update, which async_collection=True does not "
                 "allow: use ratio='pair' or async_collection=False."
             )
+        if (
+            self.loss_module.tensor_keys.action == "action"
+        ):  # TorchRL's default, which it writes over the loss's own key
+            self.loss_module.set_keys(action=flow_of(self.loss_module.actor_network).action_key)
         for op, kwargs in self._post_steps_ops:
             hook = getattr(op, "__wrapped__", op)
             if isinstance(hook, UpdateWeights):
