@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, register_kl
 
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
 from torchrl_genpo.flow.solver import PairSolver, VelocityField
@@ -31,6 +31,9 @@ class ReversibleFlow(Distribution):
 
     It is the density of the *pair*, constants included. The density of the action alone is its
     integral over the memory; :meth:`action_log_prob` estimates it.
+
+    ``torch.distributions.kl_divergence`` of two flows draws one pair for each element of the batch. The mean over many
+    elements or calls is that of the divergence of the pairs, of which single numbers may be negative.
 
     Args:
         velocity (Callable): conditioned velocity, ``(x [*sample, *batch, d], t) -> same``; a
@@ -256,3 +259,12 @@ class ReversibleFlow(Distribution):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, action_dim={self.action_dim})"
+
+
+@register_kl(ReversibleFlow, ReversibleFlow)
+def _kl_divergence(p: ReversibleFlow, q: ReversibleFlow) -> Tensor:
+    """One sample of the divergence for each element of the batch: right in the mean, and differentiable in both."""
+    if (p.batch_shape, p.event_shape) != (q.batch_shape, q.event_shape):
+        raise ValueError(f"The divergence needs two flows of the same shapes, got {p} and {q}.")
+    pair, log_prob = p.rsample_and_log_prob()
+    return log_prob - q.log_prob(*pair)
