@@ -250,3 +250,14 @@ def test_missing_memory_names_the_key():
 def test_a_module_that_is_no_velocity_is_refused():
     with pytest.raises(TypeError, match="got Linear"):
         ReversibleFlowActor(nn.Linear(4, 2))
+
+
+def test_a_policy_of_half_precision_has_densities_of_single_precision():
+    actor = make_actor().bfloat16()
+    data = actor(TensorDict(observation=torch.randn(256, 4).bfloat16(), batch_size=[256])).detach()
+    assert {data[key].dtype for key in ("action", "action_memory", "action_log_prob")} == {torch.float32}
+    noise = actor.get_dist(data.select("observation")).to_noise(data["action"], data["action_memory"])
+    constant = data["action_log_prob"] + sum(half.square().sum(-1) for half in noise) / 2
+    assert constant.max() - constant.min() < 1e-4  # steps of bfloat16 are 2e-2 here
+    torch.testing.assert_close(actor.log_prob(data), data["action_log_prob"], rtol=0, atol=1e-4)
+    assert actor.get_dist(data).entropy().dtype == torch.float32

@@ -167,3 +167,16 @@ def test_the_state_dict_of_a_policy_holds_the_statistics():
     _, other, _ = make_parts()
     other.load_state_dict(policy.state_dict())
     assert torch.equal(other[0].mean, normalizer.mean) and other[0].count == 30
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_policy_and_its_critic_can_be_cast_whole(dtype):
+    normalizer = RunningNormalizer(4)
+    actor = ReversibleFlowActor(VelocityMLP(4, 2, (16,)), in_keys=["normalized_observation"])
+    policy = ProbabilisticTensorDictSequential(normalizer, actor).to(dtype)
+    copied = copy.deepcopy(policy)
+    for observation in (torch.randn(8, 4), torch.randn(8, 4).double(), torch.randint(9, (8, 4))):
+        data = copied(TensorDict(observation=observation, batch_size=[8]))
+        assert data["normalized_observation"].dtype == dtype
+    data = policy.float()(TensorDict(observation=torch.randn(8, 4), batch_size=[8]))
+    assert data["action"].dtype == torch.float32

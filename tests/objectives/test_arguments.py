@@ -9,6 +9,8 @@ import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs import GymEnv
+from torchrl.modules import MLP, ValueOperator
+from torchrl.objectives import ValueEstimators
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 
@@ -52,3 +54,9 @@ def test_keys_that_are_renamed_in_the_loss_alone_are_read_and_written(ratio):
         assert (out["max_ratio"] - 1).abs() < 1e-6
         losses.append(out["loss_objective"])
     torch.testing.assert_close(*losses)
+
+
+def test_vtrace_is_refused_for_it_does_not_score_the_stored_action():
+    critic = ValueOperator(MLP(in_features=3, out_features=1, num_cells=[16]))
+    with pytest.raises(NotImplementedError, match="VTrace"):
+        GenPOLoss(make_actor(), critic).make_value_estimator(ValueEstimators.VTrace)

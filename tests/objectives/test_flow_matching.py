@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictSequential
 from torch import nn
 
 from torchrl_genpo import ConsistentStart, FlowMatchingLoss, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo.modules import Squash
 
 from ._objectives_common import LossModuleTestBase
 
@@ -130,3 +132,14 @@ def test_bad_arguments_are_refused():
         FlowMatchingLoss(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="reduction"):
         FlowMatchingLoss(make_actor(), reduction="median")
+
+
+def test_demonstrations_in_the_units_of_the_task_are_asked_for_as_the_flow_sees_them():
+    actor = ReversibleFlowActor(VelocityMLP(4, 2, (16,)), action_key="raw_action")
+    squash = Squash(-torch.ones(2), torch.ones(2))
+    loss = FlowMatchingLoss(ProbabilisticTensorDictSequential(actor, squash))
+    data = TensorDict(observation=torch.randn(8, 4), action=torch.rand(8, 2), batch_size=[8])
+    with pytest.raises(KeyError, match=r"raw_action.*Squash.*normalize\(action\)"):
+        loss(data)
+    data["raw_action"] = squash.normalize(data["action"])
+    loss(data)["loss_flow_matching"].backward()

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, register_kl
 
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
 from torchrl_genpo.flow.solver import PairSolver, VelocityField
@@ -32,6 +32,9 @@ class ReversibleFlow(Distribution):
     It is the density of the *pair*, constants included. The density of the action alone is its
     integral over the memory; :meth:`action_log_prob` estimates it.
 
+    ``torch.distributions.kl_divergence`` of two flows draws one pair for each element of the batch. The mean over many
+    elements or calls is that of the divergence of the pairs, of which single numbers may be negative.
+
     Args:
         velocity (Callable): conditioned velocity, ``(x [*sample, *batch, d], t) -> same``; a
             :class:`ConditionedVelocity` for parts that need its context or parameters.
@@ -41,8 +44,8 @@ class ReversibleFlow(Distribution):
         batch_shape (sequence of int, optional): batch shape of the context. Defaults to ``()``.
 
     Keyword Args:
-        dtype (torch.dtype, optional): dtype that the velocity computes in, and that densities are
-            returned in.
+        dtype (torch.dtype, optional): dtype that the velocity computes in. Densities are returned in it too, or in
+            float32 if it is narrower.
         device (torch.device, optional): device of the samples.
         scored (tuple of Tensor, optional): a pair to score at construction, whose density
             ``log_prob(action)`` then returns without the memory. For losses that score the action
@@ -74,6 +77,8 @@ class ReversibleFlow(Distribution):
         scored: Pair | None = None,
     ) -> None:
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
+        # a density of half precision has steps of some percent, and a ratio of two no meaning
+        self.density_dtype = torch.promote_types(self.dtype, torch.float32)
         self.device = device
         self.action_dim = action_dim
         self.solver = solver
@@ -103,7 +108,7 @@ class ReversibleFlow(Distribution):
         dtype = self.solver.state_dtype(self.dtype)
         x, memory, log_prob = self.start.sample(velocity, shape, solver=self.solver, dtype=dtype, device=self.device)
         pair = self.solver.integrate(velocity, x, memory)
-        return pair, (log_prob - self._log_abs_det(x, memory)).to(self.dtype)
+        return pair, (log_prob - self._log_abs_det(x, memory)).to(self.density_dtype)
 
     @torch.no_grad()
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
@@ -139,7 +144,7 @@ class ReversibleFlow(Distribution):
         velocity = self.velocity
         x, memory = self.solver.invert(velocity, self._checked(action), memory)
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
-        return (log_prob - self._log_abs_det(x, memory)).to(self.dtype)
+        return (log_prob - self._log_abs_det(x, memory)).to(self.density_dtype)
 
     def to_noise(self, action: Tensor, memory: Tensor) -> Pair:
         """The two standard normal tensors ``[..., d]`` that the pair was made from."""
@@ -200,7 +205,7 @@ class ReversibleFlow(Distribution):
             raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}; 64 is a good choice.")
         memories, log_proposal = propose_memory(self, self._checked(action), num_samples, memory, event_ndim)
         dtype = self.solver.state_dtype(self.dtype)
-        return memories.to(dtype), log_proposal.to(self.dtype)
+        return memories.to(dtype), log_proposal.to(self.density_dtype)
 
     @property
     def mode(self) -> Pair:  # type: ignore[override]
@@ -218,7 +223,7 @@ class ReversibleFlow(Distribution):
         velocity = self.velocity
         x, memory = self.start.from_noise(velocity, zeros, zeros, solver=self.solver)
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver) - self._log_abs_det(x, memory)
-        return self.solver.integrate(velocity, x, memory), log_prob.to(self.dtype)
+        return self.solver.integrate(velocity, x, memory), log_prob.to(self.density_dtype)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.
@@ -226,7 +231,7 @@ class ReversibleFlow(Distribution):
         :math:`d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinant of the start: a
         constant unless the start has a learned scale.
         """
-        entropy = torch.as_tensor(self._entropy, dtype=self.dtype, device=self.device)
+        entropy = torch.as_tensor(self._entropy, dtype=self.density_dtype, device=self.device)
         return entropy.expand(self.batch_shape)
 
     def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor | float:
@@ -254,3 +259,12 @@ class ReversibleFlow(Distribution):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, action_dim={self.action_dim})"
+
+
+@register_kl(ReversibleFlow, ReversibleFlow)
+def _kl_divergence(p: ReversibleFlow, q: ReversibleFlow) -> Tensor:
+    """One sample of the divergence for each element of the batch: right in the mean, and differentiable in both."""
+    if (p.batch_shape, p.event_shape) != (q.batch_shape, q.event_shape):
+        raise ValueError(f"The divergence needs two flows of the same shapes, got {p} and {q}.")
+    pair, log_prob = p.rsample_and_log_prob()
+    return log_prob - q.log_prob(*pair)

@@ -69,8 +69,11 @@ class PairSolver(ABC):
         """Log absolute determinant of :meth:`integrate` for states of size ``d``."""
 
     def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that carries the states for noise of ``dtype``: the same one, or float64."""
-        return torch.float64 if self.error_amplification * torch.finfo(dtype).eps > TOLERANCE else dtype
+        """The dtype that carries the states for noise of ``dtype``: the same one, or a wider one if need be."""
+        for candidate in (dtype, torch.float32):
+            if self.error_amplification * torch.finfo(candidate).eps <= TOLERANCE:
+                return candidate
+        return torch.float64
 
     def _to_state(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         if memory.shape != x.shape:

@@ -78,7 +78,7 @@ class RunningNormalizer(TensorDictModuleBase):
 
     Keyword Args:
         in_key (NestedKey, optional): the raw observation ``[..., n]``. Defaults to ``"observation"``.
-        out_key (NestedKey, optional): the normalised one, in the default dtype. Defaults to
+        out_key (NestedKey, optional): the normalised one, in the dtype that the policy was cast to. Defaults to
             ``"normalized_observation"``.
         clip (float, optional): the largest absolute result, in standard deviations. Defaults to ``10``.
 
@@ -115,6 +115,7 @@ class RunningNormalizer(TensorDictModuleBase):
             raise ValueError(f"in_key and out_key are both {in_key!r}: the raw observation must be kept for training.")
         self.in_keys, self.out_keys = [in_key], [out_key]
         self.clip = clip
+        self._out_dtype = torch.get_default_dtype()
         self.mean: Tensor
         self.deviation: Tensor
         self.count: Tensor
@@ -124,18 +125,20 @@ class RunningNormalizer(TensorDictModuleBase):
 
     def _apply(self, fn: Any, recurse: bool = True) -> RunningNormalizer:
         kept = dict(self._buffers)
+        probe = torch.empty(0, dtype=self._out_dtype, device=self.mean.device)
         super()._apply(fn, recurse)
+        self._out_dtype = fn(probe).dtype  # what the networks behind it compute in now
         for name, value in kept.items():  # moved to where the others go, but never rounded
             if value is not None and value.device.type != "meta":
                 self._buffers[name] = value.to(self.get_buffer(name).device)
         return self
 
     def normalize(self, observation: Tensor) -> Tensor:
-        """Normalises observations ``[..., n]`` of any dtype; returns the default dtype."""
+        """Normalises observations ``[..., n]`` of any dtype; returns the dtype that the policy was cast to."""
         self._check(observation)
         value = (observation.to(torch.float64) - self.mean) / self.deviation.clamp_min(MIN_DEVIATION)
         value = value.clamp(-self.clip, self.clip)
-        return value.where(value == value, 0.0).to(torch.get_default_dtype())
+        return value.where(value == value, 0.0).to(self._out_dtype)
 
     def update(self, observation: Tensor, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
         """Adds the raw observations of a batch to the statistics.

@@ -14,8 +14,9 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_genpo.flow import Velocity, check_velocity
+from torchrl_genpo.modules.action_scale import ActionScale
 from torchrl_genpo.modules.inputs import condition, network_dtype, read
-from torchrl_genpo.modules.sequence import flow_of
+from torchrl_genpo.modules.sequence import flow_of, steps
 
 __all__ = ["FlowMatchingLoss", "flow_matching_error"]
 
@@ -66,7 +67,8 @@ class FlowMatchingLoss(LossModule):
     Args:
         actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor`, any other module
             with ``velocity``, ``in_keys`` and ``action_key``, or a sequence with one of them. The action of the data
-            is that module's own, before the units of the task.
+            is that module's own, before the units of the task, from which ``normalize`` of an ``ActionScale`` or
+            ``Squash`` makes it.
 
     Keyword Args:
         reduction (str, optional): ``"none"``, ``"mean"`` or ``"sum"`` over the samples. Defaults to
@@ -75,6 +77,7 @@ class FlowMatchingLoss(LossModule):
     Raises:
         TypeError: if ``actor_network`` has no velocity.
         ValueError: for an unknown reduction; in ``forward``, for the mean over an empty batch.
+        KeyError: in ``forward``, if the data lacks the action of the flow.
 
     Examples:
         >>> import torch
@@ -133,7 +136,14 @@ class FlowMatchingLoss(LossModule):
 
         Numbers of the action that ``action_is_pad`` ``[..., d]`` marks as padding, if it is there, do not count.
         """
-        (action,) = read(tensordict, self.tensor_keys.action)
+        key = self.tensor_keys.action
+        last = steps(self.actor_network)[-1]
+        if tensordict.get(key, None) is None and isinstance(last, ActionScale):
+            raise KeyError(
+                f"The data has no {key!r}, the action of the flow before {type(last).__name__} brings it to the units "
+                f"of the task. Write that module's normalize(action) under this key."
+            )
+        (action,) = read(tensordict, key)
         if self.reduction == "mean" and not action.numel():
             raise ValueError(f"The mean over an empty batch is undefined, got actions of {tuple(action.shape)}.")
         noise = torch.randn_like(action)

@@ -12,7 +12,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torchrl.objectives.ppo import ClipPPOLoss
+from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from torchrl_genpo.flow import Pair, ReversibleFlow
 from torchrl_genpo.modules.actor import ReversibleFlowActor
@@ -66,6 +66,9 @@ class GenPOLoss(ClipPPOLoss):
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
+    ``make_value_estimator`` takes every estimator of ``ClipPPOLoss`` but ``VTrace``, whose importance weights are
+    those of a new action of the policy and not of the stored one (TorchRL 0.14).
+
     Raises:
         TypeError: if ``actor_network`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, or more than one
             probabilistic module.
@@ -95,6 +98,10 @@ class GenPOLoss(ClipPPOLoss):
 
         action_memory: NestedKey = "action_memory"
 
+    # TorchRL's V-trace scores another action of the policy in place of the stored one
+    SUPPORTED_VALUE_ESTIMATORS = tuple(
+        e for e in ClipPPOLoss.SUPPORTED_VALUE_ESTIMATORS if e is not ValueEstimators.VTrace
+    )
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
     _out_keys: list[NestedKey] | None
