@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,16 @@ def test_a_policy_reaches_what_was_measured(name):
     returns = evaluate(env, policy, 10_000, 1)
     for noise in ("zero", "random"):  # four episodes against a mean of a hundred
         assert returns[f"eval/{noise}_noise/return"] > 0.6 * MEASURED[name][f"eval/{noise}_noise/return"]
+
+
+@pytest.mark.parametrize("kind", ["name", "checkpoint", "run"])
+def test_a_policy_is_loaded_by_what_a_user_has(kind, tmp_path):
+    checkpoint = trained_policies()["half_cheetah"]
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copy(checkpoint, tmp_path / "checkpoints" / "checkpoint-000000000001.pt")
+    path = {"name": "half_cheetah", "checkpoint": str(checkpoint), "run": tmp_path}[kind]
+    policy, env, _ = load_policy(path, num_envs=2)
+    assert policy(env.reset())["action"].shape == (2, 6)
 
 
 def test_an_unknown_name_lists_the_known_ones():

@@ -329,6 +329,7 @@ def test_a_recurrent_policy_remembers_from_step_to_step_and_forgets_at_a_reset(k
     env = TransformedEnv(base, Compose(InitTracker(), memory.make_tensordict_primer()))
     exported = replay(Sequence(memory, flow(5, in_keys=["features"])), env, base, tmp_path)
     assert exported.state_names == tuple(names)
+    assert exported.metadata["observation_transforms"] == []  # the state is no work of the robot's
     observation = torch.ones(3).numpy()
     exported.reset()
     first, second = exported(observation), exported(observation)

@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict
 from torchrl.modules import set_recurrent_mode
 
 from torchrl_genpo.config.compose import compose
@@ -44,7 +44,14 @@ class Pictures(gymnasium.Env):
         return self.observation_space.sample(), float(-np.square(action).sum()), False, False, {}
 
 
+class Seen(Pictures):
+    """A task that observes a vector and a picture."""
+
+    observation_space = Dict({"observation": Box(-1, 1, (3,), np.float32), "camera": Pictures.observation_space})
+
+
 if "Pictures-v0" not in gymnasium.registry:
+    gymnasium.register("Seen-v0", entry_point=Seen, max_episode_steps=20)
     gymnasium.register("Pictures-v0", entry_point=Pictures, max_episode_steps=20)
 
 
@@ -135,6 +142,14 @@ def test_a_policy_of_pixels_trains_and_is_evaluated(make_training):
     row = training.learn(next(iter(training.collection)), 0)
     assert np.isfinite(row["train/kl"]) and row["train/inversion_error"] < 1e-3
     assert np.isfinite(training._evaluate()["eval/zero_noise/return"])
+
+
+@pytest.mark.parametrize(("encoder", "unread"), [("cnn", "'observation'"), ("mlp", "'pixels'")])
+def test_what_the_encoder_of_a_dictionary_does_not_read_is_named(make_training, encoder, unread):
+    size = "policy.encoder_sizes=[16]"
+    with pytest.warns(UserWarning, match=f"the policy does not read {unread}"):
+        training = make_training("env.name=Seen-v0", f"policy.encoder={encoder}", size, "env.num_envs=2")
+    assert np.isfinite(training.learn(next(iter(training.collection)), 0)["train/kl"])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tensordict import NestedKey
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
@@ -29,6 +30,7 @@ import torchrl_genpo
 from torchrl_genpo.deploy.policy import FORMAT, INSTALL, NAMES, ExportedPolicy
 from torchrl_genpo.deploy.transforms import BaseView
 from torchrl_genpo.envs.common import simulator
+from torchrl_genpo.envs.gym import PolicySpaces
 from torchrl_genpo.envs.xhand import JOINTS, DeltaTarget, History, NutBoltEnv
 from torchrl_genpo.envs.xhand.env import CONTROL_PERIOD
 from torchrl_genpo.modules import ExportablePolicy, ReversibleFlowActor
@@ -69,8 +71,9 @@ class PolicyExporter:
     of the base environment's ``action_spec`` is clipped to them. It reads what the base environment observes:
     transforms that are functions of the observation are inside too, with running statistics as they are now. From a
     transform that remembers (``CatFrames``), draws or is unknown the model reads what that makes, and
-    ``observation_transforms`` in ``policy.json`` lists what a robot has to do itself. Of a batch of environments it is
-    the first, where each keeps statistics of its own.
+    ``observation_transforms`` in ``policy.json`` lists what a robot has to do itself: that, and before it what
+    :class:`~torchrl_genpo.envs.gym.PolicySpaces` makes of a Gymnasium task's pictures, dictionaries and shapes. Of a
+    batch of environments it is the first, where each keeps statistics of its own.
 
     A recurrent policy has its state as inputs and outputs (see :class:`~torchrl_genpo.modules.ExportablePolicy`).
 
@@ -126,7 +129,10 @@ class PolicyExporter:
             "action": {"shape": list(exportable.action_shape), **_action_bounds(self.module)},
             "inputs": {name: list(shape) for name, shape in exportable.input_shapes.items()},
             "outputs": exportable.output_names,
-            "observation_transforms": [" ".join(repr(transform).split()) for transform in self._view.left],
+            "observation_transforms": [
+                *_conversions(env, None if self._view.left else set(exportable.observations.values())),
+                *(" ".join(repr(transform).split()) for transform in self._view.left),
+            ],
             **_describe_hand(env),
         }
 
@@ -223,10 +229,23 @@ def _describe_policy(policy: TensorDictModuleBase) -> dict[str, Any]:
     }
 
 
+def _first_simulator(env: EnvBase) -> Any:
+    """The simulator of the first environment of a batch."""
+    raw = simulator(env)
+    return getattr(raw, "envs", [raw])[0]
+
+
+def _conversions(env: EnvBase, keys: set[NestedKey] | None) -> list[str]:
+    """How observations are made of a Gymnasium task's own, of these keys or of all."""
+    raw = _first_simulator(env)
+    if not isinstance(raw, PolicySpaces):
+        return []
+    return [made for key, made in raw.conversions.items() if keys is None or key in keys]
+
+
 def _control_period(env: EnvBase) -> float | None:
     """The simulated seconds from one action to the next, or ``None`` where the simulator does not tell."""
-    raw = simulator(env)
-    raw = getattr(raw, "envs", [raw])[0]  # the first of a batch
+    raw = _first_simulator(env)
     raw = getattr(raw, "unwrapped", raw)
     if isinstance(raw, NutBoltEnv):
         return CONTROL_PERIOD

@@ -134,6 +134,11 @@ class ExportedPolicy:
         """Begins an episode: the state of a recurrent policy becomes zero."""
         self._state = {name: self._zeros(name) for name in self.state_names}
 
+    def _left(self) -> str:
+        """For errors: what has to be done to an observation before the policy reads it."""
+        left = "; ".join(self.metadata.get("observation_transforms") or ())
+        return f" It does not make this of the task's observation itself: {left}." if left else ""
+
     def _zeros(self, name: str) -> np.ndarray:
         return np.zeros((1, *self.metadata["inputs"][name]), np.float32)
 
@@ -156,7 +161,7 @@ class ExportedPolicy:
 
         Args:
             observation (np.ndarray or mapping): the observation of the task, of the shape that :attr:`metadata` tells
-                under ``inputs``; several by name.
+                under ``inputs``; several by name. What ``observation_transforms`` lists there is done to it before.
             noise (np.ndarray, optional): standard normal noise, of a policy with ``noise_input``. Defaults to zeros.
 
         Raises:
@@ -167,14 +172,16 @@ class ExportedPolicy:
         given = dict(observation) if isinstance(observation, Mapping) else {"observation": observation}
         expected = [name for name in shapes if name not in (*self.state_names, "noise")]
         if set(given) != set(expected):
-            raise ValueError(f"The policy reads {', '.join(expected)}, got {', '.join(given)}.")
+            raise ValueError(f"The policy reads {', '.join(expected)}, got {', '.join(given)}.{self._left()}")
         if noise is not None and "noise" not in shapes:
             raise ValueError("This policy takes no noise: export it with --noise-input.")
         if "noise" in shapes:
             given["noise"] = self._zeros("noise")[0] if noise is None else noise
         for name, value in given.items():
             if list(np.shape(value)) != list(shapes[name]):
-                raise ValueError(f"The policy reads {name} of the shape {shapes[name]}, got {np.shape(value)}.")
+                raise ValueError(
+                    f"The policy reads {name} of the shape {shapes[name]}, got {np.shape(value)}.{self._left()}"
+                )
         outputs = self.run({name: np.asarray(value)[None] for name, value in given.items()} | self._state)
         self._state = {name: outputs[f"next.{name}"] for name in self.state_names}
         return outputs["action"][0]

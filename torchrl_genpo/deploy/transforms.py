@@ -269,7 +269,9 @@ def _sources(transform: Transform, keys: set[NestedKey]) -> set[NestedKey]:
 
 
 def _written(transform: Transform) -> set[NestedKey]:
-    return {unravel_key(key) for key in (*(transform.out_keys or ()), *getattr(transform, "step_count_keys", ()))}
+    primed = transform.primers.keys(True, True) if isinstance(transform, stock.TensorDictPrimer) else ()
+    keys = (*(transform.out_keys or ()), *getattr(transform, "step_count_keys", ()), *primed)
+    return {unravel_key(key) for key in keys}
 
 
 def _of_observations(chain: list[Transform], keys: set[NestedKey]) -> tuple[int, list[Transform], set[NestedKey]]:

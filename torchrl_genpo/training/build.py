@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import atexit
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -131,6 +132,12 @@ def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
     """
     chosen, is_pretrained = options.policy, options.env.name.startswith("robomimic/")
     key = _policy_key(options, env)
+    if unread := {"observation", PIXELS} & set(env.observation_spec.keys()) - {key}:
+        warnings.warn(
+            f"{options.env.name}: policy.encoder={chosen.encoder or 'null'} reads {key!r} alone, so the policy does "
+            f"not read {unread.pop()!r}, which the task observes as well.",
+            stacklevel=2,
+        )
     shape = env.observation_spec[key].shape[len(env.batch_size) :]
     modules: list[TensorDictModuleBase] = []
     if key != PIXELS and (options.env.normalize_observation or is_pretrained):

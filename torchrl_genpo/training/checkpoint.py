@@ -238,18 +238,19 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def load_policy(
-    path: Path,
-    num_envs: int | None,
-    seed: int,
+    path: Path | str,
+    num_envs: int | None = None,
+    seed: int = 0,
     device: str = "cpu",
     overrides: Mapping[str, Any] | None = None,
 ) -> tuple[TensorDictSequential, EnvBase, TrainOptions | PretrainOptions]:
     """Rebuilds the policy of a checkpoint, of training or of pre-training, and its environment.
 
     Args:
-        path (Path): the checkpoint.
+        path (Path or str): a checkpoint, the folder of a run, of which it takes the best one, or the name of a policy
+            that comes with the library.
         num_envs (int, optional): size of the environment; ``None`` for that of the run's evaluations.
-        seed (int): of the environment.
+        seed (int, optional): of the environment. Defaults to ``0``.
         device (str, optional): defaults to ``"cpu"``.
         overrides (mapping, optional): other values of its options, by dotted name.
 
@@ -257,8 +258,10 @@ def load_policy(
         The policy, its environment and its options.
 
     Raises:
+        FileNotFoundError: if there is no checkpoint.
         ValueError: if the file is not a checkpoint, damaged or of another configuration, or lacks what is overridden.
     """
+    path = find_checkpoint(Path(path))
     checkpoint = read_checkpoint(path, device)
     options = saved_options(checkpoint, {"device": device, **(overrides or {})})
     return *build_policy(checkpoint, options, path, num_envs, seed), options

@@ -38,6 +38,8 @@ class PolicySpaces(gymnasium.Wrapper):
 
     Attributes:
         left_out (list of str): the entries of the task's observation that nothing reads.
+        conversions (dict): by key, in words, how an observation is made of the task's; keys that are as the task gives
+            them are not there.
 
     Raises:
         ValueError: if the observations have nothing that a policy can read, or the actions cannot be scaled from
@@ -84,6 +86,19 @@ class PolicySpaces(gymnasium.Wrapper):
             spaces["pixels"] = Box(0.0, 1.0, (channels, height, width), np.float32)
         self.observation_space = spaces["observation"] if list(spaces) == ["observation"] else Dict(spaces)
         self.action_space = _vector_action(name, env.action_space)
+        self.conversions = self._describe_conversions()
+
+    def _describe_conversions(self) -> dict[str, str]:
+        shapes = {key: list(space.shape or ()) for key, space in self._entries.items()}
+        found = {
+            key: f"{key} = {' and '.join(f'{part} {shapes[part]}' for part in parts)}, flattened and joined"
+            for key, parts in self._parts.items()
+            if parts != [key] or len(shapes[key]) != 1
+        }
+        if self._picture is not None:
+            shape = shapes[self._picture]
+            found["pixels"] = f"pixels = {self._picture} {shape} (uint8) / 255, as {[shape[-1], *shape[:-1]]}"
+        return found
 
     def _has_vector(self, key: str) -> bool:
         """Whether there is such an entry and it is no picture; it must then be a ``Box`` of floating numbers."""
