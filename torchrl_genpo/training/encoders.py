@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
-from torch import Tensor, nn
+from torch import nn
 from torchrl.envs import InitTracker, Transform
 from torchrl.modules import MLP, ConvNet, GRUModule, LSTMModule
 
@@ -46,18 +46,6 @@ def make_mlp(
     return mlp
 
 
-class _Flatten(nn.Module):
-    """Pictures ``[..., c, h, w]`` become features of convolutions, whatever dimensions count them."""
-
-    def __init__(self, convolutions: ConvNet, mlp: MLP) -> None:
-        super().__init__()
-        self.convolutions, self.mlp = convolutions, mlp
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        features = self.convolutions(pixels.flatten(0, -4)) if pixels.ndim > 4 else self.convolutions(pixels)
-        return self.mlp(features.unflatten(0, pixels.shape[:-3]) if pixels.ndim > 4 else features)
-
-
 def make_encoder(
     kind: str, sizes: Sequence[int], activation_class: type[nn.Module], in_key: str, shape: Sequence[int]
 ) -> list[TensorDictModuleBase]:
@@ -85,7 +73,7 @@ def make_encoder(
             height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
         flat = CONVOLUTIONS["num_cells"][-1] * height * width
         mlp = make_mlp(flat, sizes, activation_class, 2**0.5, activate=True)
-        return [TensorDictModule(_Flatten(convolutions, mlp), in_keys=[in_key], out_keys=[FEATURES])]
+        return [TensorDictModule(nn.Sequential(convolutions, mlp), in_keys=[in_key], out_keys=[FEATURES])]
     mlp_sizes = sizes if kind == "mlp" else sizes[:-1]
     modules: list[TensorDictModuleBase] = []
     key, size = in_key, shape[-1]
