@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
+from torchrl_genpo.config.compose import compose
 from torchrl_genpo.envs.xhand import NUTS
 from torchrl_genpo.training.recording import check_rendering
 
@@ -100,7 +101,7 @@ def test_deploying_to_a_hand_ends_passive_whatever_fails(tmp_path):
 
 def test_the_picture_of_the_hand_shows_five_nuts_in_their_colours(tmp_path):
     try:
-        check_rendering("xhand/nut_bolt")
+        check_rendering(compose(["env=xhand/nut_bolt"]))
     except ImportError as error:
         pytest.skip(str(error))
     run(tmp_path, "xhand_nuts.py")

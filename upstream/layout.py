@@ -28,19 +28,23 @@ OURS = "torchrl_genpo"
 # Our modules, and TorchRL's place for each; of several that fit a name the longest counts.
 MODULES = {
     f"{OURS}.flow": "torchrl.modules.flow",
+    f"{OURS}.modules.action_scale": "torchrl.modules.tensordict_module.action_scale",
     f"{OURS}.modules.actor": "torchrl.modules.tensordict_module.reversible_flow",
     f"{OURS}.modules.inputs": "torchrl.modules.tensordict_module._inputs",
     f"{OURS}.modules.normalizer": "torchrl.modules.tensordict_module.running_normalizer",
     f"{OURS}.modules.sequence": "torchrl.modules.tensordict_module._policy_steps",
+    f"{OURS}.modules.squash": "torchrl.modules.tensordict_module.squash",
     f"{OURS}.objectives": "torchrl.objectives",
     f"{OURS}.training.trainer": "torchrl.trainers.algorithms.genpo",
 }
 SOURCES = {
     **{f"{OURS}/flow/{path.name}": f"torchrl/modules/flow/{path.name}" for path in (ROOT / OURS / "flow").glob("*.py")},
+    f"{OURS}/modules/action_scale.py": "torchrl/modules/tensordict_module/action_scale.py",
     f"{OURS}/modules/actor.py": "torchrl/modules/tensordict_module/reversible_flow.py",
     f"{OURS}/modules/inputs.py": "torchrl/modules/tensordict_module/_inputs.py",
     f"{OURS}/modules/normalizer.py": "torchrl/modules/tensordict_module/running_normalizer.py",
     f"{OURS}/modules/sequence.py": "torchrl/modules/tensordict_module/_policy_steps.py",
+    f"{OURS}/modules/squash.py": "torchrl/modules/tensordict_module/squash.py",
     f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
     f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
     f"{OURS}/training/trainer.py": "torchrl/trainers/algorithms/genpo.py",
@@ -69,8 +73,10 @@ FLOW_NAMES = (
 EXPORTS = {
     "torchrl/modules/__init__.py": {
         "torchrl.modules.flow": FLOW_NAMES,
+        "torchrl.modules.tensordict_module.action_scale": ("ActionScale",),
         "torchrl.modules.tensordict_module.reversible_flow": ("ReversibleFlowActor",),
         "torchrl.modules.tensordict_module.running_normalizer": ("RunningNormalizer",),
+        "torchrl.modules.tensordict_module.squash": ("Squash",),
     },
     "torchrl/objectives/__init__.py": {
         "torchrl.objectives.flow_matching": ("FlowMatchingLoss",),

@@ -14,7 +14,6 @@ from torch import Tensor
 from torchrl.objectives.common import LossModule
 
 from torchrl_genpo.flow import Velocity, check_velocity
-from torchrl_genpo.modules.action_scale import ActionScale
 from torchrl_genpo.modules.inputs import condition, network_dtype, read
 from torchrl_genpo.modules.sequence import flow_of, steps
 
@@ -138,7 +137,7 @@ class FlowMatchingLoss(LossModule):
         """
         key = self.tensor_keys.action
         last = steps(self.actor_network)[-1]
-        if tensordict.get(key, None) is None and isinstance(last, ActionScale):
+        if tensordict.get(key, None) is None and hasattr(last, "normalize"):
             raise KeyError(
                 f"The data has no {key!r}, the action of the flow before {type(last).__name__} brings it to the units "
                 f"of the task. Write that module's normalize(action) under this key."
