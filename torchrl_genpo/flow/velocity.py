@@ -229,12 +229,12 @@ class VelocityMLP(nn.Module):
             raise ValueError(f"in_features and action_dim must be at least 1, got {in_features} and {action_dim}.")
         if not num_cells or min(num_cells) < 1:
             raise ValueError(f"num_cells must name at least one positive size, got {tuple(num_cells)}.")
-        if not (isinstance(activation_class, type) and issubclass(activation_class, nn.Module)):
+        if isinstance(activation_class, nn.Module) or not callable(activation_class):
             raise TypeError(f"activation_class must be a class of modules, such as nn.Tanh, got {activation_class!r}.")
         self.in_features = in_features
         self.action_dim = action_dim
         self.context_dim = num_cells[0]
-        self.settings = {"activation_class": activation_class.__name__}
+        self.settings = {"activation_class": type(activation_class()).__name__}
         self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, activation_class=activation_class)
         width = num_cells[0]
         self.observation_layer = nn.Linear(in_features, width)

@@ -125,7 +125,7 @@ defaults:
   - start@policy.start: independent
   - _self_
 policy:
-  velocity: {obs_dim: 4, action_dim: 2, hidden_sizes: [16, 16]}
+  velocity: {in_features: 4, action_dim: 2, num_cells: [16, 16]}
   solver: {num_steps: 3, sigma: 0.7}
   start: {scale: state_dependent, action_dim: 2, context_dim: 16}
   in_keys: [[agent, observation]]

@@ -147,7 +147,7 @@ class ReversibleFlowActorConfig(ConfigBase):
     velocity: Any = MISSING
     solver: Any = None
     start: Any = None
-    in_keys: Any = ("observation",)
+    in_keys: Any = "observation"
     action_key: Any = "action"
     memory_key: Any = "action_memory"
     log_prob_key: Any = "action_log_prob"
