@@ -416,7 +416,7 @@ def test_a_baseline_is_pretrained_and_finetuned(demonstrations, policy, tmp_path
 def test_mistakes_of_pretraining_are_explained(demonstrations, tmp_path):
     for overrides, message in (
         ([], "pretrain.dataset=<file.hdf5> is missing"),
-        (["pretrain.dataset=nowhere.hdf5"], "There is no file nowhere.hdf5"),
+        (["pretrain.dataset=nowhere.hdf5"], "pretrain.dataset=nowhere.hdf5 is missing"),
         ([f"pretrain.dataset={demonstrations}", "env=robomimic/threading"], "is of PickPlaceCan; robomimic/threading"),
         ([f"pretrain.dataset={demonstrations}", "pretrain.filter_key=trian"], "no filter key 'trian'"),
     ):
