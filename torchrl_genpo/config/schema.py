@@ -309,11 +309,13 @@ class TrainOptions(_Root):
                 f"{encoder} is trained on the whole sequences of environments, of {steps} steps: "
                 f"loss.mini_batch_size={self.loss.mini_batch_size} must not be less."
             )
-        for name, value in (("env.symmetry", self.env.symmetry), ("compile.enabled", self.compile.enabled)):
+        for name, value in (
+            ("env.symmetry", self.env.symmetry),
+            ("compile.enabled", self.compile.enabled),
+            ("compile.cudagraphs", self.compile.cudagraphs),
+        ):
             if value:
                 raise ValueError(f"{encoder} cannot be used with {name}=true.")
-        if self.compile.cudagraphs:
-            raise ValueError(f"{encoder} cannot be used with compile.cudagraphs=true.")
 
     def _check_policy(self) -> None:
         policy, loss = self.policy, self.loss

@@ -113,8 +113,9 @@ def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvB
 
 def observation_keys(env: EnvBase) -> list[str]:
     """What policy and critic read of an environment: ``observation``, or ``pixels``, and ``critic_observation``."""
-    first = "observation" if "observation" in env.observation_spec.keys() else PIXELS
-    return [first, *(key for key in ("critic_observation",) if key in env.observation_spec.keys())]
+    there = env.observation_spec.keys()
+    first = "observation" if "observation" in there else PIXELS
+    return [first, "critic_observation"] if "critic_observation" in there else [first]
 
 
 def normalizers(*policies: nn.Module) -> list[RunningNormalizer]:

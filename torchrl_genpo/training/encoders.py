@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import nn
 from torchrl.envs import InitTracker, Transform
@@ -68,10 +69,7 @@ def make_encoder(
                 f"policy.encoder=cnn needs pictures of at least {SMALLEST_PICTURE} pixels a side, got {list(shape)}."
             )
         convolutions = ConvNet(in_features=shape[-3], activation_class=activation_class, **CONVOLUTIONS)
-        height, width = shape[-2:]
-        for kernel, stride in zip(CONVOLUTIONS["kernel_sizes"], CONVOLUTIONS["strides"], strict=True):
-            height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        flat = CONVOLUTIONS["num_cells"][-1] * height * width
+        flat = convolutions(torch.zeros(*shape)).shape[-1]
         mlp = make_mlp(flat, sizes, activation_class, 2**0.5, activate=True)
         return [TensorDictModule(nn.Sequential(convolutions, mlp), in_keys=[in_key], out_keys=[FEATURES])]
     mlp_sizes = sizes if kind == "mlp" else sizes[:-1]
