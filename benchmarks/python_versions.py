@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Runs the whole core suite on several versions of Python and records what passed.
 
-    python -m benchmarks.python_versions /work/py310/bin/python /work/py312/bin/python
+    python -m benchmarks.python_versions ~/py310/bin/python ~/py312/bin/python
 
 Each argument is the interpreter of a virtual environment in which README's test command was run. The suite tests this
 source tree, whichever tree was installed there. Writes ``python_versions.md`` to ``benchmarks/results``, and fails if a

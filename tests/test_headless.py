@@ -45,3 +45,14 @@ def test_a_library_that_nobody_chose_is_not_chosen_where_it_is_missing(without):
     stepped = without("EGL", f"{STEP}; import os; print(os.environ.get('MUJOCO_GL'))")
     assert stepped.returncode == 0 and stepped.stdout.split()[-1] == "None", stepped.stderr
     assert "MUJOCO_GL" not in stepped.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="MuJoCo chooses between libraries on Linux alone")
+@pytest.mark.parametrize("first", ["mujoco", "torchrl.envs", "gymnasium.envs.mujoco", "torchrl_genpo"])
+@pytest.mark.parametrize("task", ["hopper", "xhand/nut_bolt"])
+def test_what_is_imported_first_does_not_decide_what_can_be_drawn(tmp_path, first, task):
+    mine = {key: value for key, value in os.environ.items() if key not in DISPLAYS}
+    code = f"import {first}\n{DRAW.replace('hopper', task)}"
+    drawn = subprocess.run([sys.executable, "-c", code], env=mine, capture_output=True, text=True, timeout=120)
+    assert drawn.returncode in (0, 1), drawn.stderr
+    assert drawn.returncode == 0 or "video=true needs OpenGL" in drawn.stderr, drawn.stderr

@@ -33,13 +33,17 @@ def _why_not(platform: str) -> str | None:
 
 
 def _choose_platform() -> None:
-    if sys.platform != "linux" or importlib.util.find_spec("mujoco") is None or "mujoco" in sys.modules:
+    if sys.platform != "linux" or importlib.util.find_spec("mujoco") is None:
         return
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     has_display = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
     if not chosen and not has_display and ctypes.util.find_library("EGL") and _why_not("egl") is None:
         os.environ["MUJOCO_GL"] = "egl"
-    elif chosen in PLATFORMS and (reason := _why_not(chosen)) is not None:
+        # MuJoCo, where it was imported before, has chosen a platform that needs a display
+        for name in ("mujoco.rendering.classic.gl_context", "mujoco.gl_context"):
+            if name in sys.modules:
+                importlib.reload(sys.modules[name])
+    elif chosen in PLATFORMS and "mujoco" not in sys.modules and (reason := _why_not(chosen)) is not None:
         os.environ["MUJOCO_GL"] = "disabled"
         warnings.warn(
             f"MUJOCO_GL={chosen} cannot be loaded ({reason}); nothing will be drawn. Install it (Debian: apt install "

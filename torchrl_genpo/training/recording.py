@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +70,15 @@ def make_logger(options: LoggerOptions, folder: RunFolder, config: dict[str, Any
     return get_logger(options.backend, logger_name=str(path), experiment_name=path.name, wandb_kwargs=wandb)
 
 
-def _opengl_failure() -> str | None:
-    """Draws an empty scene of MuJoCo's, and says what failed."""
-    import mujoco
+DRAW_NOTHING = "import mujoco; mujoco.Renderer(mujoco.MjModel.from_xml_string('<mujoco/>'), 16, 16).render()"
 
-    try:
-        renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 16, 16)
-        renderer.render()
-        renderer.close()
-    except Exception as error:  # each OpenGL platform has exceptions of its own
-        return f"{type(error).__name__}: {error}"
-    return None
+
+def _opengl_failure() -> str | None:
+    """Draws an empty scene of MuJoCo's, in another process because MuJoCo may abort it, and says what failed."""
+    drawn = subprocess.run([sys.executable, "-c", DRAW_NOTHING], capture_output=True, text=True)
+    if drawn.returncode == 0:
+        return None
+    return (drawn.stderr.strip().splitlines() or [f"exit code {drawn.returncode}"])[-1]
 
 
 def check_rendering(options: TrainOptions | PretrainOptions) -> None:
