@@ -59,8 +59,8 @@ def test_the_density_of_mixed_actions_alone_is_that_of_a_quadrature_over_all_mem
     actor = make_actor()
     torch.manual_seed(1)
     td = actor(observe(2)).detach()
-    drawn = actor.draw_memories(td.copy(), num_samples=4000)
-    assert drawn["marginal_log_prob"].shape == (2,) and drawn["memory_samples"].shape == (2, 4000, AGENTS, D)
+    drawn = actor.draw_memories(td.copy(), num_samples=40_000)
+    assert drawn["marginal_log_prob"].shape == (2,) and drawn["memory_samples"].shape == (2, 40_000, AGENTS, D)
     grid = torch.linspace(-7, 7, 281, dtype=torch.float64)
     memories = torch.cartesian_prod(grid, grid).view(-1, 1, AGENTS, D)
     dist = actor.get_dist(td.select("observation"))
@@ -74,10 +74,10 @@ def test_agents_apart_have_the_product_of_their_own_densities():
     actor = make_actor(Apart)
     torch.manual_seed(1)
     td = actor(observe(3)).detach()
-    together = actor.draw_memories(td.copy(), num_samples=2000)["marginal_log_prob"]
+    together = actor.draw_memories(td.copy(), num_samples=20_000)["marginal_log_prob"]
     alone = td.copy()
     alone.batch_size = [3, AGENTS]
-    alone = actor.draw_memories(alone, num_samples=2000)["marginal_log_prob"]
+    alone = actor.draw_memories(alone, num_samples=20_000)["marginal_log_prob"]
     torch.testing.assert_close(together, alone.sum(-1), atol=0.05, rtol=0)
 
 

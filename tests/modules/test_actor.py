@@ -209,7 +209,7 @@ def test_draw_memories_writes_the_density_of_the_action(keys):
 def test_memories_are_drawn_for_a_few_actions_at_a_time():
     actor = make_actor()
     td = actor(observations(5, 3)).detach()
-    estimates = [actor.draw_memories(td.clone(), 64, batch_size)["marginal_log_prob"] for batch_size in (4, 15)]
+    estimates = [actor.draw_memories(td.clone(), 1024, batch_size)["marginal_log_prob"] for batch_size in (4, 15)]
     assert estimates[0].shape == (5, 3)
     torch.testing.assert_close(*estimates, atol=0.1, rtol=0)
     with pytest.raises(KeyError, match="no 'action_log_prob'"):

@@ -9,9 +9,10 @@ from typing import Any
 
 from torchrl_genpo.config.env_options import FAMILIES, family
 
-__all__ = ["with_chunk_size", "with_sizes_of_batches"]
+__all__ = ["with_policy_of_task", "with_sizes_of_batches"]
 
 BATCHES_OF_A_CHECKPOINT = 50
+LEARNS_NOISE = ("reversible_flow", "gaussian", "genpo", "genpo_jacobian", "self_adjoint_flow")
 
 MOST = {"collector.steps_per_env": 10**6, "collector.iterations": 10**9, "loss.mini_batches": 10**6}
 """The bounds of options that are filled in even where they are given, because a number of frames wins over them."""
@@ -94,10 +95,18 @@ def with_sizes_of_batches(values: Mapping[str, Any], defaults: Mapping[str, int 
     return given.values
 
 
-def with_chunk_size(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in the chunks of a transformer: those of the task's actions, or one action."""
+def with_policy_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fills in what of a policy follows from its task: the first noise, the head, and the chunks of a transformer."""
     given = dict(values)
-    policy, env = given.get("policy"), given.get("env")
+    policy, env = given.get("policy", {}), given.get("env")
+    if not isinstance(policy, Mapping):
+        return given
+    name, has_transformer = policy.get("name", "reversible_flow"), policy.get("transformer") is not None
+    if name in LEARNS_NOISE and policy.get("initial_std") is None:
+        policy = {**policy, "initial_std": 0.5 if family(env) == "gymnasium" else 1.0}
+    if name == "reversible_flow" and policy.get("head_sizes") is None:
+        policy = {**policy, "head_sizes": () if has_transformer or family(env) == "robomimic" else (64,)}
+    given["policy"] = policy
     transformer = policy.get("transformer") if isinstance(policy, Mapping) else None
     if isinstance(policy, Mapping) and isinstance(transformer, Mapping) and transformer.get("chunk_size") is None:
         task = env.get("options", {}) if isinstance(env, Mapping) else {}

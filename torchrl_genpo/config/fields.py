@@ -54,7 +54,7 @@ Sizes: TypeAlias = Annotated[
 ]
 """The widths of the layers of a network."""
 
-Activation: TypeAlias = Literal["elu", "mish", "relu", "tanh"]
+Activation: TypeAlias = Literal["elu", "mish", "relu", "silu", "tanh"]
 
 
 FOLLOWS: Any = None

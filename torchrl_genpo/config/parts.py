@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator
 
 from torchrl_genpo.config.fields import (
     FOLLOWS,
@@ -91,16 +91,6 @@ Scale: TypeAlias = Literal["unit", "learned", "state_dependent"]
 class _Start(Options):
     name: str
     scale: Scale = Field(default="unit", description="The scale of the noise: 1, learned, or a function of the state.")
-    initial_scale: Positive = Field(default=1.0, description="What a scale that is learned is at first.")
-
-    @model_validator(mode="after")
-    def _uses_its_initial_scale(self) -> Any:
-        if self.scale == "unit" and self.initial_scale != 1:
-            raise ValueError(
-                f"start.initial_scale={self.initial_scale:g} has no effect with start.scale=unit: leave it out, or use "
-                "start=learned_scale."
-            )
-        return self
 
 
 class IndependentStartOptions(_Start):

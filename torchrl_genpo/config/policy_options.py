@@ -61,8 +61,11 @@ class TransformerOptions(Options):
         return self
 
 
-class _NoTransformer:
+class _OneNetwork:
+    """Of policies whose network is an MLP without a head of its own."""
+
     transformer: ClassVar[None] = None
+    head_sizes: ClassVar[tuple[int, ...]] = ()
 
 
 class _NoActorOptions:
@@ -81,7 +84,7 @@ class _Policy(Options):
 
     name: str
     hidden_sizes: Sizes = Field(default=(64, 64), description="The widths of the layers of the network.")
-    activation: Activation = Field(default="mish", description="The activation between the layers.")
+    activation: Activation = Field(default="silu", description="The activation between the layers.")
     encoder: Literal["mlp", "cnn", "gru", "lstm"] | None = Field(
         default=None,
         description="A network before the policy's own, which the critic shares: cnn reads pixels, gru and lstm "
@@ -103,14 +106,24 @@ class _Policy(Options):
         return self.encoder in ("gru", "lstm")
 
 
-class GaussianOptions(_NoTransformer, _NoActorOptions, _NoLossOptions, _Policy):
+class _LearnedNoise(Options):
+    initial_std: Positive = Field(
+        default=FOLLOWS,
+        description="The standard deviation of the first actions, whose range is 2 where the task bounds them; null "
+        "for 0.5 of Gymnasium's tasks and 1 of others. A start of unit scale has its own.",
+    )
+    min_std: NonNegative = Field(
+        default=0.0, description="The deviation of actions below which no scale of the noise is learned."
+    )
+
+
+class GaussianOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _NoLossOptions, _Policy):
     """TorchRL's stock normal policy with a scale that does not depend on the state."""
 
     has_density: ClassVar[bool] = True
     time_embedding_dim: ClassVar[None] = None
 
     name: Literal["gaussian"] = Field(default="gaussian", description="TorchRL's stock normal policy.")
-    activation: Activation = Field(default="tanh", description="The activation between the layers.")
 
 
 class _Flow(_Policy):
@@ -119,7 +132,7 @@ class _Flow(_Policy):
     )
 
 
-class ReversibleFlowOptions(_NoActorOptions, _NoLossOptions, _Flow):
+class ReversibleFlowOptions(_LearnedNoise, _NoActorOptions, _NoLossOptions, _Flow):
     """The flow of GenPO++ with the exact density of an action and its memory."""
 
     has_pair: ClassVar[bool] = True
@@ -127,6 +140,13 @@ class ReversibleFlowOptions(_NoActorOptions, _NoLossOptions, _Flow):
     solver: ClassVar[str | None] = "two_step"
 
     name: Literal["reversible_flow"] = Field(default="reversible_flow", description="The flow of GenPO++.")
+    head_sizes: tuple[Annotated[int, Field(ge=1, le=10**6)], ...] = Field(
+        default=FOLLOWS,
+        strict=False,
+        description="The widths of a head that moves the noise about a mean, behind the network of hidden_sizes, which "
+        "an observation then passes once; [] for a network that it passes in every step; null for [64], or [] of "
+        "RoboMimic's tasks and of transformers.",
+    )
     transformer: TransformerOptions | None = Field(
         default=None,
         description="A transformer in place of the MLP, whose hidden_sizes and activation are then not used.",
@@ -141,7 +161,7 @@ class CompressionOptions(Options):
     )
 
 
-class _DummyFlow(_NoTransformer, _NoActorOptions, _Flow):
+class _DummyFlow(_LearnedNoise, _OneNetwork, _NoActorOptions, _Flow):
     has_pair: ClassVar[bool] = True
     has_density: ClassVar[bool] = True
     solver: ClassVar[str | None] = "alternating_coupling"
@@ -173,7 +193,7 @@ class SelfAdjointLossOptions(CompressionOptions):
     )
 
 
-class SelfAdjointFlowOptions(_NoTransformer, _NoActorOptions, _Flow):
+class SelfAdjointFlowOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _Flow):
     """The doubled action of GenPO, moved by a palindromic rule of second order."""
 
     has_pair: ClassVar[bool] = True
@@ -214,7 +234,7 @@ class FPOLossOptions(Options):
     max_log_ratio: Positive = Field(default=10.0, description="The bound on each log ratio.")
 
 
-class FPOOptions(_NoTransformer, _Flow):
+class FPOOptions(_OneNetwork, _Flow):
     """FPO++ (arXiv 2602.02481): a ratio of flow-matching losses."""
 
     name: Literal["fpo"] = Field(default="fpo", description="FPO++'s ratio of flow-matching losses.")
@@ -237,7 +257,7 @@ class PolicyFlowLossOptions(Options):
     brownian_coeff: NonNegative = Field(default=0.0025, description="The weight of the Brownian regulariser.")
 
 
-class PolicyFlowOptions(_NoTransformer, _Flow):
+class PolicyFlowOptions(_OneNetwork, _Flow):
     """PolicyFlow (arXiv 2602.01156): a ratio from the change of the velocity along a straight path."""
 
     name: Literal["policyflow"] = Field(default="policyflow", description="PolicyFlow's ratio along a straight path.")

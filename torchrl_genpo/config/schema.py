@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from torchrl_genpo.config.checks import check_memory
-from torchrl_genpo.config.derive import with_chunk_size, with_sizes_of_batches
+from torchrl_genpo.config.derive import with_policy_of_task, with_sizes_of_batches
 from torchrl_genpo.config.env_options import EnvOptions, GymnasiumOptions, RoboMimicOptions
 from torchrl_genpo.config.fields import (
     FOLLOWS,
@@ -270,7 +270,7 @@ class TrainOptions(_Root):
             for section, options in sections.items()
             for name, field in options.model_fields.items()
         }
-        return with_chunk_size(with_sizes_of_batches(values, defaults))
+        return with_policy_of_task(with_sizes_of_batches(values, defaults))
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainOptions:
@@ -357,7 +357,7 @@ class PretrainOptions(_Root):
         values = {key: value for key, value in values.items() if key not in others}
         if isinstance(values.get("eval"), Mapping):
             values["eval"] = {key: value for key, value in values["eval"].items() if key != "interval"}
-        return with_chunk_size(values)
+        return with_policy_of_task(values)
 
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainOptions:

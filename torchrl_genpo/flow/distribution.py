@@ -29,6 +29,11 @@ class ReversibleFlow(Distribution):
 
     .. math:: \log p(\text{action}, \text{memory}) = \log p_\text{start}(x_0, x_{-1}) - M d \log|\sigma| .
 
+    With a ``loc`` :math:`\mu` the flow moves the deviation from it: the action is shifted by :math:`\mu` and the memory
+    by :math:`w \mu`, which changes no volume. Where :math:`w` is the regression of the memory on the action
+    (:meth:`~torchrl_genpo.flow.Start.memory_weight`), another :math:`\mu` changes the density of the pair no more than
+    that of the action.
+
     It is the density of the *pair*, constants included. The density of the action alone is its
     integral over the memory; :meth:`action_log_prob` estimates it.
 
@@ -50,6 +55,9 @@ class ReversibleFlow(Distribution):
         scored (tuple of Tensor, optional): a pair to score at construction, whose density
             ``log_prob(action)`` then returns without the memory. For losses that score the action
             alone, at a time when the parameters are no longer in place (stock ``ClipPPOLoss``).
+        loc (Tensor, optional): the shift :math:`\mu` of the actions, ``[*batch, d]``. Defaults to none.
+        memory_weight (Tensor or float, optional): :math:`w`, the part of it by which memories are shifted. Defaults to
+            ``1``.
 
     Examples:
         >>> import torch
@@ -75,6 +83,8 @@ class ReversibleFlow(Distribution):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
         scored: Pair | None = None,
+        loc: Tensor | None = None,
+        memory_weight: Tensor | float = 1.0,
     ) -> None:
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         # a density of half precision has steps of some percent, and a ratio of two no meaning
@@ -84,6 +94,7 @@ class ReversibleFlow(Distribution):
         self.solver = solver
         self.start = start
         self._velocity = velocity
+        self._shift = None if loc is None else (loc, memory_weight * loc)
         # an event has the 2 x d numbers of action and memory
         super().__init__(torch.Size(batch_shape), torch.Size((2, action_dim)), validate_args=False)
         # computed now, while the parameters are surely in place; losses ask for it later
@@ -107,7 +118,7 @@ class ReversibleFlow(Distribution):
         shape, velocity = (*sample_shape, *self.batch_shape, self.action_dim), self.velocity
         dtype = self.solver.state_dtype(self.dtype)
         x, memory, log_prob = self.start.sample(velocity, shape, solver=self.solver, dtype=dtype, device=self.device)
-        pair = self.solver.integrate(velocity, x, memory)
+        pair = self._shifted(self.solver.integrate(velocity, x, memory))
         return pair, (log_prob - self._log_abs_det(x, memory)).to(self.density_dtype)
 
     @torch.no_grad()
@@ -142,14 +153,14 @@ class ReversibleFlow(Distribution):
         if self._zero_noise is not None and action is self._zero_noise[0][0] and memory is self._zero_noise[0][1]:
             return self._zero_noise[1]  # a deterministic actor scores what it has just made
         velocity = self.velocity
-        x, memory = self.solver.invert(velocity, self._checked(action), memory)
+        x, memory = self.solver.invert(velocity, *self.centred(action, memory))
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
         return (log_prob - self._log_abs_det(x, memory)).to(self.density_dtype)
 
     def to_noise(self, action: Tensor, memory: Tensor) -> Pair:
         """The two standard normal tensors ``[..., d]`` that the pair was made from."""
         velocity = self.velocity
-        x, memory = self.solver.invert(velocity, self._checked(action), memory)
+        x, memory = self.solver.invert(velocity, *self.centred(action, memory))
         return self.start.to_noise(velocity, x, memory, solver=self.solver)
 
     def action_log_prob(self, action: Tensor, num_samples: int = 64, memory: Tensor | None = None) -> MarginalEstimate:
@@ -223,7 +234,7 @@ class ReversibleFlow(Distribution):
         velocity = self.velocity
         x, memory = self.start.from_noise(velocity, zeros, zeros, solver=self.solver)
         log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver) - self._log_abs_det(x, memory)
-        return self.solver.integrate(velocity, x, memory), log_prob.to(self.density_dtype)
+        return self._shifted(self.solver.integrate(velocity, x, memory)), log_prob.to(self.density_dtype)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.
@@ -233,6 +244,15 @@ class ReversibleFlow(Distribution):
         """
         entropy = torch.as_tensor(self._entropy, dtype=self.density_dtype, device=self.device)
         return entropy.expand(self.batch_shape)
+
+    def centred(self, action: Tensor, memory: Tensor) -> Pair:
+        """The pair without its shift, which is what the solver inverts."""
+        if self._shift is None:
+            return self._checked(action), memory
+        return self._checked(action) - self._shift[0], memory - self._shift[1]
+
+    def _shifted(self, pair: Pair) -> Pair:
+        return pair if self._shift is None else (pair[0] + self._shift[0], pair[1] + self._shift[1])
 
     def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor | float:
         """Log determinant of the solver's map at the start pair, the same everywhere."""

@@ -117,8 +117,11 @@ def propose_memory(
 
 def _straight_memory(flow: ReversibleFlow, action: Tensor) -> Tensor:
     """The memory ``[*batch, d]`` of a state that came with the velocity that it has at the action."""
+    zero = torch.zeros_like(action)
+    at, _ = flow.centred(action, zero)
+    _, shift = flow.centred(zero, zero)
     dt = flow.solver.dt
-    return action - dt * flow.velocity(action, 1 - dt).double()
+    return at - dt * flow.velocity(at, 1 - dt).double() - shift
 
 
 def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
+from torchrl_genpo.flow.velocity import ConditionedVelocity
 
 __all__ = ["ConsistentStart", "IndependentStart", "Start"]
 
@@ -42,7 +43,8 @@ class Start(nn.Module, ABC):
         action_dim (int, optional): ``d``; needed unless the scale is ``"unit"``.
         context_dim (int, optional): size of the context (``VelocityMLP.context_dim``); needed for, and only for,
             ``"state_dependent"``.
-        initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
+        initial_scale (float, optional): value of every scale at first; :meth:`set_first_std` chooses it by the
+            deviation of actions. Defaults to ``1``.
 
     Raises:
         ValueError: for an unknown scale, or a size that is missing or has no effect.
@@ -77,7 +79,7 @@ class Start(nn.Module, ABC):
         if scale != "state_dependent" and context_dim is not None:
             raise ValueError(f"context_dim={context_dim} has no effect with scale={scale!r}; drop it.")
         self.scale = scale
-        self.initial_scale = float(initial_scale)
+        self.initial_scale, self.min_scale = float(initial_scale), 0.0
         self.rows = rows
         self.action_dim = action_dim
         # row 0 scales x_0, row 1 its memory; the log keeps the scale positive
@@ -99,12 +101,74 @@ class Start(nn.Module, ABC):
     @property
     def settings(self) -> dict[str, Any]:
         """What fixes the map beside the parameters, as plain values by name."""
-        return {"kind": type(self).__name__, "scale": self.scale}
+        floor = {"min_scale": self.min_scale} if self.min_scale else {}
+        return {"kind": type(self).__name__, "scale": self.scale, **floor}
 
     @property
     def has_constant_entropy(self) -> bool:
         """Whether the entropy of the pair does not depend on any parameter."""
         return self.scale == "unit"
+
+    @torch.no_grad()
+    def free_pair(self, solver: PairSolver) -> Tensor:
+        """The pair that a velocity of zero makes of the noise, as a matrix.
+
+        Args:
+            solver (PairSolver): the solver.
+
+        Returns:
+            ``[2, 2]``: by how much action and memory (rows) move with the noise of each (columns), in the first number
+            of an action, at the present scales.
+        """
+        like = next(self.parameters(), torch.empty(()))
+        context = like.new_zeros(() if self.head is None else (self.head.in_features,))
+        velocity = ConditionedVelocity(lambda x, t, context: torch.zeros_like(x), context)
+        noise = torch.eye(2, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(2, 2, self.action_dim or 1)
+        pair = solver.integrate(velocity, *self.from_noise(velocity, *noise, solver=solver))
+        return torch.stack(pair)[..., 0]
+
+    def memory_weight(self, solver: PairSolver) -> float:
+        """The regression of the memory on the action for a velocity of zero: how far one moves with the other."""
+        action, memory = self.free_pair(solver)
+        return float(action @ memory / (action @ action))
+
+    def set_first_std(self, std: float, solver: PairSolver, min_std: float = 0.0) -> None:
+        """Puts the scale to where actions have a standard deviation, while the velocity is zero.
+
+        Args:
+            std (float): the deviation of a first action.
+            solver (PairSolver): the solver.
+            min_std (float, optional): the deviation below which the scale is not learned. Defaults to ``0``.
+
+        Raises:
+            ValueError: for a unit scale, a deviation that is not positive, or one that the memory's noise exceeds.
+
+        Examples:
+            >>> import torch
+            >>> from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
+            >>> start, solver = IndependentStart("learned", action_dim=1), ReversibleSolver()
+            >>> start.set_first_std(0.5, solver)
+            >>> flow = ReversibleFlow(lambda x, t: 0 * x, 1, solver, start, (100_000,))
+            >>> round(flow.sample()[0].std().item(), 2)
+            0.5
+        """
+        if self.scale == "unit":
+            raise ValueError(f"The deviation {std} of a first action has no effect on a scale of 1; use 'learned'.")
+        if not 0 <= min_std <= std < math.inf or std == 0:
+            raise ValueError(f"The deviations must be finite and 0 <= min_std <= std, got {min_std} and {std}.")
+        self.initial_scale, self.min_scale = 1.0, 0.0
+        self.reset_parameters()
+        scaled, rest = self.free_pair(solver)[0].square().tolist()
+        if self.rows == 2:  # both noises are scaled
+            scaled, rest = scaled + rest, 0.0
+        if std**2 <= rest:
+            raise ValueError(
+                f"The noise of the memory alone gives actions a deviation of {rest**0.5:.3g}, more than {std}: use a "
+                "smaller tau."
+            )
+        self.initial_scale = math.sqrt((std**2 - rest) / scaled)
+        self.min_scale = math.sqrt(max(min_std**2 - rest, 0) / scaled)
+        self.reset_parameters()
 
     @abstractmethod
     def from_noise(
@@ -164,7 +228,7 @@ class Start(nn.Module, ABC):
     def log_scales(self, velocity: VelocityField) -> Tensor | None:
         """Logs of the scales, ``[..., rows, d]``, or ``None`` for a unit scale."""
         if self.head is None:
-            return self.log_scale
+            return self.log_scale if self.log_scale is None else self._bounded(self.log_scale)
         context = getattr(velocity, "context", None)
         if not isinstance(context, Tensor):
             raise ValueError(
@@ -172,7 +236,10 @@ class Start(nn.Module, ABC):
                 "needed): pass a ConditionedVelocity(velocity, context)."
             )
         raw = self.head(F.mish(context)).unflatten(-1, (self.rows, -1))
-        return self.LOG_SCALE_BOUND * torch.tanh(raw / self.LOG_SCALE_BOUND)
+        return self._bounded(self.LOG_SCALE_BOUND * torch.tanh(raw / self.LOG_SCALE_BOUND))
+
+    def _bounded(self, log_scales: Tensor) -> Tensor:
+        return log_scales.clamp_min(math.log(self.min_scale)) if self.min_scale else log_scales
 
     def extra_repr(self) -> str:
         return f"scale={self.scale!r}" + ("" if self.action_dim is None else f", action_dim={self.action_dim}")

@@ -10,13 +10,11 @@ from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
     "ConditionedVelocity",
-    "Mish",
-    "SinusoidalTimeEmbedding",
+    "TimeEmbedding",
     "Velocity",
     "VelocityMLP",
     "VelocityTransformer",
@@ -132,76 +130,53 @@ def _joined(network: VelocityMLP | VelocityTransformer, observations: Sequence[T
     return observation
 
 
-class Mish(nn.Module):
-    r"""``torch.nn.Mish``, written with a single exponential where it is compiled.
-
-    :math:`x \tanh(\log(1 + e^x)) = x\, n / (n + 2)` with :math:`n = e^x (e^x + 2)`. A compiler fuses
-    this into one cheap pass; uncompiled, PyTorch's own kernel is faster and is used.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            return F.mish(x)
-        e = x.clamp(max=20.0).exp()  # beyond 20 the quotient is 1 in float32 and float64 stays finite
-        n = e * (e + 2)
-        return x * (n / (n + 2))
-
-
-class SinusoidalTimeEmbedding(nn.Module):
-    """Sines and cosines of the time, followed by a small MLP.
+class TimeEmbedding(nn.Module):
+    """Sines and cosines of the time, at frequencies from 1 to 100, together of unit norm.
 
     Args:
         dim (int, optional): number of sines and cosines together; even, at least 4. Defaults to ``32``.
-        num_cells (sequence of int, optional): layers of the MLP. Defaults to ``(64, 64)``.
-        activation_class (type, optional): activation after each layer. Defaults to :class:`Mish`.
 
     Raises:
         ValueError: if ``dim`` is odd or below 4.
 
     Examples:
-        >>> SinusoidalTimeEmbedding(dim=8, num_cells=(16,))(0.2).shape
-        torch.Size([16])
+        >>> TimeEmbedding(dim=8)(0.2).shape
+        torch.Size([8])
     """
 
     MAX_FREQUENCY = 100.0  # it resolves steps of 1/100 of the unit interval, finer than any solver here takes
 
-    def __init__(
-        self, dim: int = 32, num_cells: Sequence[int] = (64, 64), activation_class: type[nn.Module] = Mish
-    ) -> None:
+    def __init__(self, dim: int = 32) -> None:
         super().__init__()
         if dim < 4 or dim % 2:
             raise ValueError(f"time_embedding_dim must be an even number of at least 4, got {dim}.")
-        if not num_cells:
-            raise ValueError("The time embedding needs at least one hidden layer.")
-        frequencies = torch.logspace(0, math.log10(self.MAX_FREQUENCY), dim // 2)
+        self.out_features = dim
         self.frequencies: Tensor
-        self.register_buffer("frequencies", frequencies)
-        sizes = [dim, *num_cells]
-        layers = [m for i, o in pairwise(sizes) for m in (nn.Linear(i, o), activation_class())]
-        self.mlp = nn.Sequential(*layers)
-        self.out_features = sizes[-1]
+        self.register_buffer("frequencies", torch.logspace(0, math.log10(self.MAX_FREQUENCY), dim // 2))
 
     def forward(self, t: float | Tensor) -> Tensor:
-        """Embeds a time for the whole batch, ``[out_features]``, or a tensor of times, ``[..., out_features]``."""
+        """Embeds a time for the whole batch, ``[dim]``, or a tensor of times ``[...]``, ``[..., dim]``."""
         angle = self.frequencies * (t.unsqueeze(-1) if isinstance(t, Tensor) else t)
-        return self.mlp(torch.cat([angle.sin(), angle.cos()], -1))
+        return torch.cat([angle.sin(), angle.cos()], -1) * (2 / self.out_features) ** 0.5
 
 
 class VelocityMLP(nn.Module):
     """An MLP velocity field whose first layer is split by input.
 
-    The first layer, ``W [observation, x, emb(t)] + b``, is computed as
-    ``(W_obs observation + b) + W_x x + W_t emb(t)``: the observation product once per observation
-    (:meth:`condition`), the time product once per step for the whole batch, and only the small
-    ``W_x x`` once per sample and step. It is the same function as the concatenated layer.
+    The first layer, ``W [observation, x, emb(t)] + b``, is computed as ``(W_o observation + b) + W_x [x, emb(t)]``: the
+    observation's share once per observation (:meth:`condition`), the other, of few columns, once per sample and step.
+    It is the same function as the undivided layer.
+
+    An observation that passes a large network in every step is dear. A small velocity that reads the features of an
+    encoder, about a mean that the actor computes of them (``loc``), costs little more than a Gaussian policy.
 
     Args:
         in_features (int): size of the observation (of all observations together, if there are several).
         action_dim (int): size ``d`` of the action.
         num_cells (sequence of int, optional): hidden layers. Defaults to ``(256, 256, 256)``.
-        activation_class (type, optional): activation. Defaults to :class:`Mish`.
-        time_embedding_dim (int, optional): number of sines and cosines that encode the time; even,
-            at least 4. Defaults to ``32``.
+        activation_class (type, optional): activation. Defaults to ``nn.SiLU``.
+        time_embedding_dim (int, optional): number of sines and cosines that encode the time; even, at least 4. Defaults
+            to ``32``.
 
     Raises:
         ValueError: if a size is not positive or the time embedding is odd or too small.
@@ -221,7 +196,7 @@ class VelocityMLP(nn.Module):
         in_features: int,
         action_dim: int,
         num_cells: Sequence[int] = (256, 256, 256),
-        activation_class: type[nn.Module] = Mish,
+        activation_class: type[nn.Module] = nn.SiLU,
         time_embedding_dim: int = 32,
     ) -> None:
         super().__init__()
@@ -235,11 +210,10 @@ class VelocityMLP(nn.Module):
         self.action_dim = action_dim
         self.context_dim = num_cells[0]
         self.settings = {"activation_class": type(activation_class()).__name__}
-        self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, activation_class=activation_class)
+        self.time_embedding = TimeEmbedding(time_embedding_dim)
         width = num_cells[0]
         self.observation_layer = nn.Linear(in_features, width)
-        self.state_layer = nn.Linear(action_dim, width, bias=False)
-        self.time_layer = nn.Linear(self.time_embedding.out_features, width, bias=False)
+        self.state_layer = nn.Linear(action_dim + time_embedding_dim, width, bias=False)
         layers: list[nn.Module] = [activation_class()]
         for size, next_size in pairwise(num_cells):
             layers += [nn.Linear(size, next_size), activation_class()]
@@ -249,7 +223,7 @@ class VelocityMLP(nn.Module):
     def reset_parameters(self) -> None:
         """Draws orthogonal weights, zero biases and a small last layer, as is usual for PPO."""
         linears = [m for m in self.trunk if isinstance(m, nn.Linear)]
-        first = [self.observation_layer, self.state_layer, self.time_layer]
+        first = [self.observation_layer, self.state_layer]
         # orthogonal as one matrix, so that the split changes neither the function nor its initial law
         joint = torch.empty(self.observation_layer.out_features, sum(m.in_features for m in first))
         nn.init.orthogonal_(joint, math.sqrt(2))
@@ -273,12 +247,8 @@ class VelocityMLP(nn.Module):
         return self.observation_layer(_joined(self, observations))
 
     def forward(self, x: Tensor, t: float | Tensor, context: Tensor) -> Tensor:
-        time = self.time_layer(self.time_embedding(t))
-        if time.ndim > 1:
-            return self.trunk(self.state_layer(x) + time + context)
-        # the time's share as one more column, not as a bias: a bias costs a pass over the batch in each direction
-        weight = torch.cat([self.state_layer.weight, time.unsqueeze(-1)], -1)
-        return self.trunk(F.linear(F.pad(x, (0, 1), value=1.0), weight) + context)
+        time = self.time_embedding(t).expand(*x.shape[:-1], -1)
+        return self.trunk(self.state_layer(torch.cat([x, time], -1)) + context)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, action_dim={self.action_dim}"
@@ -337,9 +307,9 @@ class VelocityTransformer(nn.Module):
         self.in_features, self.action_dim, self.chunk_size = in_features, action_dim, chunk_size
         self.settings = {"num_heads": num_heads}
         self.context_dim = width
-        self.observation_layer = nn.Sequential(nn.Linear(in_features, width), Mish(), nn.Linear(width, width))
-        self.time_embedding = SinusoidalTimeEmbedding(time_embedding_dim, (width,))
-        self.time_layer = nn.Linear(width, width)
+        self.observation_layer = nn.Sequential(nn.Linear(in_features, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_embedding = TimeEmbedding(time_embedding_dim)
+        self.time_layer = nn.Linear(time_embedding_dim, width)
         self.state_layer = nn.Linear(action_dim // chunk_size, width)
         self.position = nn.Parameter(torch.empty(chunk_size, width))
         layer = nn.TransformerEncoderLayer(

@@ -52,6 +52,9 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     Keyword Args:
         solver (PairSolver, optional): defaults to ``ReversibleSolver()``.
         start (Start, optional): defaults to ``IndependentStart()``, the paper's.
+        loc (nn.Module, optional): a module from the observations to a mean ``[..., d]``, computed once, about which
+            the velocity moves the noise. Where an encoder stands before the actor, a linear layer and a small velocity
+            read its features for the price of a Gaussian policy. Defaults to none.
         in_keys (NestedKey or list of NestedKey, optional): the observations, passed to
             ``velocity.condition`` in this order; a tuple is one nested key. Defaults to ``"observation"``.
         action_key (NestedKey, optional): defaults to ``"action"``.
@@ -89,6 +92,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         *,
         solver: PairSolver | None = None,
         start: Start | None = None,
+        loc: nn.Module | None = None,
         in_keys: NestedKey | Sequence[NestedKey] = "observation",
         action_key: NestedKey = "action",
         memory_key: NestedKey = "action_memory",
@@ -135,6 +139,9 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         self.velocity = velocity
         self.start = start
         self.solver = solver
+        self.loc = loc
+        if loc is not None:
+            self.register_buffer("memory_weight", torch.tensor(start.memory_weight(solver)))
 
     @property
     def action_key(self) -> NestedKey:
@@ -250,7 +257,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
 
     def __repr__(self) -> str:
         keys = f"in_keys={self.in_keys}, out_keys={self.out_keys}"
-        parts = {"velocity": self.velocity, "solver": self.solver, "start": self.start}
+        parts = {"velocity": self.velocity, "solver": self.solver, "start": self.start, "loc": self.loc}
         lines = [f"{name}={part!r}".replace("\n", "\n    ") for name, part in parts.items()]
         return f"{type(self).__name__}(\n    " + ",\n    ".join([*lines, keys]) + ")"
 
@@ -285,4 +292,14 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             dtype=network_dtype(self.velocity, observations[0]),
             device=observations[0].device,
             scored=scored,
+            **self._shift(observations),
         )
+
+    def _shift(self, observations: Sequence[Tensor]) -> dict[str, Any]:
+        """The mean of the actions, and by what part of it the memories are shifted."""
+        if self.loc is None:
+            return {}
+        loc = self.loc(*observations)
+        if loc.shape[-1] != self.velocity.action_dim:
+            raise ValueError(f"loc must return {self.velocity.action_dim} numbers an action, got {loc.shape[-1]}.")
+        return {"loc": loc, "memory_weight": self.memory_weight}

@@ -30,7 +30,7 @@ class FlowFromNoise(TensorDictModuleBase):
 
     def __init__(self, actor: ReversibleFlowActor) -> None:
         super().__init__()
-        self.velocity, self.start, self.solver = actor.velocity, actor.start, actor.solver
+        self.velocity, self.start, self.solver, self.loc = actor.velocity, actor.start, actor.solver, actor.loc
         self.in_keys, self.out_keys = [*actor.in_keys, NOISE], [actor.action_key]
         self.noise_size = 2 * actor.velocity.action_dim
 
@@ -40,7 +40,10 @@ class FlowFromNoise(TensorDictModuleBase):
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations), noise.dtype)
         x, memory = noise.to(self.solver.state_dtype(noise.dtype)).chunk(2, -1)
         x, memory = self.start.from_noise(velocity, x, memory, solver=self.solver)
-        return tensordict.set(self.out_keys[0], self.solver.integrate(velocity, x, memory)[0].to(noise.dtype))
+        action = self.solver.integrate(velocity, x, memory)[0]
+        if self.loc is not None:
+            action = action + self.loc(*observations)
+        return tensordict.set(self.out_keys[0], action.to(noise.dtype))
 
 
 class NormalFromNoise(TensorDictModuleBase):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,7 +41,6 @@ from torchrl_genpo.envs import DiscountedReturn, close_quietly, make_env
 from torchrl_genpo.flow import (
     ConsistentStart,
     IndependentStart,
-    Mish,
     PairSolver,
     ReversibleSolver,
     Start,
@@ -67,7 +67,13 @@ __all__ = [
 
 Options = TrainOptions | PretrainOptions
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"elu": nn.ELU, "mish": Mish, "relu": nn.ReLU, "tanh": nn.Tanh}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "mish": nn.Mish,
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 SOLVERS: dict[str, Callable[..., PairSolver]] = {
     "two_step": ReversibleSolver,
     "alternating_coupling": AlternatingCoupling,
@@ -85,6 +91,11 @@ SURROGATE_FLOWS: dict[str, Callable[..., TensorDictModuleBase]] = {"fpo": FPOAct
 """The policies without a density, by their name in the options."""
 
 NOISE_PARAMETERS = ("log_scale", "log_tau", "state_independent_scale")
+
+LEAST_STD = 1e-4
+
+TRUNK = "trunk"
+"""The key of what the network before a flow's head writes."""
 
 
 def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvBase:
@@ -157,7 +168,7 @@ def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
     modules += [*encoder, *last]
     written = [*states, *(k for module in last for k in module.out_keys)]
     sequence = TensorDictSequential if chosen.name in SURROGATE_FLOWS else ProbabilisticTensorDictSequential
-    kept = [k for k in dict.fromkeys(written) if k not in ("loc", "scale")]
+    kept = [k for k in dict.fromkeys(written) if k not in ("loc", "scale", TRUNK)]
     return sequence(*modules, selected_out_keys=kept).to(env.device)
 
 
@@ -198,19 +209,34 @@ def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_
     if chosen.name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
         loc = make_mlp(size, (*chosen.hidden_sizes, action_dim), ACTIVATIONS[chosen.activation], gain=0.01)
-        return gaussian_steps(loc, action_dim, in_key=key, action_key=action_key)
+        return gaussian_steps(
+            loc,
+            action_dim,
+            in_key=key,
+            action_key=action_key,
+            initial_std=chosen.initial_std,
+            min_std=chosen.min_std,
+        )
+    modules: list[TensorDictModuleBase] = []
     velocity: VelocityMLP | VelocityTransformer
+    keys: dict[str, Any] = {"action_key": action_key}
+    if chosen.head_sizes:
+        trunk = make_mlp(size, chosen.hidden_sizes, ACTIVATIONS[chosen.activation], gain=2**0.5, activate=True)
+        modules.append(TensorDictModule(trunk, in_keys=[key], out_keys=[TRUNK]))
+        key, size = TRUNK, chosen.hidden_sizes[-1]
+        keys["loc"] = make_mlp(size, (action_dim,), nn.Identity, gain=0.01)
     if chosen.transformer is not None:
         velocity = VelocityTransformer(
             size, action_dim, time_embedding_dim=chosen.time_embedding_dim, **chosen.transformer.model_dump()
         )
     else:
         activation = ACTIVATIONS[chosen.activation]
-        velocity = VelocityMLP(size, action_dim, chosen.hidden_sizes, activation, chosen.time_embedding_dim)
+        cells = chosen.head_sizes or chosen.hidden_sizes
+        velocity = VelocityMLP(size, action_dim, cells, activation, chosen.time_embedding_dim)
     if chosen.name in SURROGATE_FLOWS:
         actor_class = SURROGATE_FLOWS[chosen.name]
         return [actor_class(velocity, **chosen.options.model_dump(), in_keys=[key], action_key=action_key)]
-    return [reversible_flow(options, velocity, in_keys=[key], action_key=action_key)]
+    return [*modules, reversible_flow(options, velocity, in_keys=[key], **keys)]
 
 
 def reversible_flow(options: Options, velocity: Any, **keys: Any) -> ReversibleFlowActor:
@@ -218,23 +244,31 @@ def reversible_flow(options: Options, velocity: Any, **keys: Any) -> ReversibleF
     settings = options.solver.model_dump()
     solver = SOLVERS[settings.pop("name")](**settings)
     actor_class = PAIR_FLOWS[options.policy.name]
-    return actor_class(velocity, solver=solver, start=_start(options, velocity), **keys)
+    return actor_class(velocity, solver=solver, start=_start(options, velocity, solver), **keys)
 
 
-def _start(options: Options, velocity: Any) -> Start:
+def _start(options: Options, velocity: Any, solver: PairSolver) -> Start:
+    policy: Any = options.policy
     settings = options.start.model_dump()
     is_consistent = settings.pop("name") == "consistent"
-    if settings["scale"] == "unit":
-        settings.pop("initial_scale")
     if settings["scale"] != "unit" or settings.get("learn_tau") == "per_dimension":
         settings["action_dim"] = velocity.action_dim
     if settings["scale"] == "state_dependent":
         settings["context_dim"] = velocity.context_dim
-    return ConsistentStart(**settings) if is_consistent else IndependentStart(**settings)
+    start = ConsistentStart(**settings) if is_consistent else IndependentStart(**settings)
+    if start.scale != "unit":
+        start.set_first_std(policy.initial_std, solver, policy.min_std)
+    return start
 
 
 def gaussian_steps(
-    loc: nn.Module, action_dim: int, *, in_key: str = "observation", action_key: str = "action"
+    loc: nn.Module,
+    action_dim: int,
+    *,
+    in_key: str = "observation",
+    action_key: str = "action",
+    initial_std: float = 1.0,
+    min_std: float = 0.0,
 ) -> list[TensorDictModuleBase]:
     """TorchRL's stock normal policy with a state-independent scale, as the modules of a sequence.
 
@@ -245,8 +279,13 @@ def gaussian_steps(
     Keyword Args:
         in_key (str, optional): of the observation. Defaults to ``"observation"``.
         action_key (str, optional): of the action. Defaults to ``"action"``.
+        initial_std (float, optional): the standard deviation at first. Defaults to ``1``.
+        min_std (float, optional): the least standard deviation. Defaults to ``0``.
     """
-    net = nn.Sequential(loc, AddStateIndependentNormalScale(action_dim))
+    scale = AddStateIndependentNormalScale(
+        action_dim, scale_lb=max(min_std, LEAST_STD), init_value=math.log(initial_std)
+    )
+    net = nn.Sequential(loc, scale)
     return [
         TensorDictModule(net, in_keys=[in_key], out_keys=["loc", "scale"]),
         ProbabilisticTensorDictModule(

@@ -1,0 +1,94 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Answers which network of a flow learns best for its price, beside a Gaussian with the same settings.
+
+    python -m benchmarks.learning.velocities              # 60 runs of two to four minutes on one core
+    python -m benchmarks.learning.velocities --report
+
+All have the same hidden layers, activation, first deviation of actions and KL target. The whole network of a flow is
+evaluated in every step, or a head alone, behind layers that an observation passes once. Finished runs are lines of
+``velocities.jsonl`` in ``benchmarks/results`` and are not run again; ``velocities.md`` and ``velocities.png`` lie
+beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+
+from benchmarks._lib.origin import RESULTS
+from benchmarks._lib.report import origins, parser, save, spread
+from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, training_seconds
+
+STEPS = "solver.num_steps"
+POLICIES = {
+    "gaussian": ("Gaussian", ("policy=gaussian",)),
+    "whole_5": ("whole network, M = 5", ("policy.head_sizes=[]", f"{STEPS}=5")),
+    "head_5": ("head 64, M = 5", ("policy.head_sizes=[64]", f"{STEPS}=5")),
+    "head_3": ("head 64, M = 3", ("policy.head_sizes=[64]", f"{STEPS}=3")),
+    "whole_3": ("whole network, M = 3", ("policy.head_sizes=[]", f"{STEPS}=3")),
+    "head_2": ("head 64, M = 2", ("policy.head_sizes=[64]", f"{STEPS}=2")),
+    "head_1": ("head 64, M = 1", ("policy.head_sizes=[64]", f"{STEPS}=1")),
+    "head_small_3": ("head 32, M = 3", ("policy.head_sizes=[32]", f"{STEPS}=3")),
+    "head_wide_3": ("head 128, M = 3", ("policy.head_sizes=[128]", f"{STEPS}=3")),
+    "head_deep_3": ("head 64-64, M = 3", ("policy.head_sizes=[64,64]", f"{STEPS}=3")),
+}
+"""The label of each policy and its options of the entry script."""
+TASKS = ("half_cheetah", "hopper", "walker2d")
+MAIN = ("gaussian", "whole_5", "head_5", "head_3")
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--tasks", nargs="+", default=TASKS, help=f"default: {' '.join(TASKS)}")
+    arguments.add_argument("--policies", nargs="+", default=MAIN, choices=POLICIES)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
+    arguments.add_argument("--frames", type=int, default=200_000)
+    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
+    options = arguments.parse_args()
+
+    if not options.report:
+        runs = [
+            Run("velocities", task, policy, POLICIES[policy][1], seed, options.frames)
+            for seed in options.seeds
+            for task in options.tasks
+            for policy in options.policies
+        ]
+        execute_all(runs, options.workers)
+    records = sorted(read_results("velocities").values(), key=lambda record: record["seed"])
+    if not records:
+        sys.exit("No run is finished; start some without --report.")
+    frames = max(record["frames"] for record in records)
+    lines = [
+        "# The network of a flow",
+        "",
+        f"After {frames:,} frames: median return (each seed), mean of 10 evaluation episodes; the mean of the training "
+        "return over the run's frames, median of the seeds; seconds of a run that nothing else slows down.",
+        "",
+        "| task | policy | zero noise | random noise | over the run | seconds |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for task in dict.fromkeys(record["task"] for record in records):
+        for policy, (label, _) in POLICIES.items():
+            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
+            if not chosen:
+                continue
+            returns = [[last(one, f"eval/{noise}_noise/return") for one in chosen] for noise in ("zero", "random")]
+            whole = statistics.median(over_the_run(record) for record in chosen)
+            cells = [*(spread(values, 0) for values in returns), f"{whole:.0f}", f"{training_seconds(chosen):.0f}"]
+            lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
+    shown = {policy: POLICIES[policy] for policy in MAIN}
+    draw(records, shown, RESULTS / "velocities.png", unit=1e3, xlabel="thousand frames", ylabel="training return")
+    save(RESULTS / "velocities.md", [*lines, *origins(records)])
+
+
+def over_the_run(record: dict) -> float:
+    """Returns the mean of the training return over the points of a run's curve."""
+    values = [value for value in record["curves"]["train/return"] if value is not None]
+    return statistics.fmean(values)
+
+
+if __name__ == "__main__":
+    main()
