@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.distributions import Normal
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleSolver, VelocityMLP
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver, VelocityMLP
 from torchrl_genpo.flow import ConditionedVelocity
 
 
@@ -119,3 +121,51 @@ def test_a_state_dependent_scale_begins_with_the_initial_one(scale):
     start = IndependentStart("state_dependent", 3, context_dim=8, initial_scale=scale)
     context = ConditionedVelocity(VelocityMLP(4, 3, (8,)), torch.randn(5, 8))
     torch.testing.assert_close(start.log_scales(context).exp(), torch.full((5, 2, 3), scale))
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0])
+@pytest.mark.parametrize("num_steps", [1, 3, 5])
+@pytest.mark.parametrize(
+    "start",
+    [
+        IndependentStart("learned", 2),
+        IndependentStart("state_dependent", 2, context_dim=4),
+        ConsistentStart(0.1, scale="learned", action_dim=2),
+        ConsistentStart(0.1, "per_dimension", "learned", 2),
+    ],
+    ids=["learned", "state_dependent", "consistent", "consistent_learned"],
+)
+def test_first_actions_have_the_deviation_that_was_chosen(start, num_steps, std):
+    solver = ReversibleSolver(num_steps)
+    start.set_first_std(std, solver)
+    velocity = ConditionedVelocity(lambda x, t, context: 0 * x, torch.randn(4))
+    actions = ReversibleFlow(velocity, 2, solver, start, (50_000,)).sample()[0]
+    torch.testing.assert_close(actions.std(0), torch.full((2,), std), rtol=0.02, atol=0)
+
+
+def test_a_scale_is_not_learned_below_its_floor():
+    start, solver = IndependentStart("learned", 2), ReversibleSolver()
+    start.set_first_std(0.5, solver, min_std=0.2)
+    with torch.no_grad():
+        start.log_scale.fill_(-9.0)
+    x, memory, log_prob = start.sample(None, (50_000, 2))
+    torch.testing.assert_close(start.log_prob(None, x, memory), log_prob)
+    actions = ReversibleFlow(lambda x, t: 0 * x, 2, solver, start, (50_000,)).sample()[0]
+    torch.testing.assert_close(actions.std(0), torch.full((2,), 0.2), rtol=0.02, atol=0)
+    other = IndependentStart("learned", 2)
+    assert other.settings != start.settings, "the state of one would be another density of the other"
+
+
+@pytest.mark.parametrize(
+    ("start", "std", "min_std", "message"),
+    [
+        (IndependentStart(), 0.5, 0.0, "no effect on a scale of 1"),
+        (IndependentStart("learned", 2), 0.0, 0.0, "finite and 0 <= min_std <= std"),
+        (IndependentStart("learned", 2), 0.5, 0.6, "got 0.6 and 0.5"),
+        (IndependentStart("learned", 2), math.inf, 0.0, "finite"),
+        (ConsistentStart(0.9, scale="learned", action_dim=2), 0.3, 0.0, "use a smaller tau"),
+    ],
+)
+def test_deviations_that_cannot_be_are_refused(start, std, min_std, message):
+    with pytest.raises(ValueError, match=message):
+        start.set_first_std(std, ReversibleSolver(), min_std)

@@ -116,6 +116,12 @@ class _LearnedNoise(Options):
         default=0.0, description="The deviation of actions below which no scale of the noise is learned."
     )
 
+    @model_validator(mode="after")
+    def _begins_above_its_floor(self) -> Any:
+        if self.initial_std is not FOLLOWS and self.min_std > self.initial_std:
+            raise ValueError(f"policy.min_std={self.min_std:g} is above policy.initial_std={self.initial_std:g}.")
+        return self
+
 
 class GaussianOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _NoLossOptions, _Policy):
     """TorchRL's stock normal policy with a scale that does not depend on the state."""
@@ -151,6 +157,12 @@ class ReversibleFlowOptions(_LearnedNoise, _NoActorOptions, _NoLossOptions, _Flo
         default=None,
         description="A transformer in place of the MLP, whose hidden_sizes and activation are then not used.",
     )
+
+    @model_validator(mode="after")
+    def _has_one_head(self) -> Any:
+        if self.transformer is not None and self.head_sizes:
+            raise ValueError(f"policy.head_sizes={list(self.head_sizes)} has no effect on a transformer: leave it out.")
+        return self
 
 
 class CompressionOptions(Options):

@@ -66,8 +66,13 @@ class EulerActor(TensorDictModuleBase):
             policy (nn.Module): a :class:`~torchrl_genpo.ReversibleFlowActor`, or a sequence with one, of which a
                 sequence with this module in its place is made.
             num_steps (int, optional): velocity evaluations an action. Defaults to ``solver.num_steps`` of the actor.
+
+        Raises:
+            ValueError: for an actor with a ``loc``.
         """
         actor = flow_of(policy)
+        if getattr(actor, "loc", None) is not None:
+            raise ValueError("Euler's rule samples a velocity alone, and this actor adds a mean to it (loc).")
         num_steps = actor.solver.num_steps if num_steps is None else num_steps
         euler_actor = cls(actor.velocity, num_steps, in_keys=actor.in_keys, action_key=actor.action_key)
         if policy is actor:

@@ -20,7 +20,6 @@ from hydra.utils import instantiate
 from tensordict import TensorDict
 from torch import nn
 from torchrl.modules import MLP, ReversibleFlowActor, ReversibleSolver, ValueOperator, VelocityMLP
-from torchrl.modules.flow import Mish
 from torchrl.objectives import ClipPPOLoss, GenPOLoss
 from torchrl.trainers.algorithms import GenPOTrainer, PPOTrainer
 from torchrl.trainers.algorithms.configs import MLPConfig, PPOTrainerConfig, ValueModelConfig
@@ -138,7 +137,7 @@ policy:
     torch.manual_seed(0)
     assert isinstance(actor, ReversibleFlowActor) and actor.solver.sigma == 0.8
     assert actor.in_keys == [("agent", "observation")] and actor.memory_key == ("agent", "memory")
-    assert isinstance(actor.velocity.trunk[0], Mish)
+    assert isinstance(actor.velocity.trunk[0], nn.SiLU)
     for ours, theirs in zip(actor.velocity.parameters(), VelocityMLP(4, 2, (16, 16)).parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=0, rtol=0)
     td = TensorDict({("agent", "observation"): torch.randn(5, 4)}, batch_size=[5])

@@ -55,7 +55,7 @@ class VelocityMLPConfig(NetworkConfig):
     action_dim: int = MISSING
     num_cells: Any = (256, 256, 256)
     activation_class: Any = field(
-        default_factory=partial(ActivationConfig, _target_="torchrl.modules.flow.Mish", _partial_=True)
+        default_factory=partial(ActivationConfig, _target_="torch.nn.SiLU", _partial_=True)
     )
     time_embedding_dim: int = 32
     _target_: str = "torchrl.modules.VelocityMLP"
@@ -147,6 +147,7 @@ class ReversibleFlowActorConfig(ConfigBase):
     velocity: Any = MISSING
     solver: Any = None
     start: Any = None
+    loc: Any = None
     in_keys: Any = "observation"
     action_key: Any = "action"
     memory_key: Any = "action_memory"

@@ -1,0 +1,165 @@
+"""A mean beside a flow: the density stays exact, and the pair tells no more of the mean than the action does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from torch import nn
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import MLP, ValueOperator
+
+from torchrl_genpo import (
+    ConsistentStart,
+    FlowMatchingLoss,
+    GenPOLoss,
+    IndependentStart,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    VelocityMLP,
+)
+from torchrl_genpo.modules import EulerActor, ExportablePolicy
+
+OBS, D = 3, 2
+
+
+def make_actor(num_steps=5, start=None, gradient="stored", bend=0.3):
+    velocity = VelocityMLP(OBS, D, (16,))
+    nn.init.normal_(velocity.trunk[-1].weight, std=bend)
+    start = IndependentStart("learned", action_dim=D) if start is None else start
+    loc = nn.Linear(OBS, D)
+    return ReversibleFlowActor(
+        velocity, solver=ReversibleSolver(num_steps, gradient=gradient), start=start, loc=loc
+    ).double()
+
+
+def observe(*shape):
+    return TensorDict(observation=torch.randn(*shape, OBS).double(), batch_size=shape)
+
+
+STARTS = {
+    "unit": IndependentStart,
+    "learned": lambda: IndependentStart("learned", action_dim=D, initial_scale=0.7),
+    "state_dependent": lambda: IndependentStart("state_dependent", action_dim=D, context_dim=16),
+    "consistent": lambda: ConsistentStart(0.3, "per_dimension", action_dim=D),
+}
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
+@pytest.mark.parametrize("start", STARTS)
+def test_the_density_is_that_of_a_brute_force_jacobian(num_steps, start):
+    actor = make_actor(num_steps, STARTS[start]())
+    td = actor(observe(1))
+    dist = actor.get_dist(td.select("observation"))
+    noise = torch.stack(dist.to_noise(td["action"], td["action_memory"])).flatten()
+
+    def push(noise):
+        x, memory = actor.start.from_noise(dist.velocity, *noise.view(2, 1, D), solver=actor.solver)
+        x, memory = actor.solver.integrate(dist.velocity, x, memory)
+        loc = actor.loc(td["observation"])
+        return torch.stack([x + loc, memory + actor.memory_weight * loc]).flatten()
+
+    torch.testing.assert_close(push(noise), torch.stack([td["action"], td["action_memory"]]).flatten())
+    jacobian = torch.autograd.functional.jacobian(push, noise)
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum() - torch.linalg.slogdet(jacobian).logabsdet
+    torch.testing.assert_close(td["action_log_prob"].sum(), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(actor.log_prob(td), td["action_log_prob"])
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("start", ["unit", "learned", "consistent"])
+def test_another_mean_of_a_straight_flow_changes_the_pair_no_more_than_the_action(num_steps, start):
+    actor, other = (make_actor(num_steps, STARTS[start](), bend=0.0) for _ in range(2))
+    other.load_state_dict(actor.state_dict())
+    delta = torch.tensor([0.05, -0.1]).double()
+    other.loc.bias.data += delta
+    td = actor(observe(50_000)).detach()
+    of_actions = 0.5 * (delta / (td["action"] - actor.loc(td["observation"])).std(0)).square().sum()
+
+    def of_pairs():  # the laws are normal, so half of the variance of a log ratio is its mean, more precisely
+        return 0.5 * (td["action_log_prob"] - other.log_prob(td)).var()
+
+    assert abs(of_pairs() / of_actions - 1) < 0.03
+    other.memory_weight.zero_()
+    td = other(td).detach()
+    other.loc.bias.data -= delta
+    assert of_pairs() > 1.05 * of_actions, "memories that stay where they are tell more"
+
+
+def test_the_density_of_the_action_alone_is_that_of_a_quadrature_over_its_memory():
+    torch.manual_seed(2)
+    velocity = VelocityMLP(OBS, 1, (16,))
+    nn.init.normal_(velocity.trunk[-1].weight, std=0.5)
+    actor = ReversibleFlowActor(velocity, loc=nn.Linear(OBS, 1)).double()
+    td = actor(observe(6)).detach()
+    memories = torch.linspace(-9, 9, 6001).double().view(-1, 1, 1).expand(-1, 6, 1)
+    dist = actor.get_dist(td.select("observation"))
+    exact = dist.log_prob(td["action"].expand(6001, 6, 1), memories).logsumexp(0) + math.log(18 / 6000)
+    for memory in (td["action_memory"], None):
+        estimate = dist.action_log_prob(td["action"], 4000, memory)
+        torch.testing.assert_close(estimate.log_prob, exact, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("num_steps", [3, 5])
+def test_recomputed_gradients_are_the_stored_ones(num_steps):
+    gradients = []
+    for gradient in ("stored", "reversible"):
+        torch.manual_seed(0)
+        actor = make_actor(num_steps, gradient=gradient)
+        td = actor(observe(8)).detach()
+        actor.log_prob(td).sum().backward()
+        gradients.append([p.grad for p in actor.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
+def test_zero_noise_and_its_export_add_the_mean():
+    actor = make_actor(bend=0.0).float()
+    td = observe(4).float()
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        torch.testing.assert_close(actor(td.clone())["action"], actor.loc(td["observation"]), atol=1e-6, rtol=0)
+    actor = make_actor().float()
+    noise = torch.randn(4, 2 * D)
+    policy = ExportablePolicy(actor, td, noise_input=True)
+    (action,) = policy(td["observation"], noise)
+    dist = actor.get_dist(td)
+    x, memory = actor.start.from_noise(dist.velocity, *noise.chunk(2, -1), solver=actor.solver)
+    expected = actor.solver.integrate(dist.velocity, x, memory)[0] + actor.loc(td["observation"])
+    torch.testing.assert_close(action, expected)
+
+
+def test_behind_an_encoder_it_trains_and_compiles_as_one_policy():
+    encoder = TensorDictModule(MLP(OBS, 8, num_cells=[16]), ["observation"], ["features"])
+    actor = ReversibleFlowActor(VelocityMLP(8, D, (16,)), loc=nn.Linear(8, D), in_keys=["features"])
+    policy = ProbabilisticTensorDictSequential(encoder, actor)
+    loss = GenPOLoss(policy, ValueOperator(MLP(OBS, 1, num_cells=[8])), delay_actor=True)
+    data = policy(observe(32).float()).detach()
+    data["advantage"], data["value_target"] = torch.randn(2, 32, 1)
+    out = loss(data)
+    torch.testing.assert_close(out["max_ratio"], torch.tensor(1.0), atol=1e-4, rtol=0)
+    sum(value for key, value in out.items() if key.startswith("loss_")).backward()
+    assert all(p.grad is not None for p in policy.parameters())
+    compiled = torch.compile(policy.log_prob if hasattr(policy, "log_prob") else actor.log_prob, backend="aot_eager")
+    torch.testing.assert_close(compiled(data), policy.log_prob(data), atol=1e-4, rtol=0)
+
+
+def test_the_weight_of_the_memory_is_loaded_with_the_state():
+    three, five = make_actor(3), make_actor(5)
+    assert three.memory_weight != five.memory_weight
+    assert "memory_weight" in three.state_dict()
+    consistent = [make_actor(3, ConsistentStart(tau, "shared")) for tau in (0.1, 0.9)]
+    consistent[1].load_state_dict(consistent[0].state_dict())
+    td = consistent[0](observe(4)).detach()
+    torch.testing.assert_close(consistent[1].log_prob(td), td["action_log_prob"])
+
+
+def test_a_mean_of_another_size_and_what_cannot_have_one_are_refused():
+    actor = ReversibleFlowActor(VelocityMLP(OBS, D, (16,)), loc=nn.Linear(OBS, 1))
+    with pytest.raises(ValueError, match="loc must return 2 numbers an action, got 1"):
+        actor(observe(4).float())
+    with pytest.raises(ValueError, match="leave loc out"):
+        FlowMatchingLoss(make_actor())
+    with pytest.raises(ValueError, match="adds a mean"):
+        EulerActor.of(make_actor())
