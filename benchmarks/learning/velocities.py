@@ -22,16 +22,19 @@ from benchmarks._lib.report import origins, parser, save, spread
 from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, training_seconds
 
 STEPS = "solver.num_steps"
+HEAD = ("policy.head_sizes=[64]", f"{STEPS}=3")
 POLICIES = {
     "gaussian": ("Gaussian", ("policy=gaussian",)),
     "whole_5": ("whole network, M = 5", ("policy.head_sizes=[]", f"{STEPS}=5")),
     "head_5": ("head 64, M = 5", ("policy.head_sizes=[64]", f"{STEPS}=5")),
-    "head_3": ("head 64, M = 3", ("policy.head_sizes=[64]", f"{STEPS}=3")),
+    "head_3": ("head 64, M = 3", HEAD),
     "whole_3": ("whole network, M = 3", ("policy.head_sizes=[]", f"{STEPS}=3")),
     "head_2": ("head 64, M = 2", ("policy.head_sizes=[64]", f"{STEPS}=2")),
     "head_1": ("head 64, M = 1", ("policy.head_sizes=[64]", f"{STEPS}=1")),
     "head_small_3": ("head 32, M = 3", ("policy.head_sizes=[32]", f"{STEPS}=3")),
     "head_wide_3": ("head 128, M = 3", ("policy.head_sizes=[128]", f"{STEPS}=3")),
+    "action_2": ("head 64, M = 3, action's ratio, 2 memories", (*HEAD, "loss.ratio=action", "loss.num_memories=2")),
+    "action_4": ("head 64, M = 3, action's ratio, 4 memories", (*HEAD, "loss.ratio=action", "loss.num_memories=4")),
     "head_deep_3": ("head 64-64, M = 3", ("policy.head_sizes=[64,64]", f"{STEPS}=3")),
 }
 """The label of each policy and its options of the entry script."""

@@ -74,10 +74,10 @@ def test_agents_apart_have_the_product_of_their_own_densities():
     actor = make_actor(Apart)
     torch.manual_seed(1)
     td = actor(observe(3)).detach()
-    together = actor.draw_memories(td.copy(), num_samples=20_000)["marginal_log_prob"]
+    together = actor.draw_memories(td.copy(), num_samples=100_000)["marginal_log_prob"]
     alone = td.copy()
     alone.batch_size = [3, AGENTS]
-    alone = actor.draw_memories(alone, num_samples=20_000)["marginal_log_prob"]
+    alone = actor.draw_memories(alone, num_samples=100_000)["marginal_log_prob"]
     torch.testing.assert_close(together, alone.sum(-1), atol=0.05, rtol=0)
 
 

@@ -59,20 +59,21 @@ def propose_memory(
     :math:`\log p(m \mid a) = -\tfrac12 |z(a, m)|^2 + \text{const}`, a nonlinear least-squares problem in :math:`m`.
     Gauss-Newton finds a minimum, and around it the proposal is Laplace's, with the covariance
     :math:`(J^\top J)^{-1}`, :math:`J = \partial z / \partial m`, as a Student-t (weights stay bounded where the normal
-    would be too narrow). The stored memory of an action is itself a draw from the conditional law, so it lies at a
-    mode that matters. Without one, for a strongly bent flow has several modes, the search begins at several
-    points; the proposal is the mixture of what they find, weighed by Laplace's evidence, and of a broad law
-    with the mean and variance of the memories that the flow draws, lest a mode be missed.
+    would be too narrow). The stored memory of an action is itself a draw from the conditional law, so it lies near a
+    mode that matters, and one step with the Jacobian there is enough. Without one, for a strongly bent flow has
+    several modes, the search begins at several points; the proposal is the mixture of what they find, weighed by
+    Laplace's evidence, and of a broad law with the mean and variance of the memories that the flow draws, lest a mode
+    be missed.
 
-    It costs ``GAUSS_NEWTON_STEPS + 1`` inversions with their Jacobian, of one forward-mode
-    derivative for each of the ``d`` numbers of a memory, at each starting point.
+    It costs one inversion with its Jacobian, of one forward-mode derivative for each of the ``d`` numbers of a memory,
+    or ``GAUSS_NEWTON_STEPS + 1`` at each starting point where no memory is known.
 
     Args:
         flow (ReversibleFlow): the distribution of pairs.
         action (Tensor): ``[*batch, d]``.
         num_samples (int): memories an action.
-        memory (Tensor, optional): where the search begins, ``[*batch, d]``. Defaults to a state
-            that had the velocity at the action, and memories that the flow draws.
+        memory (Tensor, optional): one that came with the action, where the search begins, ``[*batch, d]``. Defaults to
+            a state that had the velocity at the action, and memories that the flow draws.
         event_ndim (int, optional): the last dimensions of ``action`` that are one action; see
             :meth:`ReversibleFlow.estimate_action_log_prob`. Defaults to ``1``.
 
@@ -96,7 +97,7 @@ def propose_memory(
         return torch.cat([part.flatten(-event_ndim) for part in noise], -1).double()
 
     z, jacobian = _linearise(residual, mean)
-    for _ in range(GAUSS_NEWTON_STEPS):
+    for _ in range(GAUSS_NEWTON_STEPS if memory is None else 1):
         step = -torch.linalg.lstsq(jacobian, z.unsqueeze(-1)).solution.squeeze(-1)
         # halve the step where it overshoots
         length = torch.ones_like(z[..., :1])
@@ -104,7 +105,8 @@ def propose_memory(
             worse = residual(mean + length * step).square().sum(-1, keepdim=True) > z.square().sum(-1, keepdim=True)
             length = torch.where(worse, length / 2, length)
         mean = mean + length * step
-        z, jacobian = _linearise(residual, mean)
+        if memory is None:
+            z, jacobian = _linearise(residual, mean)
     precision_root = torch.linalg.qr(jacobian).R
     log_weight = (-0.5 * z.square().sum(-1) - _log_abs_diagonal(precision_root)).log_softmax(0)
     if broad is not None:

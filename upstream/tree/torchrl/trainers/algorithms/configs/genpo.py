@@ -54,9 +54,7 @@ class VelocityMLPConfig(NetworkConfig):
     in_features: int = MISSING
     action_dim: int = MISSING
     num_cells: Any = (256, 256, 256)
-    activation_class: Any = field(
-        default_factory=partial(ActivationConfig, _target_="torch.nn.SiLU", _partial_=True)
-    )
+    activation_class: Any = field(default_factory=partial(ActivationConfig, _target_="torch.nn.SiLU", _partial_=True))
     time_embedding_dim: int = 32
     _target_: str = "torchrl.modules.VelocityMLP"
 
