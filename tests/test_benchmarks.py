@@ -16,6 +16,7 @@ from torchrl_genpo.baselines import FPOActor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks._lib import runs as benchmark_runs
+from benchmarks.cost import table1
 from benchmarks.learning import aggregate
 from benchmarks.numerics import surrogate_bias
 
@@ -146,3 +147,10 @@ def test_the_seconds_of_a_run_leave_out_where_it_waited():
     seeds = [{"seconds": times[-1], "curves": {"frames": frames, "time/seconds": times}} for times in (waits, slow)]
     assert benchmark_runs.training_seconds(seeds) == pytest.approx(80)
     assert benchmark_runs.training_seconds([{"seconds": 70, "curves": {"frames": frames}}]) == 70
+
+
+@pytest.mark.parametrize("method", table1.METHODS)
+def test_every_method_of_the_table_of_costs_can_be_built_and_called(method):
+    works, share = table1.make_size(method, "Humanoid", "cpu")
+    works["collect"]()
+    assert share in (1, table1.SCALED)

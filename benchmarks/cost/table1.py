@@ -90,7 +90,9 @@ def make_size(
     ]
     cfg = configure(*METHODS[method][1], f"device={device}", *networks)
     spec = {"observation": Unbounded(obs_dim)}
-    sizes: Any = SimpleNamespace(observation_spec=spec, action_spec=Unbounded(action_dim), device=device)
+    sizes: Any = SimpleNamespace(
+        observation_spec=spec, action_spec=Unbounded(action_dim), device=device, batch_size=torch.Size(())
+    )
     actor, _, loss = build_models(cfg, sizes)
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5, fused=True)
     update = make_update(loss, optimizer, max_grad_norm=1.0, compile_mode=compile_mode, cudagraphs=cudagraphs)

@@ -89,6 +89,19 @@ def test_another_mean_of_a_straight_flow_changes_the_pair_no_more_than_the_actio
     assert of_pairs() > 1.05 * of_actions, "memories that stay where they are tell more"
 
 
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5])
+def test_another_width_of_a_straight_flow_changes_the_pair_no_more_than_the_action(num_steps):
+    actor, other = (make_actor(num_steps, STARTS["learned"](), bend=0.0) for _ in range(2))
+    other.load_state_dict(actor.state_dict())
+    delta = 0.05
+    other.start.log_scale.data[0] += delta
+    td = actor(observe(100_000)).detach()
+    deviation = td["action"] - actor.loc(td["observation"])
+    std = actor.start.free_pair(actor.solver)[0].norm()
+    before, after = (torch.distributions.Normal(0.0, std * math.exp(d)).log_prob(deviation).sum(-1) for d in (0, delta))
+    torch.testing.assert_close(td["action_log_prob"] - other.log_prob(td), before - after)
+
+
 def test_the_density_of_the_action_alone_is_that_of_a_quadrature_over_its_memory():
     torch.manual_seed(2)
     velocity = VelocityMLP(OBS, 1, (16,))

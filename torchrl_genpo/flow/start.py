@@ -82,7 +82,7 @@ class Start(nn.Module, ABC):
         self.initial_scale, self.min_scale = float(initial_scale), 0.0
         self.rows = rows
         self.action_dim = action_dim
-        # row 0 scales x_0, row 1 its memory; the log keeps the scale positive
+        # the log keeps the scale positive
         self.log_scale = nn.Parameter(torch.zeros(rows, action_dim)) if scale == "learned" and action_dim else None
         self.head: nn.Linear | None = None
         if scale == "state_dependent" and context_dim and action_dim:
@@ -248,9 +248,13 @@ class Start(nn.Module, ABC):
 class IndependentStart(Start):
     r"""The start of the paper, in which :math:`x_0` and :math:`x_{-1}` are independent and normal.
 
+    Scales that are learned belong to two directions of the pair: the one that a velocity of zero carries to the action,
+    and the one across it, which stays in the memory (:attr:`~torchrl_genpo.flow.PairSolver.free_direction`). So the
+    width of the action is one number, learned as that of a Gaussian policy is. At equal scales the pair is the paper's.
+
     Args:
         scale (str, optional): ``"unit"``, the paper's standard normal pair; ``"learned"``, one positive
-            scale for each number of the pair; or ``"state_dependent"``, one that depends on the
+            scale for each number and direction of the pair; or ``"state_dependent"``, one that depends on the
             observation. See :class:`Start`. Defaults to ``"unit"``.
         action_dim (int, optional): ``d``; needed for, and only for, a scale that is not ``"unit"``.
         context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
@@ -285,13 +289,18 @@ class IndependentStart(Start):
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
-        return (noise, memory_noise) if log_scales is None else self._scaled(noise, memory_noise, log_scales.exp())
+        if log_scales is None:
+            return noise, memory_noise
+        return _rotate(*self._scaled(noise, memory_noise, log_scales.exp()), *solver.free_direction)
 
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
         log_scales = self.log_scales(velocity)
-        return (x, memory) if log_scales is None else self._scaled(x, memory, log_scales.neg().exp())
+        if log_scales is None:
+            return x, memory
+        cos, sin = solver.free_direction
+        return self._scaled(*_rotate(x, memory, cos, -sin), log_scales.neg().exp())
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
         log_scales = self.log_scales(velocity)
@@ -403,6 +412,10 @@ class ConsistentStart(Start):
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, learn_tau={self.learn_tau!r}, {super().extra_repr()}"
+
+
+def _rotate(x: Tensor, memory: Tensor, cos: float, sin: float) -> tuple[Tensor, Tensor]:
+    return (x * cos).sub(memory, alpha=sin), (memory * cos).add(x, alpha=sin)
 
 
 def _normal_log_density(noise: Tensor, memory_noise: Tensor) -> Tensor:
