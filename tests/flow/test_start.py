@@ -22,6 +22,14 @@ def test_unit_start_is_the_standard_normal_pair():
     assert not list(start.parameters()) and start.has_constant_entropy
 
 
+def density_along_and_across(x, memory, scale, solver=None):
+    """Of a pair that is independent along and across the direction that becomes the action."""
+    (a, b), _ = IndependentStart().free_pair(solver or ReversibleSolver()).tolist()
+    norm = math.hypot(a, b)
+    along, across = (a * x + b * memory) / norm, (a * memory - b * x) / norm
+    return Normal(0.0, scale[0]).log_prob(along).sum(-1) + Normal(0.0, scale[1]).log_prob(across).sum(-1)
+
+
 def test_learned_scale_is_an_exact_density_with_a_gradient():
     start = IndependentStart("learned", 3)
     torch.testing.assert_close(start.log_scale.exp(), torch.ones(2, 3))
@@ -29,7 +37,7 @@ def test_learned_scale_is_an_exact_density_with_a_gradient():
         start.log_scale.normal_()
     x, memory, log_prob = start.sample(None, (10, 3))
     scale = start.log_scale.exp()
-    expected = Normal(0.0, scale[0]).log_prob(x).sum(-1) + Normal(0.0, scale[1]).log_prob(memory).sum(-1)
+    expected = density_along_and_across(x, memory, scale)
     torch.testing.assert_close(log_prob, expected)
     torch.testing.assert_close(start.log_prob(None, x, memory), expected)
     torch.testing.assert_close(start.entropy(None, 3), Normal(0.0, scale).entropy().sum())
@@ -103,7 +111,7 @@ def test_state_dependent_scale_starts_at_one_and_follows_the_context():
     assert log_scales.shape == (10, 2, 3) and log_scales.std() > 0.3 and log_scales.abs().max() < 3
     x, memory, log_prob = start.sample(velocity, (4, 10, 3))
     scale = log_scales.exp()
-    expected = Normal(0.0, scale[:, 0]).log_prob(x).sum(-1) + Normal(0.0, scale[:, 1]).log_prob(memory).sum(-1)
+    expected = density_along_and_across(x, memory, scale.movedim(-2, 0))
     torch.testing.assert_close(log_prob, expected)
     torch.testing.assert_close(start.log_prob(velocity, x, memory), expected)
     torch.testing.assert_close(start.entropy(velocity, 3), Normal(0.0, scale).entropy().sum((-2, -1)))
