@@ -20,6 +20,7 @@ import sys
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.report import origins, parser, save, spread
 from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, training_seconds
+from benchmarks.learning.aggregate import complete_runs, curves, final_scores, intervals, iqm, scales
 
 STEPS = "solver.num_steps"
 HEAD = ("policy.head_sizes=[64]", f"{STEPS}=3")
@@ -82,9 +83,31 @@ def main() -> None:
             whole = statistics.median(over_the_run(record) for record in chosen)
             cells = [*(spread(values, 0) for values in returns), f"{whole:.0f}", f"{training_seconds(chosen):.0f}"]
             lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
+    lines += ["", *over_tasks(records)]
     shown = {policy: POLICIES[policy] for policy in MAIN}
     draw(records, shown, RESULTS / "velocities.png", unit=1e3, xlabel="thousand frames", ylabel="training return")
     save(RESULTS / "velocities.md", [*lines, *origins(records)])
+
+
+def over_tasks(records: list[dict]) -> list[str]:
+    """Returns the table of means over the tasks."""
+    tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+    column = "eval/random_noise/return"
+    runs, scale = complete_runs(records, list(POLICIES), tasks), scales(records, tasks, column)
+    ends = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
+    means = {policy: curves(rows, scale).mean(-1) for policy, rows in runs.items()}
+    found = [intervals(scores, iqm, 2000) for scores in (ends, means)]
+    lines = [
+        "Interquartile mean over tasks and seeds of the return that is 0 where training begins and 1 where the "
+        "Gaussian's random noise ends, with 95 % stratified bootstrap intervals (2,000 resamples, rliable).",
+        "",
+        "| policy | seeds | random noise, at the end | training, over the run |",
+        "|---|---:|---:|---:|",
+    ]
+    for policy, rows in runs.items():
+        cells = [f"{v[policy][0]:.2f} [{b[policy][0, 0]:.2f}, {b[policy][1, 0]:.2f}]" for v, b in found]
+        lines.append(f"| {POLICIES[policy][0]} | {len(rows)} | {' | '.join(cells)} |")
+    return lines
 
 
 def over_the_run(record: dict) -> float:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,20 +130,24 @@ def _straight_memory(flow: ReversibleFlow, action: Tensor) -> Tensor:
 def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor, Tensor]:
     """Value ``[..., r]`` and Jacobian ``[..., r, n]`` of a function of the last dimension, by forward mode."""
     size = m.shape[-1]
-    basis = torch.eye(size, dtype=m.dtype, device=m.device).view(size, *[1] * (m.ndim - 1), size)
-    repeated = m.expand(size, *m.shape).contiguous()
+    basis = torch.eye(size, dtype=m.dtype, device=m.device).view(size, *[1] * (m.ndim - 1), size).expand(size, *m.shape)
     with _kernels_with_forward_mode():
-        dual = torch.func.jvp(function, (repeated,), (basis.expand_as(repeated).contiguous(),))
-    return dual[0][0], dual[1].movedim(0, -1)
+        derivative: Any = torch.func.vmap(
+            lambda tangent: torch.func.jvp(function, (m,), (tangent,)),
+            out_dims=(None, 0),  # type: ignore[arg-type]  # the value is computed once
+        )
+        value, columns = derivative(basis)
+    return value, columns.movedim(0, -1)
 
 
 @contextlib.contextmanager
 def _kernels_with_forward_mode() -> Iterator[None]:
-    """Switches off the fused kernels of a transformer's attention and of its layers in evaluation mode."""
+    """Switches off the fused kernels of a transformer, and the warning of slow ones (Mish's derivative)."""
     is_fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(is_fast)
