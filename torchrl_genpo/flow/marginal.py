@@ -129,14 +129,15 @@ def _straight_memory(flow: ReversibleFlow, action: Tensor) -> Tensor:
 
 def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor, Tensor]:
     """Value ``[..., r]`` and Jacobian ``[..., r, n]`` of a function of the last dimension, by forward mode."""
+
+    def derivative(tangent: Tensor) -> Any:
+        return torch.func.jvp(function, (m,), (tangent,))
+
     size = m.shape[-1]
     basis = torch.eye(size, dtype=m.dtype, device=m.device).view(size, *[1] * (m.ndim - 1), size).expand(size, *m.shape)
     with _kernels_with_forward_mode():
-        derivative: Any = torch.func.vmap(
-            lambda tangent: torch.func.jvp(function, (m,), (tangent,)),
-            out_dims=(None, 0),  # type: ignore[arg-type]  # the value is computed once
-        )
-        value, columns = derivative(basis)
+        # out_dims: the value is computed once
+        value, columns = torch.func.vmap(derivative, out_dims=(None, 0))(basis)  # type: ignore[arg-type]
     return value, columns.movedim(0, -1)
 
 
