@@ -43,8 +43,8 @@ def learn(*overrides, batches=1):
 @pytest.mark.parametrize(
     ("policy", "noise"),
     [
-        (["start=learned_scale"], "module.1.start.log_scale"),
-        (["start=consistent", "start.scale=unit", "start.learn_tau=per_dimension"], "module.1.start.log_tau"),
+        (["start=learned_scale"], "module.2.start.log_scale"),
+        (["start=consistent", "start.scale=unit", "start.learn_tau=per_dimension"], "module.2.start.log_tau"),
         (["policy=gaussian"], "module.1.module.1.state_independent_scale"),
     ],
 )
