@@ -23,6 +23,7 @@ from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, tra
 from benchmarks.learning.aggregate import complete_runs, curves, final_scores, intervals, iqm, scales
 
 STEPS = "solver.num_steps"
+RELU, TANH = "policy.activation=relu", "policy.activation=tanh"
 HEAD = ("policy.head_sizes=[64]", f"{STEPS}=3")
 POLICIES = {
     "gaussian": ("Gaussian", ("policy=gaussian",)),
@@ -36,6 +37,10 @@ POLICIES = {
     "head_wide_3": ("head 128, M = 3", ("policy.head_sizes=[128]", f"{STEPS}=3")),
     "action_2": ("head 64, M = 3, action's ratio, 2 memories", (*HEAD, "loss.ratio=action", "loss.num_memories=2")),
     "action_4": ("head 64, M = 3, action's ratio, 4 memories", (*HEAD, "loss.ratio=action", "loss.num_memories=4")),
+    "gaussian_relu": ("Gaussian, ReLU", ("policy=gaussian", RELU)),
+    "head_5_relu": ("head 64, M = 5, ReLU", ("policy.head_sizes=[64]", f"{STEPS}=5", RELU)),
+    "gaussian_tanh": ("Gaussian, tanh", ("policy=gaussian", TANH)),
+    "head_5_tanh": ("head 64, M = 5, tanh", ("policy.head_sizes=[64]", f"{STEPS}=5", TANH)),
     "head_deep_3": ("head 64-64, M = 3", ("policy.head_sizes=[64,64]", f"{STEPS}=3")),
 }
 """The label of each policy and its options of the entry script."""
