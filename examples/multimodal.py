@@ -39,7 +39,7 @@ def reward(action: torch.Tensor) -> torch.Tensor:
 
 
 def flow() -> ReversibleFlowActor:
-    velocity = VelocityMLP(in_features=1, action_dim=2, num_cells=(64, 64))
+    velocity = VelocityMLP(in_features=1, action_dim=2, num_cells=(64, 64), activation_class=nn.Tanh)
     return ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2))
 
 

@@ -81,7 +81,7 @@ def make_policy(memory: str) -> ProbabilisticTensorDictSequential:
     else:
         mlp = MLP(in_features=5, out_features=FEATURES, num_cells=[FEATURES], activation_class=nn.Tanh)
         encoder = TensorDictModule(mlp, in_keys=["observation"], out_keys=["features"])
-    velocity = VelocityMLP(FEATURES, action_dim=2, num_cells=(64, 64))
+    velocity = VelocityMLP(FEATURES, action_dim=2, num_cells=(64, 64), activation_class=nn.Tanh)
     actor = ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2), in_keys=["features"])
     return ProbabilisticTensorDictSequential(encoder, actor)
 
