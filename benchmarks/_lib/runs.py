@@ -8,13 +8,14 @@ interrupted one resumes, so that the benchmarks may be stopped and repeated at w
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +25,22 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from benchmarks._lib.origin import RESULTS, ROOT, record_origin
-from benchmarks._lib.report import append_line, pyplot, read_lines
+from benchmarks._lib.report import append_line, pyplot, read_lines, spread
 from torchrl_genpo.training import read_metrics
 
-__all__ = ["Run", "draw", "execute_all", "last", "median_curves", "read_results", "run_script", "training_seconds"]
+__all__ = [
+    "Run",
+    "by_task_and_policy",
+    "draw",
+    "evaluation_cells",
+    "execute_all",
+    "execute_asked",
+    "last",
+    "median_curves",
+    "read_results",
+    "run_script",
+    "training_seconds",
+]
 
 METRICS = (
     *("frames", "time/seconds", "time/collect", "time/update"),
@@ -154,6 +167,62 @@ def execute_all(runs: Sequence[Run], workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
         finished = {run for name in {run.name for run in runs} for run in read_results(name)}
         list(pool.map(Run.execute, [run for run in runs if run not in finished]))
+
+
+def execute_asked(
+    name: str,
+    policies: Mapping[str, tuple[str, Sequence[str]]],
+    arguments: argparse.ArgumentParser,
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Executes what the command line asks for, unless it wants the report alone, and returns all finished runs.
+
+    Args:
+        name (str): the name of the benchmark.
+        policies (mapping): from the names of policies to their labels and options; all of them are run, unless the
+            script has an argument ``--policies``.
+        arguments (ArgumentParser): of the script, to which those of the runs are added.
+        tasks (sequence of str): the tasks, unless the command line has others.
+        seeds (sequence of int): the seeds, unless the command line has others.
+
+    Returns:
+        The lines of the results, in the order of their seeds.
+    """
+    arguments.add_argument("--tasks", nargs="+", default=tasks, help=f"default: {' '.join(tasks)}")
+    arguments.add_argument("--seeds", nargs="+", type=int, default=seeds)
+    arguments.add_argument("--frames", type=int, default=200_000)
+    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
+    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
+    options = arguments.parse_args()
+    if not options.report:
+        runs = [
+            Run(name, task, policy, tuple(policies[policy][1]), seed, options.frames)
+            for seed in options.seeds
+            for task in options.tasks
+            for policy in getattr(options, "policies", policies)
+        ]
+        execute_all(runs, options.workers)
+    records = sorted(read_results(name).values(), key=lambda record: record["seed"])
+    if not records:
+        sys.exit("No run is finished; start some without --report.")
+    return records
+
+
+def by_task_and_policy(
+    records: Sequence[dict[str, Any]], policies: Iterable[str]
+) -> Iterator[tuple[str, str, list[dict[str, Any]]]]:
+    """Yields the tasks and policies that have finished runs, with these."""
+    for task in dict.fromkeys(record["task"] for record in records):
+        for policy in policies:
+            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
+            if chosen:
+                yield task, policy, chosen
+
+
+def evaluation_cells(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the final returns with zero and with random noise as two cells of a table."""
+    return [spread([last(one, f"eval/{noise}_noise/return") for one in records], 0) for noise in ("zero", "random")]
 
 
 def last(record: dict[str, Any], column: str) -> float:

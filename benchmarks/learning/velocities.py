@@ -13,13 +13,11 @@ beside it.
 
 from __future__ import annotations
 
-import os
 import statistics
-import sys
 
 from benchmarks._lib.origin import RESULTS
-from benchmarks._lib.report import origins, parser, save, spread
-from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, training_seconds
+from benchmarks._lib.report import origins, parser, save
+from benchmarks._lib.runs import by_task_and_policy, draw, evaluation_cells, execute_asked, training_seconds
 from benchmarks.learning.aggregate import complete_runs, curves, final_scores, intervals, iqm, scales
 
 STEPS = "solver.num_steps"
@@ -50,25 +48,8 @@ MAIN = ("gaussian", "whole_5", "head_5", "head_3")
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--tasks", nargs="+", default=TASKS, help=f"default: {' '.join(TASKS)}")
     arguments.add_argument("--policies", nargs="+", default=MAIN, choices=POLICIES)
-    arguments.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3, 4, 5])
-    arguments.add_argument("--frames", type=int, default=200_000)
-    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
-    options = arguments.parse_args()
-
-    if not options.report:
-        runs = [
-            Run("velocities", task, policy, POLICIES[policy][1], seed, options.frames)
-            for seed in options.seeds
-            for task in options.tasks
-            for policy in options.policies
-        ]
-        execute_all(runs, options.workers)
-    records = sorted(read_results("velocities").values(), key=lambda record: record["seed"])
-    if not records:
-        sys.exit("No run is finished; start some without --report.")
+    records = execute_asked("velocities", POLICIES, arguments, TASKS, [1, 2, 3, 4, 5])
     frames = max(record["frames"] for record in records)
     lines = [
         "# The network of a flow",
@@ -79,15 +60,10 @@ def main() -> None:
         "| task | policy | zero noise | random noise | over the run | seconds |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    for task in dict.fromkeys(record["task"] for record in records):
-        for policy, (label, _) in POLICIES.items():
-            chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
-            if not chosen:
-                continue
-            returns = [[last(one, f"eval/{noise}_noise/return") for one in chosen] for noise in ("zero", "random")]
-            whole = statistics.median(over_the_run(record) for record in chosen)
-            cells = [*(spread(values, 0) for values in returns), f"{whole:.0f}", f"{training_seconds(chosen):.0f}"]
-            lines.append(f"| {task} | {label} | {' | '.join(cells)} |")
+    for task, policy, chosen in by_task_and_policy(records, POLICIES):
+        whole = statistics.median(over_the_run(record) for record in chosen)
+        cells = [*evaluation_cells(chosen), f"{whole:.0f}", f"{training_seconds(chosen):.0f}"]
+        lines.append(f"| {task} | {POLICIES[policy][0]} | {' | '.join(cells)} |")
     lines += ["", *over_tasks(records)]
     shown = {policy: POLICIES[policy] for policy in MAIN}
     draw(records, shown, RESULTS / "velocities.png", unit=1e3, xlabel="thousand frames", ylabel="training return")
