@@ -213,6 +213,7 @@ def test_each_option_says_what_it_is_for(schema, option):
             {"policy": {"transformer": {}, "head_sizes": [64]}},
             "policy.head_sizes=.* has no effect on a transformer",
         ),
+        ({"policy": {"head_sizes": [10**5] * 4}}, "policy.head_sizes=.* GiB"),
         ({"policy": {"min_std": 0.9}}, "policy.min_std=0.9 is above policy.initial_std=0.5"),
         ({"policy": {"transformer": {"width": 10}}}, "policy.transformer.width=10 must be a multiple"),
         (

@@ -172,6 +172,7 @@ def test_a_scale_is_not_learned_below_its_floor():
         (IndependentStart("learned", 2), 0.5, 0.6, "got 0.6 and 0.5"),
         (IndependentStart("learned", 2), math.inf, 0.0, "finite"),
         (ConsistentStart(0.9, scale="learned", action_dim=2), 0.3, 0.0, "use a smaller tau"),
+        (IndependentStart("state_dependent", 2, context_dim=4), 100.0, 0.0, "between 0.0498 and 20.1, not 141"),
     ],
 )
 def test_deviations_that_cannot_be_are_refused(start, std, min_std, message):

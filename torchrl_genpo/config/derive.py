@@ -101,16 +101,14 @@ def with_policy_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
     policy, env = given.get("policy", {}), given.get("env")
     if not isinstance(policy, Mapping):
         return given
-    name, has_transformer = policy.get("name", "reversible_flow"), policy.get("transformer") is not None
+    name, transformer = policy.get("name", "reversible_flow"), policy.get("transformer")
     if name in LEARNS_NOISE and policy.get("initial_std") is None:
         policy = {**policy, "initial_std": 0.5 if family(env) == "gymnasium" else 1.0}
     if name == "reversible_flow" and policy.get("head_sizes") is None:
-        policy = {**policy, "head_sizes": () if has_transformer or family(env) == "robomimic" else (64,)}
-    given["policy"] = policy
-    transformer = policy.get("transformer") if isinstance(policy, Mapping) else None
-    if isinstance(policy, Mapping) and isinstance(transformer, Mapping) and transformer.get("chunk_size") is None:
+        policy = {**policy, "head_sizes": () if transformer is not None or family(env) == "robomimic" else (64,)}
+    if isinstance(transformer, Mapping) and transformer.get("chunk_size") is None:
         task = env.get("options", {}) if isinstance(env, Mapping) else {}
         default = 4 if family(env) == "robomimic" else 1
         size = task.get("chunk_size", default) if isinstance(task, Mapping) else default
-        given["policy"] = {**policy, "transformer": {**transformer, "chunk_size": size}}
-    return given
+        policy = {**policy, "transformer": {**transformer, "chunk_size": size}}
+    return {**given, "policy": policy}

@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 __all__ = [
     "FOLLOWS",
     "Activation",
+    "AnySizes",
     "Fraction",
     "Large",
     "NonNegative",
@@ -49,9 +50,10 @@ Positive: TypeAlias = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0, le=1e6)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
-Sizes: TypeAlias = Annotated[
-    tuple[Annotated[int, Field(ge=1, le=10**5)], ...], Field(min_length=1, max_length=100, strict=False)
-]
+AnySizes: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=1, le=10**5)], ...], Field(max_length=100, strict=False)]
+"""The widths of the layers of a network that may have none."""
+
+Sizes: TypeAlias = Annotated[AnySizes, Field(min_length=1)]
 """The widths of the layers of a network."""
 
 Activation: TypeAlias = Literal["elu", "mish", "relu", "silu", "tanh"]

@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from torchrl_genpo.config.fields import (
     FOLLOWS,
     Activation,
+    AnySizes,
     NonNegative,
     Options,
     Positive,
@@ -146,9 +147,8 @@ class ReversibleFlowOptions(_LearnedNoise, _NoActorOptions, _NoLossOptions, _Flo
     solver: ClassVar[str | None] = "two_step"
 
     name: Literal["reversible_flow"] = Field(default="reversible_flow", description="The flow of GenPO++.")
-    head_sizes: tuple[Annotated[int, Field(ge=1, le=10**6)], ...] = Field(
+    head_sizes: AnySizes = Field(
         default=FOLLOWS,
-        strict=False,
         description="The widths of a head that moves the noise about a mean, behind the network of hidden_sizes, which "
         "an observation then passes once; [] for a network that it passes in every step; null for [64], or [] of "
         "RoboMimic's tasks and of transformers.",

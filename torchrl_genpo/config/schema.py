@@ -276,8 +276,8 @@ class TrainOptions(_Root):
     def _fits_together(self) -> TrainOptions:
         self._check_batches()
         self._check_policy()
-        _check_network("policy", self.policy.hidden_sizes)
-        _check_network("critic", self.critic.hidden_sizes)
+        _check_networks(self)
+        _check_network("critic.hidden_sizes", self.critic.hidden_sizes)
         if self.compile.cudagraphs and not self.device.startswith("cuda"):
             raise ValueError(f"compile.cudagraphs=true needs a CUDA device, not device={self.device}.")
         if self.optim.min_lr > self.optim.max_lr:
@@ -361,7 +361,7 @@ class PretrainOptions(_Root):
 
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainOptions:
-        _check_network("policy", self.policy.hidden_sizes)
+        _check_networks(self)
         _check_policy_and_solver(self)
         if self.policy.encoder not in (None, "mlp"):
             raise ValueError(
@@ -371,10 +371,15 @@ class PretrainOptions(_Root):
         return self
 
 
+def _check_networks(options: TrainOptions | PretrainOptions) -> None:
+    for name in ("hidden_sizes", "head_sizes", "encoder_sizes"):
+        _check_network(f"policy.{name}", getattr(options.policy, name))
+
+
 def _check_network(name: str, widths: tuple[int, ...]) -> None:
     # parameters, gradients and two moments of the optimizer
     size = 4 * BYTES * sum(a * b for a, b in pairwise(widths))
-    check_memory(size, f"{name}.hidden_sizes={list(widths)}")
+    check_memory(size, f"{name}={list(widths)}")
 
 
 def _check_policy_and_solver(options: TrainOptions | PretrainOptions) -> None:

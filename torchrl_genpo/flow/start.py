@@ -63,9 +63,8 @@ class Start(nn.Module, ABC):
         super().__init__()
         if not (math.isfinite(initial_scale) and initial_scale > 0):
             raise ValueError(f"initial_scale must be positive and finite, got {initial_scale}.")
-        if scale == "state_dependent" and abs(math.log(initial_scale)) >= self.LOG_SCALE_BOUND:
-            low, high = (math.exp(sign * self.LOG_SCALE_BOUND) for sign in (-1, 1))
-            raise ValueError(f"A state-dependent scale is between {low:.3g} and {high:.3g}, not {initial_scale}.")
+        if scale == "state_dependent":
+            self._check_bound(initial_scale)
         if scale == "unit" and initial_scale != 1:
             raise ValueError(
                 f"initial_scale={initial_scale} has no effect with scale='unit'; drop it or use 'learned'."
@@ -141,7 +140,8 @@ class Start(nn.Module, ABC):
             min_std (float, optional): the deviation below which the scale is not learned. Defaults to ``0``.
 
         Raises:
-            ValueError: for a unit scale, a deviation that is not positive, or one that the memory's noise exceeds.
+            ValueError: for a unit scale, a deviation that is not positive, one that the memory's noise exceeds, or one
+                that a state-dependent scale cannot reach.
 
         Examples:
             >>> import torch
@@ -166,9 +166,17 @@ class Start(nn.Module, ABC):
                 f"The noise of the memory alone gives actions a deviation of {rest**0.5:.3g}, more than {std}: use a "
                 "smaller tau."
             )
-        self.initial_scale = math.sqrt((std**2 - rest) / scaled)
+        initial_scale = math.sqrt((std**2 - rest) / scaled)
+        if self.scale == "state_dependent":
+            self._check_bound(initial_scale)
+        self.initial_scale = initial_scale
         self.min_scale = math.sqrt(max(min_std**2 - rest, 0) / scaled)
         self.reset_parameters()
+
+    def _check_bound(self, initial_scale: float) -> None:
+        if abs(math.log(initial_scale)) >= self.LOG_SCALE_BOUND:
+            low, high = (math.exp(sign * self.LOG_SCALE_BOUND) for sign in (-1, 1))
+            raise ValueError(f"A state-dependent scale is between {low:.3g} and {high:.3g}, not {initial_scale:g}.")
 
     @abstractmethod
     def from_noise(

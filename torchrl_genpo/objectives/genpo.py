@@ -202,9 +202,8 @@ class GenPOLoss(ClipPPOLoss):
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
         action, memory = self._read_pair(tensordict)
         if memory.device.type == "cpu" and not torch.compiler.is_compiling():
-            self._refuse_random_frames(
-                action, memory
-            )  # elsewhere the look would wait for the device; before_updates looks too
+            # elsewhere the look would wait for the device; before_updates looks too
+            self._refuse_random_frames(action, memory)
         if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         if self.ratio == "action" and any(tensordict.get(key, None) is None for key in DRAWN_KEYS):
