@@ -3,6 +3,8 @@
 """Answers which network of a flow learns best for its price, beside a Gaussian with the same settings.
 
     python -m benchmarks.learning.velocities              # 60 runs of two to four minutes on one core
+    python -m benchmarks.learning.velocities --tasks ant humanoid --seeds 1 2 3
+    python -m benchmarks.learning.velocities --tasks xhand/nut_bolt --frames 500_000 --seeds 1 2 3
     python -m benchmarks.learning.velocities --report
 
 All have the same hidden layers, activation, first deviation of actions and KL target. The whole network of a flow is
@@ -14,11 +16,12 @@ beside it.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.report import origins, parser, save
 from benchmarks._lib.runs import by_task_and_policy, draw, evaluation_cells, execute_asked, training_seconds
-from benchmarks.learning.aggregate import complete_runs, curves, final_scores, intervals, iqm, scales
+from benchmarks.learning.aggregate import BASE, complete_runs, curves, final_scores, intervals, iqm, scales
 
 STEPS = "solver.num_steps"
 RELU, TANH = "policy.activation=relu", "policy.activation=tanh"
@@ -43,6 +46,7 @@ POLICIES = {
 }
 """The label of each policy and its options of the entry script."""
 TASKS = ("half_cheetah", "hopper", "walker2d")
+MORE_TASKS = (*TASKS, "ant", "humanoid", "xhand/nut_bolt")
 MAIN = ("gaussian", "whole_5", "head_5", "head_3")
 
 
@@ -50,38 +54,38 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--policies", nargs="+", default=MAIN, choices=POLICIES)
     records = execute_asked("velocities", POLICIES, arguments, TASKS, [1, 2, 3, 4, 5])
-    frames = max(record["frames"] for record in records)
     lines = [
         "# The network of a flow",
         "",
-        f"After {frames:,} frames: median return (each seed), mean of 10 evaluation episodes; the mean of the training "
-        "return over the run's frames, median of the seeds; seconds of a run that nothing else slows down.",
+        "At the end: median return (each seed), mean over the evaluation episodes; the mean of the training return "
+        "over the run's frames, median of the seeds; seconds of a run that nothing else slows down.",
         "",
-        "| task | policy | zero noise | random noise | over the run | seconds |",
-        "|---|---|---:|---:|---:|---:|",
+        "| task | frames | policy | zero noise | random noise | over the run | seconds |",
+        "|---|---:|---|---:|---:|---:|---:|",
     ]
     for task, policy, chosen in by_task_and_policy(records, POLICIES):
         whole = statistics.median(over_the_run(record) for record in chosen)
         cells = [*evaluation_cells(chosen), f"{whole:.0f}", f"{training_seconds(chosen):.0f}"]
-        lines.append(f"| {task} | {POLICIES[policy][0]} | {' | '.join(cells)} |")
-    lines += ["", *over_tasks(records)]
+        lines.append(f"| {task} | {chosen[0]['frames']:,} | {POLICIES[policy][0]} | {' | '.join(cells)} |")
+    lines += ["", *over_tasks(records, TASKS), "", *over_tasks(records, MORE_TASKS)]
     shown = {policy: POLICIES[policy] for policy in MAIN}
     draw(records, shown, RESULTS / "velocities.png", unit=1e3, xlabel="thousand frames", ylabel="training return")
     save(RESULTS / "velocities.md", [*lines, *origins(records)])
 
 
-def over_tasks(records: list[dict]) -> list[str]:
-    """Returns the table of means over the tasks."""
-    tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+def over_tasks(records: list[dict], tasks: Sequence[str]) -> list[str]:
+    """Returns the table of means over tasks, of the seeds that finished all of them."""
+    if not complete_runs(records, [BASE], tasks):
+        return []
     column = "eval/random_noise/return"
     runs, scale = complete_runs(records, list(POLICIES), tasks), scales(records, tasks, column)
     ends = {policy: final_scores(rows, scale, column) for policy, rows in runs.items()}
     means = {policy: curves(rows, scale).mean(-1) for policy, rows in runs.items()}
     found = [intervals(scores, iqm, 2000) for scores in (ends, means)]
     lines = [
-        "Interquartile mean over tasks and seeds of the return that is 0 where training begins and 1 where the "
-        "Gaussian's random noise ends, of the seeds that finished every task, with 95 % stratified bootstrap intervals "
-        "(2,000 resamples, rliable) of three seeds or more.",
+        f"Interquartile mean over {', '.join(tasks)} and seeds of the return that is 0 where training begins and 1 "
+        "where the Gaussian's random noise ends, of the seeds that finished every task, with 95 % stratified bootstrap "
+        "intervals (2,000 resamples, rliable) of three seeds or more.",
         "",
         "| policy | seeds | random noise, at the end | training, over the run |",
         "|---|---:|---:|---:|",
