@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -30,6 +29,8 @@ from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives import flow_matching_error
 
 __all__ = ["FPOActor", "FPOLoss", "asymmetric_gain"]
+
+DRAWN_KEYS = ("flow_noise", "flow_time", "flow_error")  # what draw_noise writes
 
 
 class FPOActor(EulerActor):
@@ -146,16 +147,6 @@ class FPOLoss(ClipPPOLoss):
         1.0
     """
 
-    @dataclass
-    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """The keys of ``ClipPPOLoss``, and those that :meth:`FPOLoss.draw_noise` writes."""
-
-        flow_noise: NestedKey = "flow_noise"
-        flow_time: NestedKey = "flow_time"
-        flow_error: NestedKey = "flow_error"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
     _in_keys: list[NestedKey]
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
@@ -173,13 +164,13 @@ class FPOLoss(ClipPPOLoss):
         entropy_bonus: bool = False,
         **kwargs: Any,
     ) -> None:
+        actor = flow_of(actor_network)
         if entropy_bonus:
             raise ValueError("FPO knows no entropy of its flow: use entropy_bonus=False (loss.entropy_coeff=0).")
         if error_scale not in ("sum", "mean", "sqrt"):
             raise ValueError(f"error_scale must be 'sum', 'mean' or 'sqrt', got {error_scale!r}.")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-        actor = flow_of(actor_network)
         if not isinstance(clip_epsilon, (int, float)):
             raise ValueError(f"FPO's trust region has one clip_epsilon, got {clip_epsilon!r}.")
         for name in ("delay_actor", "max_importance_ratio"):
@@ -198,11 +189,7 @@ class FPOLoss(ClipPPOLoss):
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
         self._in_keys = [key for key in self._in_keys if key != self.tensor_keys.sample_log_prob]
-        self._in_keys += self._sample_keys
-
-    @property
-    def _sample_keys(self) -> list[NestedKey]:
-        return [self.tensor_keys.flow_noise, self.tensor_keys.flow_time, self.tensor_keys.flow_error]
+        self._in_keys += DRAWN_KEYS
 
     def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Prepares a collected batch for its updates, see :meth:`draw_noise`."""
@@ -219,18 +206,16 @@ class FPOLoss(ClipPPOLoss):
         noise = torch.randn(*shape, action.shape[-1], dtype=action.dtype, device=action.device)
         # the time does not quite reach the ends, as in FPO++
         time = 0.005 + 0.99 * torch.rand(shape, dtype=action.dtype, device=action.device)
-        error = self._error(tensordict, noise, time)
-        for key, value in zip(self._sample_keys, (noise, time, error), strict=True):
-            tensordict.set(key, value)
-        return tensordict
+        values = (noise, time, self._error(tensordict, noise, time))
+        return tensordict.update(dict(zip(DRAWN_KEYS, values, strict=True)))
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Computes the losses and the diagnostics of ``ClipPPOLoss``, over samples instead of actions."""
-        noise, time, old_error = (tensordict.get(key, None) for key in self._sample_keys)
+        noise, time, old_error = (tensordict.get(key, None) for key in DRAWN_KEYS)
         if noise is None or time is None or old_error is None:
             raise KeyError(
-                f"The data lacks {', '.join(map(repr, self._sample_keys))}: call loss.draw_noise(data) once on every "
+                f"The data lacks {', '.join(map(repr, DRAWN_KEYS))}: call loss.draw_noise(data) once on every "
                 "collected batch before its first update."
             )
         is_estimated_here = self._has_critic and tensordict.get(self.tensor_keys.advantage, None) is None
@@ -251,20 +236,19 @@ class FPOLoss(ClipPPOLoss):
         if self._has_critic:
             loss_critic, value_clip_fraction, explained_variance = self.loss_critic(tensordict)
             td_out.set("loss_critic", self._reduce_loss(loss_critic, tensordict).squeeze(-1))
-            for key, value in (
-                ("value_clip_fraction", value_clip_fraction),
-                ("explained_variance", explained_variance),
-            ):
-                if value is not None:
-                    td_out.set(key, value)
-        with torch.no_grad():
-            ratio = log_ratio.exp()
-            td_out.set("clip_fraction", ((ratio - 1).abs() > self.clip_epsilon).to(ratio.dtype).mean())
-            td_out.set("kl_approx", (ratio - 1 - log_ratio).mean())
-            td_out.set("ESS", ratio.sum().square() / ratio.square().sum() / ratio.numel())
-            td_out.set("max_ratio", ratio.max())
-            td_out.set("mean_ratio", ratio.mean())
-        return td_out
+            found = {"value_clip_fraction": value_clip_fraction, "explained_variance": explained_variance}
+            td_out.update({key: value for key, value in found.items() if value is not None})
+        log_ratio = log_ratio.detach()
+        ratio = log_ratio.exp()
+        return td_out.update(
+            {
+                "clip_fraction": ((ratio - 1).abs() > self.clip_epsilon).to(ratio.dtype).mean(),
+                "kl_approx": (ratio - 1 - log_ratio).mean(),
+                "ESS": ratio.sum().square() / ratio.square().sum() / ratio.numel(),
+                "max_ratio": ratio.max(),
+                "mean_ratio": ratio.mean(),
+            }
+        )
 
     def _error(self, tensordict: TensorDictBase, noise: Tensor, time: Tensor) -> Tensor:
         """Bounded flow-matching loss ``[..., n]`` of the stored actions under the present parameters."""

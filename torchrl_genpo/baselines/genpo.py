@@ -8,7 +8,7 @@ import math
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDictBase
+from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
@@ -132,17 +132,8 @@ class DummyActionLoss(GenPOLoss):
             )
         self.register_coeff_buffer("compression_coeff", compression_coeff)
         self._compresses = compression_coeff > 0
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``GenPOLoss``, and ``loss_compression`` unless its coefficient is 0."""
-        if self._out_keys is None:
-            self._out_keys = [*super().out_keys, *(["loss_compression"] if self._compresses else [])]
-        return self._out_keys
-
-    @out_keys.setter
-    def out_keys(self, values: list[NestedKey]) -> None:
-        self._out_keys = values
+        if self._compresses:
+            self.out_keys = [*self.out_keys, "loss_compression"]
 
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -136,16 +135,8 @@ class PolicyFlowLoss(ClipPPOLoss):
         1.0
     """
 
-    @dataclass
-    class _AcceptedKeys(ClipPPOLoss._AcceptedKeys):
-        """The keys of ``ClipPPOLoss``, and those of both ends of the flow's path."""
-
-        flow_start: NestedKey = "flow_start"
-        flow_end: NestedKey = "flow_end"
-
-    default_keys = _AcceptedKeys
-    tensor_keys: _AcceptedKeys
-    _out_keys: list[NestedKey] | None
+    _in_keys: list[NestedKey]
+    out_keys: list[NestedKey]
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
 
@@ -171,23 +162,13 @@ class PolicyFlowLoss(ClipPPOLoss):
         super().__init__(actor_network, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         self.set_keys(action=actor.action_key, sample_log_prob=actor.log_prob_key)
         self.register_coeff_buffer("brownian_coeff", brownian_coeff)
+        self.out_keys = [*self.out_keys, "loss_brownian"]
         self._behaviour_params: TensorDict | None = None  # not saved, because every collected batch sets it anew
         self._brownian_error: Tensor | None = None
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
-        self._in_keys += [self.tensor_keys.flow_start, self.tensor_keys.flow_end]
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``ClipPPOLoss``, and ``loss_brownian``."""
-        if self._out_keys is None:
-            self._out_keys = [*super().out_keys, "loss_brownian"]
-        return self._out_keys
-
-    @out_keys.setter
-    def out_keys(self, values: list[NestedKey]) -> None:
-        self._out_keys = values
+        self._in_keys += ["flow_start", "flow_end"]
 
     def _apply(self, *args: Any, **kwargs: Any) -> PolicyFlowLoss:
         self._behaviour_params = None  # the present ones may move to another dtype or device
@@ -224,7 +205,7 @@ class PolicyFlowLoss(ClipPPOLoss):
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None
     ) -> tuple[Tensor, IndependentNormal, bool]:
-        start, end = read(tensordict, self.tensor_keys.flow_start, self.tensor_keys.flow_end)
+        start, end = read(tensordict, "flow_start", "flow_end")
         time = torch.rand_like(start[..., 0])
         along = torch.lerp(start, end, time.unsqueeze(-1))
         is_current = params is None
