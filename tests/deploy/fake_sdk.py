@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from faults import HAND_FAULTS, Fault
 
-from torchrl_genpo.deploy.clock import Clock
 from torchrl_genpo.envs.xhand import JOINTS
 
 __all__ = ["ErrorStruct", "FakeHand", "FakeSDK", "HandCommand_t"]
@@ -80,7 +79,7 @@ class FakeHand:
         lag (float): time constant, s.
         noise (float): standard deviation of a reading, rad.
         seed (int): of the noise.
-        clock (Clock): another time than the real one.
+        clock (FastClock): another time than the real one.
 
     Attributes:
         first_command (float or None): when it was first commanded to move, by the clock.
@@ -94,9 +93,9 @@ class FakeHand:
         lag: float = 0.08,
         noise: float = 0.002,
         seed: int = 0,
-        clock: Clock | None = None,
+        clock: Any = time,
     ) -> None:
-        self.faults, self._lag, self._noise, self._clock = list(faults), lag, noise, clock or Clock()
+        self.faults, self._lag, self._noise, self._clock = list(faults), lag, noise, clock
         for fault in self.faults:
             if fault.kind not in HAND_FAULTS:
                 raise ValueError(f"{fault.kind!r} is a fault of a policy, not of the hand.")
@@ -104,7 +103,7 @@ class FakeHand:
         self._commands = HandCommand_t()
         self._position = np.full(CHANNELS, 0.1)
         self._temperature = np.full(CHANNELS, 35.0)
-        self._now = self._clock()
+        self._now = self._clock.monotonic()
         self.first_command: float | None = None
         self.passive_at: float | None = None
 
@@ -121,7 +120,7 @@ class FakeHand:
 
     def fault(self, kind: str) -> Fault | None:
         """The fault of a kind that lasts now, if any."""
-        seconds = 0.0 if self.first_command is None else self._clock() - self.first_command
+        seconds = 0.0 if self.first_command is None else self._clock.monotonic() - self.first_command
         return next((fault for fault in self.faults if fault.kind == kind and fault.is_on(seconds)), None)
 
     def receive(self, command: HandCommand_t) -> None:
@@ -129,9 +128,9 @@ class FakeHand:
         self._advance()
         was_passive, self._commands = self.is_passive, copy.deepcopy(command)
         if self.is_passive and not was_passive:
-            self.passive_at = self._clock()
+            self.passive_at = self._clock.monotonic()
         if self.first_command is None and not self.is_passive:
-            self.first_command = self._clock()
+            self.first_command = self._clock.monotonic()
 
     def measure(self) -> HandState_t:
         """Makes a reading of every channel."""
@@ -149,7 +148,7 @@ class FakeHand:
         return state
 
     def _advance(self) -> None:
-        now = self._clock()
+        now = self._clock.monotonic()
         elapsed, self._now = now - self._now, now
         share = 1.0 - np.exp(-elapsed / self._lag)
         stuck, hot = self.fault("stuck"), self.fault("overheat")

@@ -12,7 +12,6 @@ from fake_sdk import FakeSDK
 from faults import Fault, FaultyController
 
 from torchrl_genpo.deploy import (
-    Clock,
     FastClock,
     HandConfig,
     HandState,
@@ -77,7 +76,7 @@ HAND_FAULTS = {
 @pytest.mark.parametrize("kind", HAND_FAULTS)
 def test_a_fault_of_the_hand_stops_the_run_and_leaves_it_passive(kind):
     options = {"max_temperature": 36.0} if kind == "overheat" else WATCHFUL if kind == "hang" else {}
-    report, sdk = run([Fault(kind, start=0.5)], clock=Clock() if kind == "hang" else None, **options)
+    report, sdk = run([Fault(kind, start=0.5)], clock=time if kind == "hang" else None, **options)
     assert report.outcome == "stopped" and sdk.hand.is_passive and report.is_passive
     assert HAND_FAULTS[kind] in report.reason
 
@@ -90,7 +89,7 @@ def test_a_stuck_joint_stops_the_run():
 
 
 def test_an_unplugged_hand_is_made_passive_when_it_is_back():
-    report, sdk = run([Fault("unplugged", 0.5, duration=1.0)], seconds=3.0, clock=Clock(), passive_timeout=5.0)
+    report, sdk = run([Fault("unplugged", 0.5, duration=1.0)], seconds=3.0, clock=time, passive_timeout=5.0)
     assert report.outcome == "stopped" and report.is_passive and sdk.hand.is_passive
 
 

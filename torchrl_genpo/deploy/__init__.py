@@ -4,18 +4,16 @@
 
 from __future__ import annotations
 
-from torchrl_genpo.deploy.clock import Clock, FastClock
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.exporter import PolicyExporter
 from torchrl_genpo.deploy.hand import HandBackend, HandConfig, HandError, HandState, SafetyConfig, load_config
 from torchrl_genpo.deploy.loop import RunReport, run_policy
 from torchrl_genpo.deploy.policy import ExportedPolicy
 from torchrl_genpo.deploy.session import SessionLog, draw_session, read_session
-from torchrl_genpo.deploy.simulated import SimulatedHand
+from torchrl_genpo.deploy.simulated import FastClock, SimulatedHand
 from torchrl_genpo.deploy.xhand import XHandBackend
 
 __all__ = [
-    "Clock",
     "ExportedPolicy",
     "FastClock",
     "HandBackend",

@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.deploy.clock import Clock
 from torchrl_genpo.deploy.controller import HandController
-from torchrl_genpo.deploy.hand import HandBackend, HandError, HandState, SafetyConfig
+from torchrl_genpo.deploy.hand import HandBackend, HandError, SafetyConfig
 from torchrl_genpo.deploy.safety import GuardedHand, SafetyMonitor, SafetyStop
 from torchrl_genpo.deploy.session import SessionLog
 from torchrl_genpo.envs.xhand import JOINTS
 
 __all__ = ["RunReport", "run_policy"]
 
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POSE_TOLERANCE = 0.01  # rad, by which a start pose may be out of the limits
 SETTLING = 0.3  # s at the start pose before the controller begins
 
@@ -69,7 +68,7 @@ def run_policy(
     seconds: float = 20.0,
     safety: SafetyConfig | None = None,
     log: Path | str | None = None,
-    clock: Clock | None = None,
+    clock: Any = time,
 ) -> RunReport:
     """Opens a hand, moves it slowly to the start pose and lets a controller drive it, by default at 20 Hz.
 
@@ -88,8 +87,8 @@ def run_policy(
         seconds (float, optional): how long the controller drives, s. Defaults to ``20``.
         safety (SafetyConfig, optional): the limits. Defaults to ``SafetyConfig()``.
         log (Path or str, optional): a CSV file that is written, see :class:`~torchrl_genpo.deploy.SessionLog`.
-        clock (Clock, optional): the clock of the loop, which must be that of the backend. Defaults to the real time,
-            which the watchdog always keeps to.
+        clock (FastClock, optional): the clock of the loop, which must be that of the backend. Defaults to the module
+            ``time``, which the watchdog always keeps to.
 
     Returns:
         A report on how the run ended.
@@ -112,7 +111,7 @@ def run_policy(
     report = RunReport()
     session = None if log is None else SessionLog(log)
     hand = GuardedHand(backend, safety)
-    loop = _Loop(controller, hand, safety, session, report, clock or Clock())
+    loop = _Loop(controller, hand, safety, session, report, clock)
     with _StopSignals() as signals:
         try:
             backend.open()
@@ -127,7 +126,7 @@ def run_policy(
                 signals.are_ignored = True  # nothing may come between here and a passive hand
                 report.is_passive = hand.stop(report.reason)
                 if session is not None:
-                    session.write(loop.time, loop.phase, event=f"{report.outcome}: {report.reason}")
+                    session.write(loop.time, loop.phase, f"{report.outcome}: {report.reason}")
         finally:
             backend.close()
             if session is not None:
@@ -155,19 +154,19 @@ class _Loop:
         safety: SafetyConfig,
         session: SessionLog | None,
         report: RunReport,
-        clock: Clock,
+        clock: Any,
     ) -> None:
         self._controller, self._hand, self._safety = controller, hand, safety
         self._session, self._report, self._clock = session, report, clock
         self._monitor = SafetyMonitor(safety, controller.dt)
-        self._start = self._next = clock()
+        self._start = self._next = clock.monotonic()
         self._target = np.empty(0)
         self.phase = "ramp"
 
     @property
     def time(self) -> float:
         """Seconds since the first step."""
-        return self._clock() - self._start
+        return self._clock.monotonic() - self._start
 
     def run(self, seconds: float, signals: _StopSignals) -> None:
         """Ramps and then lets the controller act for ``seconds``, or until a signal is received."""
@@ -176,13 +175,13 @@ class _Loop:
         goal = np.clip(self._controller.start_pose, *self._safety.bounds())
         ramp_steps = math.ceil(np.abs(goal - first).max() / (self._safety.ramp_speed * dt))
         settling_steps = math.ceil(SETTLING / dt)
-        self._target, self._start = first, self._clock()
-        self._next = self._start
+        self._target = first
+        self._start = self._next = self._clock.monotonic()
         for step in range(1, ramp_steps + settling_steps + 1):
-            share = min(1.0, step / max(1, ramp_steps))
             if self._is_over(signals):
                 return
-            self._step(lambda state, share=share: (None, first + share * (goal - first)))
+            target = first + min(1.0, step / max(1, ramp_steps)) * (goal - first)
+            self._step(lambda state, target=target: (np.empty(0), target))
         self.phase = "run"
         self._controller.reset()
         for _ in range(round(seconds / dt)):
@@ -209,64 +208,50 @@ class _Loop:
 
     def _step(self, decide: Any) -> None:
         """One control period: ``decide`` gives an action and a target for a state."""
-        self._clock.sleep(max(0.0, self._next - self._clock()))
-        begin = self._clock()
-        lateness = begin - self._next
+        self._clock.sleep(max(0.0, self._next - self._clock.monotonic()))
+        begin = self._clock.monotonic()
+        values: dict[str, Any] = {"lateness_ms": 1000 * (begin - self._next), "policy_ms": 0.0}
         # after a pause the steps that were missed are not made up for
         self._next = max(self._next, begin - self._controller.dt) + self._controller.dt
-        state: HandState | None = None
-        action, event, duration = None, "", 0.0
+        event = ""
         try:
             state = self._hand.read()
+            values |= vars(state)
             self._monitor.check(state, self._target)
             before = time.perf_counter()
-            action, wanted = decide(state)
-            duration = time.perf_counter() - before
+            values["action"], wanted = decide(state)
+            values["policy_ms"] = 1000 * (time.perf_counter() - before)
             self._target = self._monitor.limit(wanted, self._target)
             self._hand.command(self._target)
             self._monitor.succeeded()
         except HandError as error:
             event = str(error)
             self._monitor.failed(error)
-            if action is None:  # nothing was decided: the hand is told to stay where it was sent
+            if "action" not in values:  # nothing was decided: the hand is told to stay where it was sent
                 with contextlib.suppress(HandError):
                     self._hand.command(self._target)
         finally:
-            times = {"lateness_ms": 1000 * lateness, "policy_ms": 1000 * duration}
             if self.phase == "run":
-                self._report.lateness_ms.append(times["lateness_ms"])
-                self._report.policy_ms.append(times["policy_ms"])
+                self._report.lateness_ms.append(values["lateness_ms"])
+                self._report.policy_ms.append(values["policy_ms"])
             if self._session is not None:
-                self._session.write(
-                    begin - self._start,
-                    self.phase,
-                    event=event,
-                    times=times,
-                    state=state,
-                    target=self._target,
-                    action=action,
-                )
+                self._session.write(begin - self._start, self.phase, event, target=self._target, **values)
 
 
 class _StopSignals:
     """Remembers the first signal to stop; a second one interrupts at once, unless all are ignored.
 
     Python handles signals in its main thread only; in another nothing is caught here.
-
-    Attributes:
-        received (str or None): name of the first signal.
-        are_ignored (bool): whether further ones are.
     """
 
     def __init__(self) -> None:
-        self.received: str | None = None
+        self.received: str | None = None  # the name of the first signal
         self.are_ignored = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _StopSignals:
         if threading.current_thread() is threading.main_thread():
-            numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-            self._previous = {number: signal.signal(number, self._handle) for number in numbers}
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -5,13 +5,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.deploy.hand import HandState
 from torchrl_genpo.envs.xhand import JOINTS
 
 __all__ = ["SessionLog", "draw_session", "read_session"]
@@ -43,30 +41,25 @@ class SessionLog:
         if self.path.exists():
             raise FileExistsError(f"{self.path} is the record of another run: choose another folder, or remove it.")
         self._file = self.path.open("w", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS, restval="")
+        self._writer = csv.DictWriter(self._file, COLUMNS, restval="", extrasaction="ignore")
         self._writer.writeheader()
 
-    def write(
-        self,
-        seconds: float,
-        phase: str,
-        *,
-        event: str = "",
-        times: Mapping[str, float] | None = None,
-        state: HandState | None = None,
-        target: np.ndarray | None = None,
-        action: np.ndarray | None = None,
-    ) -> None:
-        """Writes a row, in which whatever is not given stays empty."""
-        row: dict[str, Any] = {"time": f"{seconds:.4f}", "phase": phase, "event": event}
-        row |= {name: f"{value:.3f}" for name, value in (times or {}).items()}
-        values = {"position": getattr(state, "position", None), "target": target}
-        values |= {name: getattr(state, name, None) for name in ("torque", "temperature")}
-        for name, array in values.items():
-            if array is not None:
-                row |= {f"{name}/{joint}": f"{value:.5g}" for joint, value in zip(JOINTS, array, strict=True)}
-        for index, value in enumerate(() if action is None else action):
-            row[f"action/{index}"] = f"{value:.5g}"
+    def write(self, seconds: float, phase: str, event: str = "", **values: Any) -> None:
+        """Writes a row, in which whatever is not given stays empty.
+
+        Args:
+            seconds (float): the time.
+            phase (str): ``ramp`` or ``run``.
+            event (str, optional): what happened.
+            **values (float or np.ndarray): the numbers of a column, or of all columns ``name/...``.
+        """
+        row = {"time": f"{seconds:.4f}", "phase": phase, "event": event}
+        for name, value in values.items():
+            if np.ndim(value):
+                parts = range(len(value)) if name == "action" else JOINTS
+                row |= {f"{name}/{part}": f"{number:.5g}" for part, number in zip(parts, value, strict=True)}
+            else:
+                row[name] = f"{value:.3f}"
         self._writer.writerow(row)
         self._file.flush()
 
@@ -105,20 +98,18 @@ def draw_session(path: Path | str, picture_path: Path | str) -> None:
         margin = max(0.0, SMALLEST_RANGE - (high - low)) / 2
         panel.set_ylim(low - margin, high + margin)
         panel.set_title(joint, fontsize=9)
-        panel.grid(alpha=0.3)
-    for panel, name in zip(axes[4], ("lateness_ms", "policy_ms", "temperature"), strict=True):
-        if name == "temperature":
-            values = np.stack([session[f"temperature/{joint}"] for joint in JOINTS])
-            panel.plot(time, np.where(np.isnan(values), -np.inf, values).max(0), color="tab:red", lw=1)
-            title = "hottest motor, degrees Celsius"
-        else:
-            panel.plot(time, session[name], ".", markersize=2, color="tab:gray")
-            title = {"lateness_ms": "lateness of the step, ms", "policy_ms": "policy, ms"}[name]
+    bottom = {
+        "lateness of the step, ms": session["lateness_ms"],
+        "policy, ms": session["policy_ms"],
+        "hottest motor, degrees Celsius": np.fmax.reduce([session[f"temperature/{joint}"] for joint in JOINTS]),
+    }
+    for panel, (title, values) in zip(axes[4], bottom.items(), strict=True):
+        panel.plot(time, values, ".", markersize=2, color="tab:gray")
         panel.set_title(title, fontsize=9)
         panel.set_xlabel("s")
-        panel.grid(alpha=0.3)
     is_ramp = session["phase"] == "ramp"
     for panel in axes.flat:
+        panel.grid(alpha=0.3)
         if is_ramp.any():
             panel.axvspan(time[is_ramp].min(), time[is_ramp].max(), color="0.92", lw=0)
         for moment in time[session["event"] != ""]:

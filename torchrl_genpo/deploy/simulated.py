@@ -1,22 +1,46 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""A simulated hand and nut, in real time."""
+"""A simulated hand and nut, in real time or on a clock that does not wait."""
 
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
 
-from torchrl_genpo.deploy.clock import Clock
 from torchrl_genpo.deploy.hand import HandState
 from torchrl_genpo.envs.xhand import JOINTS, Scene, make_model
 
-__all__ = ["SimulatedHand"]
+__all__ = ["FastClock", "SimulatedHand"]
 
 ROOM_TEMPERATURE = 25.0
 SLOWEST = 1.0  # s, the most that is simulated at a time, however long it was not used
+
+
+class FastClock:
+    """A clock on which waiting takes no real time, so that a simulation is as fast as the processor.
+
+    It is used in place of the module ``time``.
+
+    Examples:
+        >>> clock = FastClock()
+        >>> clock.sleep(3600.0)
+        >>> clock.monotonic()
+        3600.0
+    """
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        """The time slept so far, s."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Lets some seconds pass at once."""
+        self.now += seconds
 
 
 class SimulatedHand:
@@ -33,7 +57,7 @@ class SimulatedHand:
             the scene's start pose.
         noise (float, optional): the standard deviation of a measured angle, rad. Defaults to ``0``.
         seed (int, optional): the seed of the noise. Defaults to ``0``.
-        clock (Clock, optional): the clock that it follows. Defaults to the real time.
+        clock (FastClock, optional): the clock that it follows. Defaults to the module ``time``.
 
     Examples:
         >>> hand = SimulatedHand(Scene(nut="round"))
@@ -49,7 +73,7 @@ class SimulatedHand:
         pose: np.ndarray | None = None,
         noise: float = 0.0,
         seed: int = 0,
-        clock: Clock | None = None,
+        clock: Any = time,
     ) -> None:
         import mujoco
 
@@ -57,21 +81,18 @@ class SimulatedHand:
         self.scene = Scene() if scene is None else scene
         self.model = make_model(self.scene)
         self.data = mujoco.MjData(self.model)
-        self._pose = self._open_pose() if pose is None else pose
-        self._noise, self._random, self._clock = noise, np.random.default_rng(seed), clock or Clock()
+        if pose is None:
+            pose = self.scene.start_pose()
+            pose[[JOINTS.index(name) for name in ("thumb_rota1", "index_1", "mid_1")]] -= 0.25
+        self._pose, self._noise, self._clock = pose, noise, clock
+        self._random = np.random.default_rng(seed)
         self._gains = self.model.actuator_gainprm.copy(), self.model.actuator_biasprm.copy()
         self._torques = [self.model.sensor(f"{name}_torque").adr[0] for name in JOINTS]
         self._started = 0.0
 
-    def _open_pose(self) -> np.ndarray:
-        pose = self.scene.start_pose()
-        for name in ("thumb_rota1", "index_1", "mid_1"):
-            pose[JOINTS.index(name)] -= 0.25
-        return pose
-
     def open(self) -> None:
         """Puts the hand and the nut where they begin."""
-        self._started = self._clock()
+        self._started = self._clock.monotonic()
         self._mujoco.mj_resetData(self.model, self.data)
         self.data.qpos[: len(JOINTS)] = self._pose
         self.passive()
@@ -114,7 +135,7 @@ class SimulatedHand:
 
     def _advance(self) -> None:
         """Simulates up to now."""
-        behind = self._clock() - self._started - self.data.time
+        behind = self._clock.monotonic() - self._started - self.data.time
         if behind > SLOWEST:
             self._started += behind - SLOWEST
             behind = SLOWEST
