@@ -144,98 +144,96 @@ def _check_start_pose(pose: np.ndarray, safety: SafetyConfig) -> None:
         )
 
 
+@dataclass
 class _Loop:
     """Reads, decides and commands once a control period."""
 
-    def __init__(
-        self,
-        controller: HandController,
-        hand: GuardedHand,
-        safety: SafetyConfig,
-        session: SessionLog | None,
-        report: RunReport,
-        clock: Any,
-    ) -> None:
-        self._controller, self._hand, self._safety = controller, hand, safety
-        self._session, self._report, self._clock = session, report, clock
-        self._monitor = SafetyMonitor(safety, controller.dt)
-        self._start = self._next = clock.monotonic()
+    controller: HandController
+    hand: GuardedHand
+    safety: SafetyConfig
+    session: SessionLog | None
+    report: RunReport
+    clock: Any
+    phase: str = "ramp"
+
+    def __post_init__(self) -> None:
+        self._monitor = SafetyMonitor(self.safety, self.controller.dt)
+        self._start = self._next = self.clock.monotonic()
         self._target = np.empty(0)
-        self.phase = "ramp"
 
     @property
     def time(self) -> float:
         """Seconds since the first step."""
-        return self._clock.monotonic() - self._start
+        return self.clock.monotonic() - self._start
 
     def run(self, seconds: float, signals: _StopSignals) -> None:
         """Ramps and then lets the controller act for ``seconds``, or until a signal is received."""
-        dt, report = self._controller.dt, self._report
+        dt, report = self.controller.dt, self.report
         first = self._first_position()
-        goal = np.clip(self._controller.start_pose, *self._safety.bounds())
-        ramp_steps = math.ceil(np.abs(goal - first).max() / (self._safety.ramp_speed * dt))
+        goal = np.clip(self.controller.start_pose, *self.safety.bounds())
+        ramp_steps = math.ceil(np.abs(goal - first).max() / (self.safety.ramp_speed * dt))
         settling_steps = math.ceil(SETTLING / dt)
         self._target = first
-        self._start = self._next = self._clock.monotonic()
+        self._start = self._next = self.clock.monotonic()
         for step in range(1, ramp_steps + settling_steps + 1):
             if self._is_over(signals):
                 return
             target = first + min(1.0, step / max(1, ramp_steps)) * (goal - first)
             self._step(lambda state, target=target: (np.empty(0), target))
         self.phase = "run"
-        self._controller.reset()
+        self.controller.reset()
         for _ in range(round(seconds / dt)):
             if self._is_over(signals):
                 return
-            self._step(lambda state: self._controller.act(state.position.copy(), self._target.copy()))
+            self._step(lambda state: self.controller.act(state.position.copy(), self._target.copy()))
             report.seconds += dt
         report.outcome, report.reason = "completed", "the time is over"
 
     def _first_position(self) -> np.ndarray:
         while True:
             try:
-                state = self._hand.read()
+                state = self.hand.read()
                 self._monitor.check(state, state.position)
                 return state.position.copy()
             except HandError as error:
                 self._monitor.failed(error)
-                self._clock.sleep(self._controller.dt)
+                self.clock.sleep(self.controller.dt)
 
     def _is_over(self, signals: _StopSignals) -> bool:
         if signals.received is not None:
-            self._report.outcome, self._report.reason = "interrupted", f"received {signals.received}"
+            self.report.outcome, self.report.reason = "interrupted", f"received {signals.received}"
         return signals.received is not None
 
     def _step(self, decide: Any) -> None:
         """One control period: ``decide`` gives an action and a target for a state."""
-        self._clock.sleep(max(0.0, self._next - self._clock.monotonic()))
-        begin = self._clock.monotonic()
+        self.clock.sleep(max(0.0, self._next - self.clock.monotonic()))
+        begin = self.clock.monotonic()
         values: dict[str, Any] = {"lateness_ms": 1000 * (begin - self._next), "policy_ms": 0.0}
         # after a pause the steps that were missed are not made up for
-        self._next = max(self._next, begin - self._controller.dt) + self._controller.dt
+        self._next = max(self._next, begin - self.controller.dt) + self.controller.dt
         event = ""
         try:
-            state = self._hand.read()
+            state = self.hand.read()
             values |= vars(state)
             self._monitor.check(state, self._target)
             before = time.perf_counter()
             values["action"], wanted = decide(state)
             values["policy_ms"] = 1000 * (time.perf_counter() - before)
             self._target = self._monitor.limit(wanted, self._target)
-            self._hand.command(self._target)
+            self.hand.command(self._target)
             self._monitor.succeeded()
         except HandError as error:
             event = str(error)
             self._monitor.failed(error)
             if "action" not in values:  # nothing was decided: the hand is told to stay where it was sent
                 with contextlib.suppress(HandError):
-                    self._hand.command(self._target)
+                    self.hand.command(self._target)
         finally:
             if self.phase == "run":
-                self._report.lateness_ms.append(values["lateness_ms"])
-                self._report.policy_ms.append(values["policy_ms"])
-            if self._session is not None:
-                self._session.write(begin - self._start, self.phase, event, target=self._target, **values)
+                self.report.lateness_ms.append(values["lateness_ms"])
+                self.report.policy_ms.append(values["policy_ms"])
+            if self.session is not None:
+                self.session.write(begin - self._start, self.phase, event, target=self._target, **values)
 
 
 class _StopSignals:
