@@ -2,8 +2,6 @@
 # LICENSE file in the root directory of this source tree.
 """Reports: what training runs did, as one web page that opens offline."""
 
-from torchrl_genpo.report.groups import Group, Task, group_runs
 from torchrl_genpo.report.page import write_report
-from torchrl_genpo.report.reading import Run, read_run, read_runs
 
-__all__ = ["Group", "Run", "Task", "group_runs", "read_run", "read_runs", "write_report"]
+__all__ = ["write_report"]
