@@ -16,8 +16,9 @@ from torchrl_genpo.baselines import FPOActor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks._lib import runs as benchmark_runs
+from benchmarks._lib.in_process import configure
 from benchmarks.cost import table1
-from benchmarks.learning import aggregate
+from benchmarks.learning import aggregate, tuning
 from benchmarks.numerics import surrogate_bias
 
 ROOT = Path(__file__).parents[1]
@@ -154,3 +155,49 @@ def test_every_method_of_the_table_of_costs_can_be_built_and_called(method):
     works, share = table1.make_size(method, "Humanoid", "cpu")
     works["collect"]()
     assert share in (1, table1.SCALED)
+
+
+@pytest.fixture
+def tune(monkeypatch):
+    """Fills the tuning's results: a method's settings with their returns on the first and on the other seeds."""
+    found = {}
+
+    def add(method, setting, options, first, others):
+        for seed in tuning.SEEDS:
+            for task in tuning.TASKS:
+                value = first if seed == tuning.SEEDS[0] else others
+                if value is not None:
+                    run = benchmark_runs.Run("tuning", task, tuning.name(method, setting), options, seed, tuning.FRAMES)
+                    found[run] = record(task, run.policy, seed, value)
+
+    monkeypatch.setattr(tuning, "read_results", lambda name: found)
+    return add
+
+
+def test_a_setting_is_chosen_of_all_seeds_among_the_first_seeds_best(tune):
+    first = tuning.first_settings("fpo")
+    tune("gaussian", tuning.BASE, (), 100.0, 200.0)
+    ends = dict.fromkeys(first, 50.0) | {"target_kl=0.06": 90.0, "clip_epsilon=0.1": 70.0, "activation=tanh": 60.0}
+    for setting, options in first.items():
+        tune("fpo", setting, options, ends[setting], None)
+    found = tuning.Tuning()
+    assert found.kept("fpo") == [tuning.BASE, "target_kl=0.06", "clip_epsilon=0.1", "activation=tanh"]
+    combined = ("optim.target_kl=0.06", "loss.clip_epsilon=0.1", "policy.activation=tanh")
+    assert found.settings("fpo")[tuning.COMBINED] == combined
+    assert found.chosen("fpo") is None  # three seeds are not there yet
+
+    for setting, others in zip(found.kept("fpo"), (100.0, 110.0, 220.0, 100.0), strict=True):
+        tune("fpo", setting, first[setting], ends[setting], others)
+    assert tuning.Tuning().chosen("fpo") is None
+    tune("fpo", tuning.COMBINED, combined, 95.0, 150.0)
+    found = tuning.Tuning()
+    assert found.chosen("fpo") == ("clip_epsilon=0.1", ("loss.clip_epsilon=0.1",))
+    assert found.score("fpo", "clip_epsilon=0.1", tuning.SEEDS) == pytest.approx((70 + 220 + 220) / (100 + 200 + 200))
+
+
+def test_every_method_is_tuned_by_the_same_number_of_settings_which_the_entry_script_takes():
+    for method in tuning.FIRST_NOISE:
+        settings = tuning.first_settings(method)
+        assert len(settings) == 9
+        for options in settings.values():
+            configure(f"policy={method}", *options)

@@ -13,6 +13,7 @@ scores are relative to it. Finished runs are lines of ``tuning.jsonl`` in ``benc
 from __future__ import annotations
 
 import os
+import re
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def axes(method: str) -> tuple[tuple[str, str], ...]:
 
 def first_settings(method: str) -> Settings:
     """Returns the shared setting and those that differ from it in one value."""
-    return {BASE: (), **{option.rpartition(".")[2]: (option,) for axis in axes(method) for option in axis}}
+    return {BASE: (), **{re.sub(r".*\.(?=[a-z])", "", option): (option,) for axis in axes(method) for option in axis}}
 
 
 class Tuning:
