@@ -85,6 +85,9 @@ class LossOptions(Options):
     entropy_coeff: NonNegative = Field(
         default=0.0, description="The weight of the entropy, which needs a start with a learned scale, or a Gaussian."
     )
+    action_entropy_coeff: NonNegative = Field(
+        default=0.0, description="The weight of a lower bound on the entropy of a flow's action, its memory left out."
+    )
     normalize_advantage: bool = Field(
         default=True, description="Whether the advantages of a mini-batch are standardised."
     )
@@ -326,6 +329,11 @@ class TrainOptions(_Root):
             )
         if policy.is_recurrent:
             self._check_sequences()
+        if loss.action_entropy_coeff and not policy.has_pair:
+            raise ValueError(
+                f"loss.action_entropy_coeff={loss.action_entropy_coeff:g} needs a flow with a memory; "
+                f"policy={policy.name} has none, and loss.entropy_coeff is that of its action."
+            )
         if loss.ratio != "pair" and not policy.has_pair:
             raise ValueError(f"loss.ratio={loss.ratio} needs a flow with a memory; policy={policy.name} has none.")
         _check_policy_and_solver(self)

@@ -16,7 +16,9 @@ from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from torchrl_genpo.flow import Pair, ReversibleFlow
 from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.inputs import read
 from torchrl_genpo.modules.sequence import encode, flow_of, steps
+from torchrl_genpo.objectives.action_entropy import MemoryDensity
 
 __all__ = ["GenPOLoss"]
 
@@ -61,6 +63,10 @@ class GenPOLoss(ClipPPOLoss):
             with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
         ratio (str, optional): ``"pair"``, the exact ratio of the pair, or ``"action"``, the estimated one of
             the action alone. Defaults to ``"pair"``.
+        action_entropy_coeff (float, optional): weight of a bonus on the entropy of the action, which keeps several good
+            actions: a lower bound by a fitted :class:`~torchrl_genpo.objectives.MemoryDensity`, whose parameters are
+            the loss's own. It needs a velocity with a size ``in_features`` of its observations. Outputs
+            ``action_entropy`` and ``loss_action_entropy`` are then written. Defaults to ``0``, none.
         num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action; for, and
             only for, ``ratio="action"``. Defaults to ``8``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
@@ -114,6 +120,7 @@ class GenPOLoss(ClipPPOLoss):
         entropy_bonus: bool = False,
         ratio: Literal["pair", "action"] = "pair",
         num_memories: int | None = None,
+        action_entropy_coeff: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
@@ -152,6 +159,11 @@ class GenPOLoss(ClipPPOLoss):
             params = self.actor_network_params.items(True, True)
             self._buffer_keys = [key for key, value in params if not isinstance(value, nn.Parameter)]
         self._current_log_prob: Tensor | None = None
+        self.memory_density: MemoryDensity | None = None
+        if action_entropy_coeff:
+            self.register_coeff_buffer("action_entropy_coeff", action_entropy_coeff)
+            density = MemoryDensity(actor.velocity.in_features, actor.velocity.action_dim)
+            self.memory_density = density.to(next(actor.velocity.parameters()))
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
@@ -162,9 +174,10 @@ class GenPOLoss(ClipPPOLoss):
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``ClipPPOLoss`` and ``inversion_error``."""
+        """The outputs of ``ClipPPOLoss``, ``inversion_error``, and those of a bonus on the entropy of the action."""
         if self._out_keys is None:
-            self._out_keys = [*super().out_keys, "inversion_error"]
+            bonus = [] if self.memory_density is None else ["action_entropy", "loss_action_entropy"]
+            self._out_keys = [*super().out_keys, "inversion_error", *bonus]
         return self._out_keys
 
     @out_keys.setter
@@ -217,6 +230,10 @@ class GenPOLoss(ClipPPOLoss):
             gap = tensordict.get("pair_gap")
         else:
             gap = (log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
+        if self.memory_density is not None:
+            entropy = self._bound_action_entropy(tensordict, self.memory_density)
+            td_out.set("action_entropy", self._reduce_loss(entropy.detach(), tensordict))
+            td_out.set("loss_action_entropy", -self.action_entropy_coeff * self._reduce_loss(entropy, tensordict))
         gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
         return td_out.set("inversion_error", gap.amax())
 
@@ -252,6 +269,15 @@ class GenPOLoss(ClipPPOLoss):
         """The distribution of the pair for the observations of a tensordict."""
         actor, seen = encode(self.actor_network, tensordict)
         return actor.get_dist(seen.select(*actor.in_keys))  # without the stored pair, which it would score
+
+    def _bound_action_entropy(self, tensordict: TensorDictBase, density: MemoryDensity) -> Tensor:
+        """A lower bound on the entropy of the action, from one new pair a sample."""
+        with self._in_place(self.actor_network_params):
+            actor, seen = encode(self.actor_network, tensordict)
+            dist = actor.get_dist(seen.select(*actor.in_keys))
+            pair = dist.rsample()
+        # what an encoder makes of observations is not shaped by the density
+        return dist.entropy() + density.log_prob(*pair, *(value.detach() for value in read(seen, *actor.in_keys)))
 
     def _in_place(self, params: TensorDictParams) -> Any:
         """The context in which the policy has these parameters."""

@@ -342,7 +342,7 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
     if options.policy.loss is not None:
         kwargs |= options.policy.loss.model_dump()
     if name in PAIR_FLOWS:
-        kwargs |= {"ratio": chosen.ratio}
+        kwargs |= {"ratio": chosen.ratio, "action_entropy_coeff": chosen.action_entropy_coeff}
         if chosen.ratio == "action":
             kwargs["num_memories"] = chosen.num_memories
         is_doubled = isinstance(flow_of(policy).solver, CouplingSolver)

@@ -80,7 +80,7 @@ class Learner:
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": self._actor_parameters, "lr": optim.lr},
-            {"params": self._parameters_of_the_critic_alone(), "lr": optim.critic_lr or optim.lr},
+            {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr},
         ]
         noise = [] if optim.noise_lr is None else noise_parameters(loss)
         if noise:
@@ -106,10 +106,10 @@ class Learner:
             for is_warming_up in (True, False)
         }
 
-    def _parameters_of_the_critic_alone(self) -> list[nn.Parameter]:
-        """Its parameters without those of an encoder that it shares with the policy."""
+    def _other_parameters(self) -> list[nn.Parameter]:
+        """Those of the critic, without an encoder that it shares with the policy, and what else the loss fits."""
         shared = {id(parameter) for parameter in self._actor_parameters}
-        return [p for p in self.loss.critic_network_params.parameters() if id(p) not in shared]
+        return [p for p in self.loss.parameters() if p.requires_grad and id(p) not in shared]
 
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """Improves policy and critic by a collected batch, then lets it move the normalisation.

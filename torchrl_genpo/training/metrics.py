@@ -24,6 +24,7 @@ METRICS = [
     "train/loss_objective",
     "train/loss_critic",
     "train/entropy",
+    "train/action_entropy",
     "train/grad_norm",
     "train/undone",
     "diagnostics/kl_pair",
