@@ -62,3 +62,9 @@ def test_there_is_no_bonus_and_no_density_unless_it_is_asked_for(actor):
 def test_a_policy_without_a_memory_is_refused_with_the_option_that_it_has():
     with pytest.raises(ValueError, match=r"policy=gaussian has none, and loss\.entropy_coeff"):
         compose(["policy=gaussian", "loss.action_entropy_coeff=0.01"])
+
+
+def test_a_velocity_that_does_not_say_the_size_of_its_observations_is_refused(actor):
+    del actor.velocity.in_features
+    with pytest.raises(TypeError, match="in_features, which VelocityMLP has not"):
+        GenPOLoss(actor, None, critic_coeff=None, action_entropy_coeff=0.1)

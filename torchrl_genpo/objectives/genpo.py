@@ -161,8 +161,14 @@ class GenPOLoss(ClipPPOLoss):
         self._current_log_prob: Tensor | None = None
         self.memory_density: MemoryDensity | None = None
         if action_entropy_coeff:
+            size = getattr(actor.velocity, "in_features", None)
+            if not isinstance(size, int):
+                raise TypeError(
+                    f"action_entropy_coeff={action_entropy_coeff} needs a velocity that has the size of its "
+                    f"observations as in_features, which {type(actor.velocity).__name__} has not."
+                )
             self.register_coeff_buffer("action_entropy_coeff", action_entropy_coeff)
-            density = MemoryDensity(actor.velocity.in_features, actor.velocity.action_dim)
+            density = MemoryDensity(size, actor.velocity.action_dim)
             self.memory_density = density.to(next(actor.velocity.parameters()))
 
     def _set_in_keys(self) -> None:
