@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BASELINES", "UNEQUAL", "UNEQUAL_NOISE"]
+__all__ = ["BASELINES", "UNEQUAL_NOISE"]
 
 BASELINES = {
     "genpo": ("GenPO (dummy action)", ["policy=genpo"]),
@@ -34,14 +34,6 @@ BASELINES = {
 }
 """The label and the options of the entry script of each method of others, in the shared and in its own setting."""
 
-UNEQUAL = (
-    "**These rows do not compare policies like for like.** The Gaussian has the activation tanh and a first "
-    "standard deviation of 1; every flow has mish, and the reversible flows begin at a standard deviation of 0.714."
-    " Both choices matter more than the policy: with mish and 0.714 the Gaussian reaches 4533 and 3038 on "
-    "HalfCheetah (seeds 1 and 2, zero noise), where its rows here have 1599 and 1799 and the flow's 4260 and 5182; "
-    "with mish and 0.5 it reaches 5301, the flow set alike 6388 (one seed). A comparison of equal settings is under"
-    " way."
-)
 UNEQUAL_NOISE = (
     "**These rows do not compare policies like for like.** The Gaussian begins at a standard deviation of 1, the "
     "reversible flows at 0.714 (and their KL target is another), which alone changes a curve as much as the policy "

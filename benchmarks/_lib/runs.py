@@ -175,6 +175,7 @@ def execute_asked(
     arguments: argparse.ArgumentParser,
     tasks: Sequence[str],
     seeds: Sequence[int],
+    frames: int = 200_000,
 ) -> list[dict[str, Any]]:
     """Executes what the command line asks for, unless it wants the report alone, and returns all finished runs.
 
@@ -185,13 +186,14 @@ def execute_asked(
         arguments (ArgumentParser): of the script, to which those of the runs are added.
         tasks (sequence of str): the tasks, unless the command line has others.
         seeds (sequence of int): the seeds, unless the command line has others.
+        frames (int, optional): the frames of a run, unless the command line has others. Defaults to ``200_000``.
 
     Returns:
         The lines of the results, in the order of their seeds.
     """
     arguments.add_argument("--tasks", nargs="+", default=tasks, help=f"default: {' '.join(tasks)}")
     arguments.add_argument("--seeds", nargs="+", type=int, default=seeds)
-    arguments.add_argument("--frames", type=int, default=200_000)
+    arguments.add_argument("--frames", type=int, default=frames)
     arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options = arguments.parse_args()

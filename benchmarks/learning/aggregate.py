@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._lib.policies import UNEQUAL
 from benchmarks._lib.report import origins, pyplot, save
 from benchmarks._lib.runs import last
 
@@ -145,8 +144,6 @@ def report(
             "Interquartile mean of the normalised returns at the end (0: where training begins, 1: Gaussian PPO's "
             "mean) and the probability of ending above Gaussian PPO, with 95 % stratified bootstrap intervals "
             f"({reps:,} resamples, rliable) of {FEWEST_SEEDS} seeds or more.",
-            "",
-            UNEQUAL,
             "",
             "| policy | seeds | IQM, zero noise | P(above Gaussian) | IQM, random noise | P(above Gaussian) |",
             "|---|---:|---:|---:|---:|---:|",
