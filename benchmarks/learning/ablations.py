@@ -56,7 +56,7 @@ def report(records: list[dict[str, Any]], path: Path) -> None:
         "# Ablations of the paper: the weight of the memory, the number of steps",
         "",
         f"{records[0]['task']}, {frames:,} frames, the paper's start. Median of the seeds (each in brackets), mean of "
-        "10 evaluation episodes; seconds as `learning.md` counts them.",
+        "10 evaluation episodes; seconds of a run that nothing else slows down.",
     ]
     figure, panels = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
     for panel, (name, pairs) in zip(panels, settings().items(), strict=True):

@@ -32,8 +32,8 @@ def main() -> None:
         "# Several equally good goals",
         "",
         f"MultiGoal after {records[0]['frames']:,} frames: median return (each seed) of the evaluations, and the "
-        "entropy in nats of the goals that random noise reaches, whatever the first position: 0 of one, log 4 = 1.39 of "
-        "all four alike.",
+        "entropy in nats of the goals that random noise reaches, whatever the first position: 0 of one, log 4 = 1.39 "
+        "of all four alike.",
         "",
         "| policy | zero noise | random noise | entropy of the goals |",
         "|---|---:|---:|---:|",
