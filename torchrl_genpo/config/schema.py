@@ -88,6 +88,12 @@ class LossOptions(Options):
     action_entropy_coeff: NonNegative = Field(
         default=0.0, description="The weight of a lower bound on the entropy of a flow's action, its memory left out."
     )
+    reference_coeff: NonNegative = Field(
+        default=0.0, description="The weight of the KL divergence from the flow that policy.init holds; 0 for none."
+    )
+    reference_target: Positive | None = Field(
+        default=None, description="The divergence that reference_coeff is adapted to after each update; null for none."
+    )
     normalize_advantage: bool = Field(
         default=True, description="Whether the advantages of a mini-batch are standardised."
     )
@@ -333,6 +339,15 @@ class TrainOptions(_Root):
             raise ValueError(
                 f"loss.action_entropy_coeff={loss.action_entropy_coeff:g} needs a flow with a memory; "
                 f"policy={policy.name} has none, and loss.entropy_coeff is that of its action."
+            )
+        if loss.reference_target is not None and not loss.reference_coeff:
+            raise ValueError(
+                f"loss.reference_target={loss.reference_target:g} adapts a weight that is 0: set loss.reference_coeff."
+            )
+        if loss.reference_coeff and not (policy.has_pair and policy.init):
+            raise ValueError(
+                f"loss.reference_coeff={loss.reference_coeff:g} needs a flow with a memory, and policy.init, which it "
+                f"stays near; this is policy={policy.name}, policy.init={policy.init or 'null'}."
             )
         if loss.ratio != "pair" and not policy.has_pair:
             raise ValueError(f"loss.ratio={loss.ratio} needs a flow with a memory; policy={policy.name} has none.")

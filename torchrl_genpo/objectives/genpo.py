@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from torchrl_genpo.flow import Pair, ReversibleFlow
@@ -67,6 +69,12 @@ class GenPOLoss(ClipPPOLoss):
             actions: a lower bound by a fitted :class:`~torchrl_genpo.objectives.MemoryDensity`, whose parameters are
             the loss's own. It needs a velocity with a size ``in_features`` of its observations. Outputs
             ``action_entropy`` and ``loss_action_entropy`` are then written. Defaults to ``0``, none.
+        reference (TensorDictModule, optional): a policy with a reversible flow of actions of the same size, near which
+            the trained one is kept: :math:`KL(\pi \| \pi_\text{ref})` of the pairs is added to the loss, by one new
+            pair a sample, right in the mean. It is copied as it is now, with what normalises its observations, and
+            frozen; the copy is part of the loss's state dict. Outputs ``kl_reference`` and ``loss_reference`` are then
+            written. Defaults to none.
+        reference_coeff (float, optional): weight of that divergence, a buffer. Defaults to ``0.1``.
         num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action; for, and
             only for, ``ratio="action"``. Defaults to ``8``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
@@ -121,6 +129,8 @@ class GenPOLoss(ClipPPOLoss):
         ratio: Literal["pair", "action"] = "pair",
         num_memories: int | None = None,
         action_entropy_coeff: float = 0.0,
+        reference: TensorDictModuleBase | None = None,
+        reference_coeff: float | None = None,
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
@@ -149,6 +159,11 @@ class GenPOLoss(ClipPPOLoss):
             raise ValueError(f"entropy_coeff={kwargs['entropy_coeff']} has no effect without entropy_bonus=True.")
         if num_memories is not None and ratio != "action":
             raise ValueError(f"num_memories={num_memories} has no effect with ratio={ratio!r}; drop it.")
+        frozen = None if reference is None else self._freeze(actor, reference)
+        if reference_coeff is not None and (reference is None or not reference_coeff >= 0):
+            raise ValueError(
+                f"reference_coeff={reference_coeff} must not be negative, and has no effect without a reference."
+            )
         self.ratio = ratio
         self.num_memories = 8 if num_memories is None else num_memories
         super().__init__(policy, critic_network, entropy_bonus=entropy_bonus, **kwargs)
@@ -171,6 +186,20 @@ class GenPOLoss(ClipPPOLoss):
             density = MemoryDensity(size, actor.velocity.action_dim)
             self.memory_density = density.to(next(actor.velocity.parameters()))
 
+        self.reference = frozen
+        if reference is not None:
+            self.register_coeff_buffer("reference_coeff", 0.1 if reference_coeff is None else reference_coeff)
+
+    @staticmethod
+    def _freeze(actor: ReversibleFlowActor, reference: TensorDictModuleBase) -> nn.Module:
+        other = flow_of(reference)
+        if not isinstance(other, ReversibleFlowActor):
+            raise TypeError(f"The reference needs a density of pairs, as ReversibleFlowActor's, got {other}.")
+        size, own = other.velocity.action_dim, actor.velocity.action_dim
+        if size != own:
+            raise ValueError(f"The reference has actions of size {size}, the policy of size {own}.")
+        return deepcopy(reference).requires_grad_(False)
+
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
         keys = [self.tensor_keys.action_memory]
@@ -180,10 +209,13 @@ class GenPOLoss(ClipPPOLoss):
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``ClipPPOLoss``, ``inversion_error``, and those of a bonus on the entropy of the action."""
+        """The outputs of ``ClipPPOLoss``, ``inversion_error``, and those of what else was asked for."""
         if self._out_keys is None:
-            bonus = [] if self.memory_density is None else ["action_entropy", "loss_action_entropy"]
-            self._out_keys = [*super().out_keys, "inversion_error", *bonus]
+            self._out_keys = [*super().out_keys, "inversion_error"]
+            if self.memory_density is not None:
+                self._out_keys += ["action_entropy", "loss_action_entropy"]
+            if self.reference is not None:
+                self._out_keys += ["kl_reference", "loss_reference"]
         return self._out_keys
 
     @out_keys.setter
@@ -240,6 +272,10 @@ class GenPOLoss(ClipPPOLoss):
             entropy = self._bound_action_entropy(tensordict, self.memory_density)
             td_out.set("action_entropy", self._reduce_loss(entropy.detach(), tensordict))
             td_out.set("loss_action_entropy", -self.action_entropy_coeff * self._reduce_loss(entropy, tensordict))
+        if self.reference is not None:
+            divergence = self._reduce_loss(self._diverge(tensordict, self.reference), tensordict)
+            td_out.set("kl_reference", divergence.detach())
+            td_out.set("loss_reference", self.reference_coeff * divergence)
         gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
         return td_out.set("inversion_error", gap.amax())
 
@@ -271,10 +307,15 @@ class GenPOLoss(ClipPPOLoss):
     def _read_pair(self, tensordict: TensorDictBase) -> Pair:
         return ReversibleFlowActor.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
 
-    def _dist(self, tensordict: TensorDictBase) -> ReversibleFlow:
-        """The distribution of the pair for the observations of a tensordict."""
-        actor, seen = encode(self.actor_network, tensordict)
+    def _dist(self, tensordict: TensorDictBase, policy: nn.Module | None = None) -> ReversibleFlow:
+        """The distribution of the pair for the observations of a tensordict, of another policy if it is given."""
+        actor, seen = encode(self.actor_network if policy is None else policy, tensordict)
         return actor.get_dist(seen.select(*actor.in_keys))  # without the stored pair, which it would score
+
+    def _diverge(self, tensordict: TensorDictBase, reference: nn.Module) -> Tensor:
+        """The divergence from a reference, by one new pair a sample."""
+        with self._in_place(self.actor_network_params):
+            return kl_divergence(self._dist(tensordict), self._dist(tensordict, reference))
 
     def _bound_action_entropy(self, tensordict: TensorDictBase, density: MemoryDensity) -> Tensor:
         """A lower bound on the entropy of the action, from one new pair a sample."""

@@ -345,6 +345,8 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
         kwargs |= {"ratio": chosen.ratio, "action_entropy_coeff": chosen.action_entropy_coeff}
         if chosen.ratio == "action":
             kwargs["num_memories"] = chosen.num_memories
+        if chosen.reference_coeff:
+            kwargs |= {"reference": policy, "reference_coeff": chosen.reference_coeff}
         is_doubled = isinstance(flow_of(policy).solver, CouplingSolver)
         return (DummyActionLoss if is_doubled else GenPOLoss)(policy, critic, **kwargs)
     if name in SURROGATE_FLOWS:

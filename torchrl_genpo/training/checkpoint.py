@@ -52,8 +52,8 @@ __all__ = [
 
 FORMAT = 1
 SHAPING = (
-    *("policy.hidden_sizes", "policy.activation", "policy.time_embedding_dim", "policy.transformer"),
-    *("policy.encoder", "policy.encoder_sizes"),
+    *("policy.hidden_sizes", "policy.head_sizes", "policy.activation", "policy.time_embedding_dim"),
+    *("policy.transformer", "policy.encoder", "policy.encoder_sizes"),
     *("env.options.chunk_size", "env.options.observation_keys"),
 )
 """Options that a policy keeps from its pre-training."""

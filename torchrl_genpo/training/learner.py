@@ -150,7 +150,9 @@ class Learner:
             outputs += [self._updates[is_warming_up](mini_batch) for mini_batch in self.buffer]
         check_finite(dict(self.loss.named_parameters()), "the parameters after the update", self.ranks)
         if not is_warming_up:
-            self._follow_kl(outputs[-(len(outputs) // options.loss.epochs) :])
+            last_epoch = outputs[-(len(outputs) // options.loss.epochs) :]
+            self._follow_kl(last_epoch)
+            self._follow_reference(last_epoch)
 
         row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0}
         row |= update_metrics(torch.stack(outputs))
@@ -183,6 +185,17 @@ class Learner:
             return
         self.schedule.step(self.ranks.mean(torch.stack([out["kl_approx"] for out in last_epoch]).mean()))
         self._restore_critic_rate()
+
+    def _follow_reference(self, last_epoch: list[TensorDictBase]) -> None:
+        """Adapts the weight of the divergence from a reference, as PPO's penalty is adapted (arXiv 1707.06347)."""
+        target = self.options.loss.reference_target
+        if target is None:
+            return
+        divergence = self.ranks.mean(torch.stack([out["kl_reference"] for out in last_epoch]).mean())
+        if divergence > 1.5 * target:
+            self.loss.reference_coeff.mul_(2)
+        elif divergence < target / 1.5:
+            self.loss.reference_coeff.div_(2)
 
     def _restore_critic_rate(self) -> None:
         """Keeps the critic's rate where it has one of its own, which follows no schedule."""

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.envs import Purpose, WorkerError, close_quietly, name_worker_failure, one_simulation, spawn_seed
-from torchrl_genpo.training.build import build_env, build_models
+from torchrl_genpo.training.build import build_env, make_critic, make_loss, make_policy
 from torchrl_genpo.training.checkpoint import RandomState, load_pretrained, read_checkpoint, restore
 from torchrl_genpo.training.collection import make_collection
 from torchrl_genpo.training.evaluation import episode_log, evaluate, statistics_columns
@@ -71,10 +71,12 @@ class Training:
         self.eval_env = None
         if ranks.is_first and not one_simulation(options.env.name):
             self.eval_env = build_env(options, options.eval.num_envs, self._eval_seed)
-        self.policy, critic, self.loss = build_models(options, env)
-        ranks.copy_from_first(self.loss.parameters())
+        self.policy = make_policy(options, env)
+        critic = make_critic(options, env, self.policy)
         if options.policy.init and folder.resume_from is None:
             load_pretrained(options, self.policy)
+        self.loss = make_loss(options, self.policy, critic)  # which keeps what was loaded as its reference
+        ranks.copy_from_first(self.loss.parameters())
         self.learner = Learner(options, env, self.policy, critic, self.loss, ranks)
         self.progress = Progress(max(20, options.env.num_envs))
         self.collection = make_collection(options, env, self.policy, seed, self.progress)

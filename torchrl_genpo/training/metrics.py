@@ -25,6 +25,7 @@ METRICS = [
     "train/loss_critic",
     "train/entropy",
     "train/action_entropy",
+    "train/kl_reference",
     "train/grad_norm",
     "train/undone",
     "diagnostics/kl_pair",

@@ -1,0 +1,107 @@
+"""The divergence from a frozen policy in the loss."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.baselines import FPOActor
+from torchrl_genpo.config.compose import compose
+
+
+def make_actor(std=0.5, action_dim=2, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    start = IndependentStart("learned", action_dim=action_dim)
+    actor = ReversibleFlowActor(VelocityMLP(3, action_dim, (16,)), start=start, **kwargs)
+    start.set_first_std(std, actor.solver)
+    return actor.double()
+
+
+def collect(actor, size=256):
+    data = actor(TensorDict(observation=torch.randn(size, 3, dtype=torch.float64), batch_size=[size])).detach()
+    return data.set("advantage", torch.randn(size, 1, dtype=torch.float64))
+
+
+def make_loss(actor, **kwargs):
+    return GenPOLoss(actor, None, critic_coeff=None, **kwargs)
+
+
+def test_it_is_zero_from_itself_and_then_a_closed_form_between_two_scales():
+    actor, wider = make_actor(0.5), make_actor(1.0)
+    for policy in (actor, wider):
+        torch.nn.init.zeros_(policy.velocity.trunk[-1].weight)
+    data = collect(actor, 20_000)
+    same, other = (make_loss(actor, reference=reference, reference_coeff=0.5)(data) for reference in (actor, wider))
+    assert same["kl_reference"] == pytest.approx(0, abs=1e-12)
+    # without a velocity both scales of a pair are those of the action, 1 to 2, for 2 x 2 numbers
+    expected = 4 * (math.log(2) + 0.5 * (0.25 - 1))
+    assert other["kl_reference"] == pytest.approx(expected, abs=0.03)
+    torch.testing.assert_close(other["loss_reference"], 0.5 * other["kl_reference"])
+
+
+def test_its_gradient_brings_the_policy_back_and_the_reference_stays():
+    actor, reference = make_actor(0.5), make_actor(0.8, seed=1)
+    torch.nn.init.normal_(reference.velocity.trunk[-1].weight, std=0.3)
+    loss, data = make_loss(actor, reference=reference), collect(actor)
+    before = {name: value.clone() for name, value in loss.reference.named_parameters()}
+    first = loss(data)["kl_reference"]
+    optimizer = torch.optim.Adam([p for p in loss.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        loss(data)["loss_reference"].backward()
+        optimizer.step()
+    assert loss(data)["kl_reference"] < 0.2 * first
+    for name, value in loss.reference.named_parameters():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_the_reference_is_the_policy_as_it_was_and_part_of_the_state():
+    actor = make_actor()
+    loss, data = make_loss(actor, reference=actor), collect(actor)
+    for parameter in actor.parameters():
+        parameter.data.add_(0.1)
+    changed = loss(data)["kl_reference"]
+    assert changed > 0.01
+    other = make_loss(make_actor(seed=5), reference=make_actor(seed=6))
+    other.load_state_dict(loss.state_dict())
+    torch.manual_seed(0)
+    expected = loss(data)["kl_reference"]
+    torch.manual_seed(0)
+    torch.testing.assert_close(other(data)["kl_reference"], expected)
+    assert {"kl_reference", "loss_reference"} <= set(loss.out_keys)
+
+
+def test_a_reference_with_another_solver_is_near_in_its_pairs():
+    actor, other = make_actor(), make_actor(solver=ReversibleSolver(num_steps=3, sigma=0.9))
+    assert make_loss(actor, reference=other)(collect(actor))["kl_reference"] > 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "kwargs"),
+    [
+        (ValueError, "of size 3, the policy of size 2", lambda: {"reference": make_actor(action_dim=3)}),
+        (TypeError, "needs a density of pairs", lambda: {"reference": FPOActor(VelocityMLP(3, 2, (16,)))}),
+        (ValueError, "=-0.1 must not be negative", lambda: {"reference": make_actor(), "reference_coeff": -0.1}),
+        (ValueError, "without a reference", lambda: {"reference_coeff": 0.1}),
+    ],
+)
+def test_what_cannot_be_a_reference_is_refused(error, message, kwargs):
+    with pytest.raises(error, match=message):
+        make_loss(make_actor(), **kwargs())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["loss.reference_coeff=0.1"], "policy.init=null"),
+        (["loss.reference_coeff=0.1", "policy=gaussian", "policy.init=a"], "this is policy=gaussian"),
+        (["loss.reference_target=0.1"], "set loss.reference_coeff"),
+    ],
+)
+def test_options_without_a_reference_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        compose(options)

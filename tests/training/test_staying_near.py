@@ -1,0 +1,75 @@
+"""Runs that stay near the policy they began with: loss.reference_coeff, loss.reference_target."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+
+from torchrl_genpo.config.compose import compose
+from torchrl_genpo.training.loop import Training
+from torchrl_genpo.training.ranks import Ranks
+from torchrl_genpo.training.run_folder import RunFolder
+
+SMALL = (
+    *("env=pendulum", "env.num_envs=4", "collector.frames_per_batch=128", "collector.total_frames=128"),
+    *(
+        "loss.mini_batch_size=32",
+        "loss.epochs=2",
+        "eval.num_envs=1",
+        "eval.interval=1_000_000",
+        "policy.hidden_sizes=[8,8]",
+    ),
+)
+
+
+@pytest.fixture
+def make_training(tmp_path):
+    made = []
+
+    def make(name, *options):
+        path = tmp_path / name
+        path.mkdir(exist_ok=True)
+        folder = RunFolder(path, resume=any(path.glob("checkpoints/*")))
+        made.append(Training(compose([*SMALL, *options]), folder, Ranks("cpu")))
+        return made[-1]
+
+    yield make
+    for training in made:
+        training.close()
+
+
+@pytest.fixture
+def begun(make_training, tmp_path):
+    """The folder of a run whose policy others begin with."""
+    make_training("begun", "seed=5")  # saves itself at once
+    return tmp_path / "begun"
+
+
+def test_the_reference_is_what_policy_init_holds_and_survives_a_resumption(make_training, begun, tmp_path):
+    options = (f"policy.init={begun}", "loss.reference_coeff=0.5")
+    training = make_training("near", *options)
+    for own, kept in zip(training.policy.parameters(), training.loss.reference.parameters(), strict=True):
+        torch.testing.assert_close(own, kept, rtol=0, atol=0)
+    data = next(iter(training.collection))
+    row = training.learner.learn(data, 0)
+    assert row["train/kl_reference"] > 0
+    with torch.no_grad():
+        training.loss.reference_coeff.fill_(0.25)
+    training.progress.frames = 128  # a frame is saved once
+    training.save()
+    shutil.copytree(tmp_path / "near", tmp_path / "again")  # the other is locked while it lives
+    resumed = make_training("again", *options)
+    assert resumed.loss.reference_coeff == 0.25
+    for before, after in zip(training.loss.reference.parameters(), resumed.loss.reference.parameters(), strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("target", "factor"), [(1e-9, 2), (1e6, 0.5)])
+def test_the_weight_follows_the_divergence(make_training, begun, target, factor):
+    training = make_training(
+        "near", f"policy.init={begun}", "loss.reference_coeff=0.5", f"loss.reference_target={target}", "optim.lr=1e-3"
+    )
+    training.learner.learn(next(iter(training.collection)), 0)
+    assert training.loss.reference_coeff == 0.5 * factor
