@@ -6,11 +6,10 @@
 
 A bandit pays minus the squared distance of its action, a point of the plane, to the nearest of four targets. PPO with
 an entropy bonus trains a reversible flow and a Gaussian on it; their samples are drawn side by side into
-``multimodal.png``. Half a minute on a CPU.
+``multimodal.png``. A minute on a CPU.
 
-The bonus is where an exact likelihood counts: ``-log_prob`` of the sample is added to the reward. The flow knows the
-density of the pair (action, memory), so its bonus is ``-log_prob + log q(memory | action)``, whose mean is at most the
-entropy of the action whatever the normal density ``q`` is (and equals it when ``q`` is the true one).
+The bonus is where an exact likelihood counts. The flow knows the density of the pair (action, memory), and
+``GenPOLoss(action_entropy_coeff=...)`` turns it into a lower bound on the entropy of the action alone.
 """
 
 from __future__ import annotations
@@ -28,9 +27,8 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
 
 TARGETS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
-TEMPERATURE = 0.1  # weight of the entropy bonus: the best policy is exp(reward / TEMPERATURE), four round peaks
+BONUS = 0.3  # weight of the entropy of the action, beside advantages of standard deviation 1
 NEAR = 0.5  # a sample this close to a target counts as its own
-MEMORY_SCALE = 0.3  # standard deviation of q(memory | action)
 
 
 def reward(action: torch.Tensor) -> torch.Tensor:
@@ -59,10 +57,6 @@ def sample(actor, size: int) -> TensorDict:
     """Plays the bandit ``size`` times. Its observation is always zero."""
     data = actor(TensorDict(observation=torch.zeros(size, 1), batch_size=[size]))
     data["reward"] = reward(data["action"])
-    data["entropy_bonus"] = -data["action_log_prob"]
-    if "action_memory" in data.keys():
-        q = IndependentNormal(data["action"], torch.full_like(data["action"], MEMORY_SCALE))
-        data["entropy_bonus"] += q.log_prob(data["action_memory"])
     return data
 
 
@@ -70,11 +64,12 @@ def train(actor, loss: ClipPPOLoss, iterations: int, batch_size: int = 2048, epo
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-3)
     for _ in range(iterations):
         data = sample(actor, batch_size)
-        value = (data["reward"] + TEMPERATURE * data["entropy_bonus"]).unsqueeze(-1)
+        value = data["reward"].unsqueeze(-1)
         data["advantage"] = (value - value.mean()) / value.std()  # one step: no critic is needed
         for batch in [data[i] for _ in range(epochs) for i in torch.randperm(batch_size).chunk(4)]:
             optimizer.zero_grad()
-            loss(batch)["loss_objective"].backward()
+            out = loss(batch)
+            sum(out[key] for key in out.keys() if key.startswith("loss_")).backward()
             optimizer.step()
 
 
@@ -84,7 +79,7 @@ def share_of_targets(action: torch.Tensor) -> torch.Tensor:
 
 
 def draw(samples: dict[str, TensorDict], path: str) -> None:
-    """Draws the samples of each policy over the density of the best one."""
+    """Draws the samples of each policy over the reward."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -92,10 +87,10 @@ def draw(samples: dict[str, TensorDict], path: str) -> None:
 
     axis = torch.linspace(-1.9, 1.9, 200)
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    density = torch.exp(reward(grid.reshape(-1, 2)) / TEMPERATURE).reshape(200, 200)
+    height = torch.exp(reward(grid.reshape(-1, 2)) / 0.1).reshape(200, 200)
     figure, panels = plt.subplots(1, len(samples), figsize=(4.2 * len(samples), 4.4), layout="constrained")
     for panel, (name, data) in zip(panels, samples.items(), strict=True):
-        panel.contourf(axis, axis, density, levels=12, cmap="Greys", alpha=0.6)
+        panel.contourf(axis, axis, height, levels=12, cmap="Greys", alpha=0.6)
         panel.scatter(*data["action"].T, s=4, alpha=0.5, color="C0" if name == "flow" else "C1")
         near = share_of_targets(data["action"]).sum()
         panel.set(title=f"{name}: {100 * near:.0f} % of the samples near a target", aspect="equal")
@@ -111,10 +106,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # small networks are no faster with more
     samples = {}
-    for name, make, loss_class in (("flow", flow, GenPOLoss), ("Gaussian", gaussian, ClipPPOLoss)):
+    for name, make, loss_class, bonus in (
+        ("flow", flow, GenPOLoss, {"entropy_bonus": False, "action_entropy_coeff": BONUS}),
+        ("Gaussian", gaussian, ClipPPOLoss, {"entropy_bonus": True, "entropy_coeff": BONUS}),
+    ):
         torch.manual_seed(options.seed)
         actor = make()
-        train(actor, loss_class(actor, None, critic_coeff=None, entropy_bonus=False), options.iterations)
+        train(actor, loss_class(actor, None, critic_coeff=None, **bonus), options.iterations)
         samples[name] = sample(actor, 2000)
         shares = ", ".join(f"{100 * share:.0f} %" for share in share_of_targets(samples[name]["action"]))
         print(f"{name}: mean reward {samples[name]['reward'].mean():.2f}, samples near each target: {shares}")

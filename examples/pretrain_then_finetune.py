@@ -7,8 +7,8 @@
 The data are eight round modes on a circle. ``FlowMatchingLoss`` trains the velocity of a flow on them. Euler's rule and
 the reversible solver with either start then sample it, and the energy distance to the data says how faithfully. The
 policy with the consistent start is fine-tuned by GenPO++ towards a reward that favours three of the modes: once freely,
-and once near its pre-trained self, by the divergence of the two in the loss, which keeps how often each of the three was
-chosen. Everything is drawn into ``pretrain_then_finetune.png``. About two minutes on a CPU.
+and once near its pre-trained self, by the divergence of the two in the loss. Everything is drawn into
+``pretrain_then_finetune.png``. About two minutes on a CPU.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def run(tmp_path, example, *options):
 
 
 def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
-    output = run(tmp_path, "multimodal.py", "--iterations", 30)
+    output = run(tmp_path, "multimodal.py", "--iterations", 60)
     shares = {
         line.split(":")[0]: [int(share) for share in re.findall(r"(\d+) %", line)]
         for line in output.splitlines()
