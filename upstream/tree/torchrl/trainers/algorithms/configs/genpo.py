@@ -181,6 +181,9 @@ class GenPOLossConfig(LossConfig):
     entropy_bonus: bool = False
     ratio: str = "pair"
     num_memories: int | None = None
+    action_entropy_coeff: float = 0.0
+    reference: Any = None
+    reference_coeff: float | None = None
     # a float, or a pair of them for asymmetric clipping
     clip_epsilon: Any = 0.2
     samples_mc_entropy: int = 1
