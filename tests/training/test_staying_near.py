@@ -73,3 +73,14 @@ def test_the_weight_follows_the_divergence(make_training, begun, target, factor)
     )
     training.learner.learn(next(iter(training.collection)), 0)
     assert training.loss.reference_coeff == 0.5 * factor
+
+
+@pytest.mark.parametrize(("target", "edge"), [(1e-9, 1e6), (1e6, 1e-6)])
+def test_the_weight_stays_between_numbers_that_it_can_come_back_from(make_training, begun, target, edge):
+    training = make_training(
+        "near", f"policy.init={begun}", "loss.reference_coeff=0.5", f"loss.reference_target={target}", "optim.lr=1e-3"
+    )
+    with torch.no_grad():
+        training.loss.reference_coeff.fill_(edge)
+    training.learner.learn(next(iter(training.collection)), 0)
+    assert training.loss.reference_coeff == pytest.approx(edge)

@@ -27,6 +27,8 @@ from torchrl_genpo.training.update import augment, batch_keys, make_update, upda
 
 __all__ = ["Learner"]
 
+LARGEST_COEFF = 1e6  # of an adapted weight, whose least is its inverse
+
 
 class Learner:
     """Optimizer, its schedules, the running statistics, and the passes over a batch.
@@ -192,10 +194,11 @@ class Learner:
         if target is None:
             return
         divergence = self.ranks.mean(torch.stack([out["kl_reference"] for out in last_epoch]).mean())
+        coeff = self.loss.reference_coeff
         if divergence > 1.5 * target:
-            self.loss.reference_coeff.mul_(2)
+            coeff.copy_((2 * coeff).clamp(max=LARGEST_COEFF))
         elif divergence < target / 1.5:
-            self.loss.reference_coeff.div_(2)
+            coeff.copy_((coeff / 2).clamp(min=1 / LARGEST_COEFF))  # from 0 there would be no way back
 
     def _restore_critic_rate(self) -> None:
         """Keeps the critic's rate where it has one of its own, which follows no schedule."""
