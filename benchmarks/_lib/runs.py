@@ -280,10 +280,18 @@ def draw(
     ylabel: str,
     column: str = "train/return",
 ) -> None:
-    """Draws a panel of training curves for every task; ``policies`` maps names to their labels and options."""
+    """Draws a panel of training curves for every task, three side by side.
+
+    ``policies`` maps names to their labels and options.
+    """
     tasks = list(dict.fromkeys(record["task"] for record in records))
-    figure, axes = pyplot().subplots(1, len(tasks), figsize=(5 * len(tasks), 3.8), layout="constrained", squeeze=False)
-    for panel, task in zip(axes[0], tasks, strict=True):
+    columns = min(len(tasks), 3)
+    rows = -(-len(tasks) // columns)
+    size = (5 * columns, 3.8 * rows)
+    figure, axes = pyplot().subplots(rows, columns, figsize=size, layout="constrained", squeeze=False)
+    for panel in axes.flat[len(tasks) :]:
+        panel.set_axis_off()
+    for panel, task in zip(axes.flat, tasks, strict=False):
         for color, (policy, (label, _)) in enumerate(policies.items()):
             chosen = [record for record in records if (record["task"], record["policy"]) == (task, policy)]
             median_curves(panel, chosen, label, f"C{color}", unit, column)

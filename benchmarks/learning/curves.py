@@ -29,9 +29,7 @@ TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid")
 LABELS = {
     "gaussian": "Gaussian",
     "reversible_flow": "flow",
-    "genpo": "GenPO (dummy action)",
-    "fpo": "FPO++",
-    "policyflow": "PolicyFlow",
+    **{method: BASELINES[method][0] for method in ("genpo", "fpo", "policyflow")},
 }
 
 

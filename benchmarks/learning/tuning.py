@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import statistics
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,8 +96,7 @@ class Tuning:
         order = self.ranked(method, first, SEEDS[:1])
         best = []
         for axis in axes(method):
-            (winner,) = [name for name in order if name == BASE or first[name][0] in axis][:1] or [BASE]
-            best += first[winner]
+            best += first[next((setting for setting in order if setting == BASE or first[setting][0] in axis), BASE)]
         return {**first, COMBINED: tuple(best)}
 
     def chosen(self, method: str) -> tuple[str, tuple[str, ...]] | None:
@@ -127,8 +127,9 @@ def tune(method: str, workers: int) -> None:
         )
 
     execute(first_settings(method), SEEDS[:1])
-    kept, settings = Tuning().kept(method), Tuning().settings(method)
-    execute({setting: settings[setting] for setting in kept}, SEEDS[1:])
+    tuning = Tuning()
+    settings = tuning.settings(method)
+    execute({setting: settings[setting] for setting in tuning.kept(method)}, SEEDS[1:])
     execute({COMBINED: settings[COMBINED]}, SEEDS)
 
 
@@ -169,6 +170,8 @@ def main() -> None:
     arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options: Any = arguments.parse_args()
     if not options.report:
+        if options.methods[0] != "gaussian" and not Tuning().is_finished("gaussian", BASE, SEEDS):
+            sys.exit("Scores are relative to the Gaussian's base, which is not finished: --methods gaussian first.")
         for method in options.methods:
             tune(method, options.workers)
     report()

@@ -70,10 +70,10 @@ class GenPOLoss(ClipPPOLoss):
             the loss's own. It needs a velocity with a size ``in_features`` of its observations. Outputs
             ``action_entropy`` and ``loss_action_entropy`` are then written. Defaults to ``0``, none.
         reference (TensorDictModule, optional): a policy with a reversible flow of actions of the same size, near which
-            the trained one is kept: :math:`KL(\pi \| \pi_\text{ref})` of the pairs is added to the loss, by one new
-            pair a sample, right in the mean. It is copied as it is now, with what normalises its observations, and
-            frozen; the copy is part of the loss's state dict. Outputs ``kl_reference`` and ``loss_reference`` are then
-            written. Defaults to none.
+            the trained one is kept: :math:`KL(\pi \| \pi_\text{ref})` of the pairs is added to the loss (as in arXiv
+            2607.19399), by one new pair a sample, right in the mean. It is copied as it is now, with what normalises
+            its observations, and frozen; the copy is part of the loss's state dict. Outputs ``kl_reference`` and
+            ``loss_reference`` are then written. Defaults to none.
         reference_coeff (float, optional): weight of that divergence, a buffer. Defaults to ``0.1``.
         num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action; for, and
             only for, ``ratio="action"``. Defaults to ``8``.
@@ -84,10 +84,12 @@ class GenPOLoss(ClipPPOLoss):
     those of a new action of the policy and not of the stored one (TorchRL 0.14).
 
     Raises:
-        TypeError: if ``actor_network`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, or more than one
-            probabilistic module.
-        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, an unknown ratio, or a keyword that has
-            no effect; in ``forward``, for an empty batch, or random actions that the flow did not draw.
+        TypeError: if ``actor_network`` or ``reference`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, the former
+            has more than one probabilistic module, or, for ``action_entropy_coeff``, a velocity without
+            ``in_features``.
+        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, an unknown ratio, a reference with
+            actions of another size, a ``reference_coeff`` below zero, or a keyword that has no effect; in ``forward``,
+            for an empty batch, or random actions that the flow did not draw.
         KeyError: in ``forward``, if the data lacks the memory, or what :meth:`draw_memories` writes.
 
     Examples:
@@ -309,8 +311,15 @@ class GenPOLoss(ClipPPOLoss):
 
     def _dist(self, tensordict: TensorDictBase, policy: nn.Module | None = None) -> ReversibleFlow:
         """The distribution of the pair for the observations of a tensordict, of another policy if it is given."""
+        actor, seen = self._encode(tensordict, policy)
+        return actor.get_dist(seen)
+
+    def _encode(
+        self, tensordict: TensorDictBase, policy: nn.Module | None = None
+    ) -> tuple[ReversibleFlowActor, TensorDictBase]:
+        """The actor of a policy and what it reads, without the stored pair, which its distribution would score."""
         actor, seen = encode(self.actor_network if policy is None else policy, tensordict)
-        return actor.get_dist(seen.select(*actor.in_keys))  # without the stored pair, which it would score
+        return actor, seen.select(*actor.in_keys)
 
     def _diverge(self, tensordict: TensorDictBase, reference: nn.Module) -> Tensor:
         """The divergence from a reference, by one new pair a sample."""
@@ -320,8 +329,8 @@ class GenPOLoss(ClipPPOLoss):
     def _bound_action_entropy(self, tensordict: TensorDictBase, density: MemoryDensity) -> Tensor:
         """A lower bound on the entropy of the action, from one new pair a sample."""
         with self._in_place(self.actor_network_params):
-            actor, seen = encode(self.actor_network, tensordict)
-            dist = actor.get_dist(seen.select(*actor.in_keys))
+            actor, seen = self._encode(tensordict)
+            dist = actor.get_dist(seen)
             pair = dist.rsample()
         # what an encoder makes of observations is not shaped by the density
         return dist.entropy() + density.log_prob(*pair, *(value.detach() for value in read(seen, *actor.in_keys)))
