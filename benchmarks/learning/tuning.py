@@ -54,8 +54,12 @@ def axes(method: str) -> tuple[tuple[str, str], ...]:
 
 
 def first_settings(method: str) -> Settings:
-    """Returns the shared setting and those that differ from it in one value."""
-    return {BASE: (), **{re.sub(r".*\.(?=[a-z])", "", option): (option,) for axis in axes(method) for option in axis}}
+    """Returns the shared setting and those that differ from it in one value.
+
+    Names become folders, in which Hydra's command line takes no ``=``.
+    """
+    options = [option for axis in axes(method) for option in axis]
+    return {BASE: (), **{re.sub(r".*\.(?=[a-z])", "", option).replace("=", "_"): (option,) for option in options}}
 
 
 class Tuning:
