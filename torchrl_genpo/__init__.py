@@ -8,6 +8,7 @@ from torchrl_genpo.flow import (
     IndependentStart,
     ReversibleFlow,
     ReversibleSolver,
+    SteeredStart,
     VelocityMLP,
     VelocityTransformer,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "ReversibleFlow",
     "ReversibleFlowActor",
     "ReversibleSolver",
+    "SteeredStart",
     "VelocityMLP",
     "VelocityTransformer",
 ]

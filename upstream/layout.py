@@ -48,6 +48,7 @@ SOURCES = {
     f"{OURS}/objectives/action_entropy.py": "torchrl/objectives/action_entropy.py",
     f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
     f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
+    f"{OURS}/objectives/reference.py": "torchrl/objectives/reference.py",
     f"{OURS}/training/trainer.py": "torchrl/trainers/algorithms/genpo.py",
 }
 TESTS = {
@@ -68,6 +69,7 @@ FLOW_NAMES = (
     "IndependentStart",
     "ReversibleFlow",
     "ReversibleSolver",
+    "SteeredStart",
     "VelocityMLP",
     "VelocityTransformer",
 )
@@ -93,6 +95,7 @@ EXPORTS = {
             "IndependentStartConfig",
             "ReversibleFlowActorConfig",
             "ReversibleSolverConfig",
+            "SteeredStartConfig",
             "VelocityMLPConfig",
             "VelocityTransformerConfig",
         )

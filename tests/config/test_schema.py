@@ -20,9 +20,11 @@ KEYS = {"collector": "kind", "logger": "backend"}
 POLICIES = {"alternating_coupling": "genpo", "self_adjoint_coupling": "self_adjoint_flow"}
 SOLVERS = {"genpo": "alternating_coupling", "genpo_jacobian": "alternating_coupling"}
 SOLVERS |= {"self_adjoint_flow": "self_adjoint_coupling"}
+ANCHOR = {"anchor.coeff": 0.1, "anchor.dataset": "demonstrations.hdf5", "policy.head_sizes": []}
 BESIDE = {  # what has to change with an option so that nothing else refuses it
     "loss.reference_coeff": {"policy.init": "a/checkpoint.pt"},
     "loss.reference_target": {"policy.init": "a/checkpoint.pt", "loss.reference_coeff": 0.1},
+    **{f"anchor.{name}": ANCHOR for name in ("coeff", "dataset", "filter_key", "num_demonstrations", "own_chunks")},
     "collector.frames_per_batch": {"env.num_envs": 1},
     "env.num_envs": {"collector.frames_per_batch": 2**17},
     "optim.min_lr": {"optim.max_lr": 1e6},

@@ -12,7 +12,16 @@ from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictSequential
 from torch.distributions import kl_divergence
 
-from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import (
+    ConsistentStart,
+    IndependentStart,
+    ReversibleFlow,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    SteeredStart,
+    VelocityMLP,
+)
+from torchrl_genpo.flow import ConditionedVelocity
 from torchrl_genpo.modules import Squash
 
 
@@ -46,3 +55,42 @@ def test_it_is_zero_for_a_policy_and_itself_and_trains_both_sides_behind_a_squas
 def test_two_shapes_have_no_divergence():
     with pytest.raises(ValueError, match="same shapes"):
         kl_divergence(make_flow(1.0, rows=3), make_flow(1.0, rows=4))
+
+
+def steered(base):
+    start = SteeredStart(base, 2, 8, (8,)).double()
+    with torch.no_grad():
+        start.network[-1].weight.normal_(std=0.3)
+    return start
+
+
+STARTS = {
+    "unit": IndependentStart,
+    "learned": lambda: IndependentStart("learned", 2, initial_scale=0.8).double(),
+    "steered": lambda: steered(IndependentStart("learned", 2, initial_scale=1.2)),
+    "consistent": lambda: ConsistentStart(0.3),
+    "consistent_learned": lambda: ConsistentStart(0.2, "per_dimension", "learned", 2, initial_scale=0.9).double(),
+    "consistent_steered": lambda: steered(ConsistentStart(0.2)),
+}
+
+
+@pytest.mark.parametrize(("p", "q"), [(p, q) for p in STARTS for q in STARTS if p != q])
+def test_the_closed_form_of_two_starts_is_the_mean_over_samples(p, q):
+    torch.manual_seed(0)
+    starts = STARTS[p](), STARTS[q]()
+    velocity = VelocityMLP(3, 2, (8,)).double()
+    context = velocity.condition(torch.randn(4, 3, dtype=torch.float64))
+    flow = ReversibleFlow(
+        ConditionedVelocity(velocity, context), 2, ReversibleSolver(3), starts[0], (4,), dtype=torch.float64
+    )
+    other = flow.with_start(starts[1])
+    pair, log_prob = flow.rsample_and_log_prob((20_000,))
+    samples = log_prob - other.log_prob(*pair)
+    error = 5 * samples.std(0) / len(samples) ** 0.5
+    is_closed = ("consistent" in p) == ("consistent" in q)
+    value = flow.kl_divergence(other, num_samples=1 if is_closed else 20_000)
+    assert ((value - samples.mean(0)).abs() < (1 if is_closed else 2) * error).all()
+    if is_closed:
+        torch.testing.assert_close(flow.kl_divergence(other), value, msg="it draws nothing")
+    with pytest.raises(ValueError, match="num_samples must be an integer"):
+        flow.kl_divergence(other, num_samples=0)

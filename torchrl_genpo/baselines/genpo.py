@@ -141,7 +141,7 @@ class DummyActionLoss(GenPOLoss):
         td_out = super().forward(tensordict)
         if self._compresses:
             with self._in_place(self.actor_network_params):
-                _, memory = self._dist(tensordict).rsample()
+                _, memory = self._encode(tensordict)[1].rsample()
             gap = (2 * memory).square().mean(-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
         return td_out

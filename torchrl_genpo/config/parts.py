@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from torchrl_genpo.config.fields import (
     FOLLOWS,
+    AnySizes,
     Options,
     Positive,
     Text,
@@ -91,6 +92,11 @@ Scale: TypeAlias = Literal["unit", "learned", "state_dependent"]
 class _Start(Options):
     name: str
     scale: Scale = Field(default="unit", description="The scale of the noise: 1, learned, or a function of the state.")
+    steering_sizes: AnySizes = Field(
+        default=(),
+        description="The widths of a network that moves and scales the noise by the observation, for "
+        "policy.trainable=start; [] for none.",
+    )
 
 
 class IndependentStartOptions(_Start):

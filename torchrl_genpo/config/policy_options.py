@@ -63,8 +63,9 @@ class TransformerOptions(Options):
 
 
 class _OneNetwork:
-    """Of policies whose network is an MLP without a head of its own."""
+    """Of policies whose network is an MLP without a head of its own, all of which is trained."""
 
+    trainable: ClassVar[str] = "all"
     transformer: ClassVar[None] = None
     head_sizes: ClassVar[tuple[int, ...]] = ()
 
@@ -156,6 +157,12 @@ class ReversibleFlowOptions(_LearnedNoise, _NoActorOptions, _NoLossOptions, _Flo
     transformer: TransformerOptions | None = Field(
         default=None,
         description="A transformer in place of the MLP, whose hidden_sizes and activation are then not used.",
+    )
+
+    trainable: Literal["all", "head", "start"] = Field(
+        default="all",
+        description="What of policy.init is trained: all of it, all but the networks before the head of head_sizes, or "
+        "the start alone, whose steering_sizes then move the noise.",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -15,14 +15,7 @@ from torchrl_genpo.config.checks import check_memory
 from torchrl_genpo.config.derive import with_policy_of_task, with_sizes_of_batches
 from torchrl_genpo.config.env_options import EnvOptions, GymnasiumOptions, RoboMimicOptions
 from torchrl_genpo.config.fields import (
-    FOLLOWS,
-    Activation,
-    Fraction,
-    Large,
-    NonNegative,
     Options,
-    Positive,
-    Sizes,
     Text,
 )
 from torchrl_genpo.config.parts import (
@@ -37,21 +30,21 @@ from torchrl_genpo.config.parts import (
     TwoStepOptions,
 )
 from torchrl_genpo.config.policy_options import PolicyOptions, ReversibleFlowOptions
+from torchrl_genpo.config.sections import (
+    AnchorOptions,
+    CheckpointOptions,
+    CompileOptions,
+    CriticOptions,
+    DiagnosticsOptions,
+    EvalOptions,
+    LossOptions,
+    OptimOptions,
+    PretrainEvalOptions,
+    PretrainSection,
+    ToleranceOptions,
+)
 
-__all__ = [
-    "CheckpointOptions",
-    "CompileOptions",
-    "CriticOptions",
-    "DiagnosticsOptions",
-    "EvalOptions",
-    "LossOptions",
-    "OptimOptions",
-    "PretrainEvalOptions",
-    "PretrainOptions",
-    "PretrainSection",
-    "ToleranceOptions",
-    "TrainOptions",
-]
+__all__ = ["PretrainOptions", "TrainOptions"]
 
 BYTES = 4  # of a number
 
@@ -63,164 +56,6 @@ def _known_device(device: str) -> str:
 
 
 Device: TypeAlias = Annotated[str, AfterValidator(_known_device)]
-
-
-class CriticOptions(Options):
-    """The value network."""
-
-    hidden_sizes: Sizes = Field(default=(64, 64), description="The widths of the layers of the value network.")
-    activation: Activation = Field(default="tanh", description="The activation between the layers.")
-
-
-class LossOptions(Options):
-    """The objective of PPO."""
-
-    gamma: Fraction = Field(default=0.99, description="The discount of a step.")
-    gae_lambda: Fraction = Field(default=0.95, description="How far generalised advantage estimation looks ahead.")
-    clip_epsilon: float = Field(
-        default=0.2, gt=0, le=1e3, description="By how much the likelihood ratio may differ from 1."
-    )
-    clip_value: bool | None = Field(default=None, description="Whether the value is clipped by clip_epsilon, too.")
-    critic_coeff: NonNegative = Field(default=0.5, description="The weight of the value network's loss.")
-    entropy_coeff: NonNegative = Field(
-        default=0.0, description="The weight of the entropy, which needs a start with a learned scale, or a Gaussian."
-    )
-    action_entropy_coeff: NonNegative = Field(
-        default=0.0, description="The weight of a lower bound on the entropy of a flow's action, its memory left out."
-    )
-    reference_coeff: NonNegative = Field(
-        default=0.0, description="The weight of the KL divergence from the flow that policy.init holds; 0 for none."
-    )
-    reference_target: Positive | None = Field(
-        default=None, description="The divergence that reference_coeff is adapted to after each update; null for none."
-    )
-    normalize_advantage: bool = Field(
-        default=True, description="Whether the advantages of a mini-batch are standardised."
-    )
-    ratio: Literal["pair", "action"] = Field(
-        default="pair",
-        description="The likelihood ratio of a flow: the pair's, which is exact, or the executed action's, estimated.",
-    )
-    num_memories: int = Field(
-        default=8, ge=1, le=10**4, description="The memories that loss.ratio=action averages over, each an inversion."
-    )
-    proximal_decay: Fraction | None = Field(
-        default=None,
-        description="The decay of an average of past policies that PPO-EWMA clips about, where data is older than the "
-        "policy (0.9); null for none.",
-    )
-    epochs: int = Field(default=10, ge=1, le=10**6, description="The passes over a batch.")
-    mini_batch_size: int = Field(
-        default=512, ge=1, le=10**9, description="The frames of an update; null for frames_per_batch // mini_batches."
-    )
-    mini_batches: int = Field(
-        default=FOLLOWS, ge=1, le=10**6, description="The parts of a batch, where mini_batch_size is null."
-    )
-
-
-class OptimOptions(Options):
-    """The optimizer and its learning rate."""
-
-    lr: Positive = Field(default=3e-4, description="The learning rate at first.")
-    schedule: Literal["kl_adaptive", "linear", "constant"] = Field(
-        default="kl_adaptive", description="What the rate follows: the KL divergence, a line to 0, or nothing."
-    )
-    target_kl: Positive = Field(
-        default=0.03, description="The KL divergence after an update; of the pair, which overstates that of the action."
-    )
-    min_lr: NonNegative = Field(default=1e-5, description="The lowest rate of schedule=kl_adaptive.")
-    max_lr: Positive = Field(default=3e-3, description="The highest rate of schedule=kl_adaptive.")
-    max_grad_norm: Positive = Field(default=0.5, description="The norm that gradients are clipped to.")
-    noise_lr: Positive | None = Field(
-        default=None,
-        description="The rate at first of the noise's parameters (a start's scale and tau, a Gaussian's deviation); "
-        "null for lr.",
-    )
-    critic_lr: Positive | None = Field(default=None, description="A constant rate of the critic's own; null for lr.")
-    critic_warmup: int = Field(default=0, ge=0, le=10**12, description="The frames in which the critic alone learns.")
-
-
-class DiagnosticsOptions(Options):
-    """Measurements of flows beside the training: KL and clip fraction of pair and of action, effective sample size."""
-
-    samples: int = Field(default=0, ge=0, le=10**9, description="The samples of every batch to measure; 0 for none.")
-    num_memories: int = Field(default=64, ge=1, le=10**5, description="The memories that an action's density takes.")
-
-
-class PretrainEvalOptions(Options):
-    """The evaluation after pre-training."""
-
-    num_envs: int = Field(default=20, ge=1, le=2**17, description="The episodes at a time.")
-    rounds: int = Field(
-        default=5, ge=0, le=10**6, description="How often, with zero noise and with random noise; 0 to skip."
-    )
-
-
-class EvalOptions(Options):
-    """Evaluations during training."""
-
-    interval: Large = Field(default=100_000, description="The frames between evaluations; null for one, at the end.")
-    num_envs: int = Field(default=10, ge=1, le=2**17, description="The episodes at a time.")
-    rounds: int = Field(default=1, ge=0, le=10**6, description="How often, with zero noise and with random noise.")
-
-
-class CheckpointOptions(Options):
-    """What a run keeps."""
-
-    interval: Large = Field(
-        default=100_000,
-        description="The frames between checkpoints; null for 50 batches. Each evaluation saves one, too.",
-    )
-    keep_last: int = Field(default=2, ge=1, le=10**6, description="The number of newest checkpoints that are kept.")
-    keep_best: Text | None = Field(
-        default="eval/zero_noise/return",
-        description="The column of metrics.csv whose best checkpoint is kept as well; null for none.",
-    )
-    preempted_exit_code: int = Field(
-        default=0, ge=0, le=255, description="The exit code after SIGTERM, by which a scheduler starts the run again."
-    )
-
-
-class ToleranceOptions(Options):
-    """How many failures a run survives."""
-
-    undone_updates: int = Field(
-        default=5, ge=1, le=10**6, description="Updates in a row that are undone for numbers that are not finite."
-    )
-    restarts: int = Field(
-        default=3, ge=0, le=10**6, description="Restarts of the environment's processes, from the last good state."
-    )
-
-
-class CompileOptions(Options):
-    """Compilation of the update."""
-
-    enabled: bool = Field(default=False, description="Whether torch.compile compiles the update.")
-    mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = Field(
-        default="default", description="The mode of torch.compile."
-    )
-    cudagraphs: bool = Field(default=False, description="Whether the update is captured as a CUDA graph.")
-
-
-class PretrainSection(Options):
-    """Pre-training on demonstrations."""
-
-    dataset: Text | None = Field(default=None, description="The demonstrations: a robomimic HDF5 file.")
-    filter_key: Text | None = Field(default=None, description="A filter of the demonstrations, such as train.")
-    num_demonstrations: Large | None = Field(default=None, description="How many are used; null for all.")
-    iterations: Large = Field(default=6000, description="The number of updates.")
-    batch_size: int = Field(default=256, ge=1, le=10**9, description="The chunks of actions of an update.")
-    action_noise: NonNegative = Field(
-        default=0.0,
-        description="The deviation of noise that is added to actions of range [-1, 1]: how wide a policy stays.",
-    )
-    lr: Positive = Field(default=3e-4, description="The learning rate.")
-    weight_decay: NonNegative = Field(default=1e-6, description="The weight decay of AdamW.")
-    ema: Fraction = Field(
-        default=0.995, description="The decay of the average that is evaluated and saved; 0 for none."
-    )
-    log_interval: Large = Field(default=100, description="The iterations between two rows of metrics.csv.")
-    checkpoint_interval: Large = Field(default=1000, description="The iterations between two checkpoints.")
 
 
 class _Root(Options):
@@ -255,6 +90,9 @@ class TrainOptions(_Root):
     critic: CriticOptions = Field(default_factory=CriticOptions, description="The value network.")
     loss: LossOptions = Field(default_factory=LossOptions, description="The objective.")
     optim: OptimOptions = Field(default_factory=OptimOptions, description="The optimizer.")
+    anchor: AnchorOptions = Field(
+        default_factory=AnchorOptions, description="Demonstrations that fine-tuning holds on to."
+    )
     diagnostics: DiagnosticsOptions = Field(default_factory=DiagnosticsOptions, description="Measurements of flows.")
     eval: EvalOptions = Field(default_factory=EvalOptions, description="Evaluations during training.")
     checkpoint: CheckpointOptions = Field(default_factory=CheckpointOptions, description="What a run keeps.")
@@ -349,9 +187,36 @@ class TrainOptions(_Root):
                 f"loss.reference_coeff={loss.reference_coeff:g} needs a flow with a memory, and policy.init, which it "
                 f"stays near; this is policy={policy.name}, policy.init={policy.init or 'null'}."
             )
+        self._check_trainable()
+        self._check_anchor()
         if loss.ratio != "pair" and not policy.has_pair:
             raise ValueError(f"loss.ratio={loss.ratio} needs a flow with a memory; policy={policy.name} has none.")
         _check_policy_and_solver(self)
+
+    def _check_anchor(self) -> None:
+        anchor, policy = self.anchor, self.policy
+        if anchor.coeff is None:
+            if anchor != AnchorOptions():
+                raise ValueError("Options of anchor have no effect while anchor.coeff is null: set that weight.")
+            return
+        if not policy.has_pair or policy.head_sizes or policy.trainable == "start":
+            raise ValueError(
+                f"anchor.coeff={anchor.coeff:g} is for a flow with a memory, whose velocity flow matching trains. This "
+                f"is policy={policy.name}, policy.head_sizes={list(policy.head_sizes)}, "
+                f"policy.trainable={policy.trainable}."
+            )
+        if anchor.dataset is None:
+            raise ValueError(f"anchor.coeff={anchor.coeff:g} needs demonstrations: anchor.dataset=<file.hdf5>.")
+
+    def _check_trainable(self) -> None:
+        """What is left to train has to be there."""
+        policy, start, trainable = self.policy, self.start, f"policy.trainable={self.policy.trainable}"
+        if policy.trainable != "all" and policy.init is None:
+            raise ValueError(f"{trainable} keeps what policy.init holds, which is null: name a checkpoint.")
+        if policy.trainable == "head" and not (policy.head_sizes or policy.encoder):
+            raise ValueError(f"{trainable} needs a network before the head: policy.head_sizes, or policy.encoder.")
+        if policy.trainable == "start" and start.scale == "unit" and not (start.learn_tau or start.steering_sizes):
+            raise ValueError(f"{trainable} needs a start that learns: start.steering_sizes=[64], or start.scale.")
 
 
 class PretrainOptions(_Root):
@@ -386,6 +251,8 @@ class PretrainOptions(_Root):
     def _fits_together(self) -> PretrainOptions:
         _check_networks(self)
         _check_policy_and_solver(self)
+        if self.policy.init is not None or self.policy.trainable != "all":
+            raise ValueError("policy.init and policy.trainable are for the training that follows: leave them out.")
         if self.policy.encoder not in (None, "mlp"):
             raise ValueError(
                 f"policy.encoder={self.policy.encoder}: demonstrations are single steps of vectors, for "

@@ -7,6 +7,7 @@ from torchrl_genpo.flow.explicit import euler, midpoint
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
 from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
+from torchrl_genpo.flow.steering import SteeredStart
 from torchrl_genpo.flow.velocity import (
     ConditionedVelocity,
     TimeEmbedding,
@@ -27,6 +28,7 @@ __all__ = [
     "ReversibleFlow",
     "ReversibleSolver",
     "Start",
+    "SteeredStart",
     "TimeEmbedding",
     "Velocity",
     "VelocityField",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints, register_kl
 
+from torchrl_genpo.flow.divergence import divergence
 from torchrl_genpo.flow.marginal import MarginalEstimate, marginal_log_prob, propose_memory
 from torchrl_genpo.flow.solver import PairSolver, VelocityField
 from torchrl_genpo.flow.start import Start
@@ -37,8 +38,7 @@ class ReversibleFlow(Distribution):
     It is the density of the *pair*, constants included. The density of the action alone is its
     integral over the memory; :meth:`action_log_prob` estimates it.
 
-    ``torch.distributions.kl_divergence`` of two flows draws one pair for each element of the batch. The mean over many
-    elements or calls is that of the divergence of the pairs, of which single numbers may be negative.
+    ``torch.distributions.kl_divergence`` of two flows is :meth:`kl_divergence` with one sample.
 
     Args:
         velocity (Callable): conditioned velocity, ``(x [*sample, *batch, d], t) -> same``; a
@@ -245,6 +245,50 @@ class ReversibleFlow(Distribution):
         entropy = torch.as_tensor(self._entropy, dtype=self.density_dtype, device=self.device)
         return entropy.expand(self.batch_shape)
 
+    def kl_divergence(self, other: ReversibleFlow, num_samples: int = 1) -> Tensor:
+        r"""Divergence :math:`KL(p \| q)` in nats ``[*batch]`` from another flow, differentiable in both.
+
+        It is that of the pairs, which bounds that of the actions from above. Two flows of one velocity
+        (:meth:`with_start`) whose starts are of one kind have a closed form. Otherwise pairs are drawn: the mean over
+        samples, elements or calls is right, single numbers may be negative. The other flow may have any velocity,
+        solver and start.
+
+        Args:
+            other (ReversibleFlow): :math:`q`.
+            num_samples (int, optional): pairs for each element of the batch. Defaults to ``1``.
+
+        Raises:
+            ValueError: for another batch shape or size of action, or ``num_samples`` below 1.
+
+        Examples:
+            >>> import torch
+            >>> from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
+            >>> wide, narrow = (IndependentStart("learned", 2, initial_scale=scale) for scale in (1.0, 0.5))
+            >>> flow = ReversibleFlow(lambda x, t: -x, 2, ReversibleSolver(), narrow)
+            >>> round(flow.kl_divergence(flow.with_start(wide)).item(), 3)  # 4 (log 2 + 1/8 - 1/2)
+            1.273
+        """
+        return divergence(self, other, num_samples)
+
+    def with_start(self, start: Start) -> ReversibleFlow:
+        """The flow of the same velocity, for the same observations, from another start."""
+        other = type(self)(
+            self._velocity,
+            self.action_dim,
+            self.solver,
+            start,
+            self.batch_shape,
+            dtype=self.dtype,
+            device=self.device,
+        )
+        other._shift = self._shift
+        return other
+
+    def moves_noise_as(self, other: ReversibleFlow) -> bool:
+        """Whether both are one map of the pair at time zero, as those that :meth:`with_start` makes."""
+        is_one_velocity = self._velocity is other._velocity and self._shift is other._shift
+        return is_one_velocity and self.solver.settings == other.solver.settings
+
     def centred(self, action: Tensor, memory: Tensor) -> Pair:
         """The pair without its shift, which is what the solver inverts."""
         if self._shift is None:
@@ -281,10 +325,4 @@ class ReversibleFlow(Distribution):
         return f"{type(self).__name__}(batch_shape={tuple(self.batch_shape)}, action_dim={self.action_dim})"
 
 
-@register_kl(ReversibleFlow, ReversibleFlow)
-def _kl_divergence(p: ReversibleFlow, q: ReversibleFlow) -> Tensor:
-    """One sample of the divergence for each element of the batch: right in the mean, and differentiable in both."""
-    if (p.batch_shape, p.event_shape) != (q.batch_shape, q.event_shape):
-        raise ValueError(f"The divergence needs two flows of the same shapes, got {p} and {q}.")
-    pair, log_prob = p.rsample_and_log_prob()
-    return log_prob - q.log_prob(*pair)
+register_kl(ReversibleFlow, ReversibleFlow)(divergence)

@@ -27,6 +27,7 @@ from torchrl_genpo.flow import (
     batch_shape,
 )
 from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
+from torchrl_genpo.modules.sequence import encode
 
 __all__ = ["ReversibleFlowActor"]
 
@@ -186,6 +187,59 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         if dist is None:
             dist = self._build_dist(tensordict)
         return dist.log_prob(*self.read_pair(tensordict, self.action_key, self.memory_key))
+
+    def log_ratio(self, tensordict: TensorDictBase, reference: nn.Module) -> Tensor:
+        """Log likelihood ratio ``[...]`` of the stored pair, of this actor to another policy.
+
+        Args:
+            tensordict (TensorDictBase): the pair, what this actor reads, and what ``reference`` reads.
+            reference (nn.Module): another actor, or a sequence with one, of any velocity, solver and start.
+
+        Raises:
+            KeyError: if the data lacks a key of the two.
+            TypeError: if ``reference`` has no density of pairs.
+
+        Examples:
+            >>> import torch
+            >>> from tensordict import TensorDict
+            >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+            >>> actor, reference = (ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2)) for _ in range(2))
+            >>> data = reference(TensorDict(observation=torch.randn(8, 4), batch_size=[8]))
+            >>> actor.log_ratio(data, reference).shape
+            torch.Size([8])
+        """
+        other, seen = encode(reference, tensordict)
+        if not isinstance(other, ReversibleFlowActor):
+            raise TypeError(f"A reference needs a density of pairs, as ReversibleFlowActor's, got {type(other)}.")
+        pair = self.read_pair(tensordict, self.action_key, self.memory_key)
+        return self.log_prob(tensordict) - other._build_dist(seen).log_prob(*pair)
+
+    def action_log_prob(self, tensordict: TensorDictBase, num_samples: int = 64) -> Tensor:
+        """Log density ``[...]`` of stored actions alone, such as those of demonstrations, which have no memory.
+
+        It is estimated with memories that are drawn for the actions, see :meth:`ReversibleFlow.action_log_prob`, and
+        is differentiable in the parameters: ``-actor.action_log_prob(demonstrations).mean()`` trains on likelihood.
+
+        Args:
+            tensordict (TensorDictBase): what the actor reads, and actions ``[..., d]``; a memory is not read.
+            num_samples (int, optional): memories an action. Defaults to ``64``.
+
+        Raises:
+            KeyError: if the action or an observation is missing.
+
+        Examples:
+            >>> import torch
+            >>> from tensordict import TensorDict
+            >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+            >>> actor = ReversibleFlowActor(VelocityMLP(in_features=4, action_dim=2))
+            >>> data = TensorDict(observation=torch.randn(8, 4), action=torch.randn(8, 2), batch_size=[8])
+            >>> actor.action_log_prob(data, num_samples=16).shape
+            torch.Size([8])
+        """
+        (action,) = read(tensordict, self.action_key)
+        dist, event_ndim = self._build_dist(tensordict), action.ndim - tensordict.ndim
+        proposed = dist.propose_memory(action, num_samples, event_ndim=event_ndim)
+        return dist.estimate_action_log_prob(action, *proposed, event_ndim).log_prob
 
     @torch.no_grad()
     def draw_memories(self, tensordict: TensorDictBase, num_samples: int = 8, batch_size: int = 1024) -> TensorDictBase:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase, TensorDictParams
 from tensordict.nn import TensorDictModuleBase, dispatch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrl.objectives.common import LossModule
 
 from torchrl_genpo.flow import Velocity, check_velocity
 from torchrl_genpo.modules.inputs import condition, network_dtype, read
 from torchrl_genpo.modules.sequence import flow_of, steps
 
-__all__ = ["FlowMatchingLoss", "flow_matching_error"]
+__all__ = ["FlowMatchingLoss", "flow_matching", "flow_matching_error"]
 
 
 def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -44,6 +44,25 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
     value = velocity(x, time, context)
     check_velocity(value, x)
     return value - (action - noise)
+
+
+def flow_matching(
+    policy: nn.Module, tensordict: TensorDictBase, action: Tensor, is_pad: Tensor | None = None
+) -> Tensor:
+    """Mean square ``[...]`` of :func:`flow_matching_error` at one noise and time a sample.
+
+    Args:
+        policy (nn.Module): as of :class:`FlowMatchingLoss`.
+        tensordict (TensorDictBase): what it reads.
+        action (Tensor): the action of its flow, ``[..., d]``.
+        is_pad (Tensor, optional): ``[..., d]``, which numbers of the action do not count. Defaults to none.
+    """
+    noise, time = torch.randn_like(action), torch.rand_like(action[..., 0])
+    error = flow_matching_error(*condition(policy, tensordict), action, noise, time)
+    if is_pad is None:
+        return error.square().mean(-1)
+    is_real = is_pad.logical_not()
+    return (error.square() * is_real).sum(-1) / is_real.sum(-1).clamp_min(1)
 
 
 class FlowMatchingLoss(LossModule):
@@ -148,17 +167,9 @@ class FlowMatchingLoss(LossModule):
         (action,) = read(tensordict, key)
         if self.reduction == "mean" and not action.numel():
             raise ValueError(f"The mean over an empty batch is undefined, got actions of {tuple(action.shape)}.")
-        noise = torch.randn_like(action)
-        time = torch.rand_like(action[..., 0])
-        with self.actor_network_params.to_module(self.actor_network):
-            velocity, context = condition(self.actor_network, tensordict)
-            error = flow_matching_error(velocity, context, action, noise, time)
         is_pad = tensordict.get(self.tensor_keys.action_is_pad, None)
-        if is_pad is None:
-            loss = error.square().mean(-1)
-        else:
-            is_real = is_pad.logical_not()
-            loss = (error.square() * is_real).sum(-1) / is_real.sum(-1).clamp_min(1)
+        with self.actor_network_params.to_module(self.actor_network):
+            loss = flow_matching(self.actor_network, tensordict, action, is_pad)
         loss = self._reduce_loss(loss, tensordict)
         return TensorDict(
             {"loss_flow_matching": loss}, batch_size=[] if self.reduction != "none" else action.shape[:-1]

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import contextlib
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +12,6 @@ import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torch.distributions import kl_divergence
 from torchrl.objectives import ClipPPOLoss, ValueEstimators
 
 from torchrl_genpo.flow import Pair, ReversibleFlow
@@ -21,6 +19,8 @@ from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.inputs import read
 from torchrl_genpo.modules.sequence import encode, flow_of, steps
 from torchrl_genpo.objectives.action_entropy import MemoryDensity
+from torchrl_genpo.objectives.flow_matching import flow_matching
+from torchrl_genpo.objectives.reference import Reference
 
 __all__ = ["GenPOLoss"]
 
@@ -72,9 +72,14 @@ class GenPOLoss(ClipPPOLoss):
         reference (TensorDictModule, optional): a policy with a reversible flow of actions of the same size, near which
             the trained one is kept: :math:`KL(\pi \| \pi_\text{ref})` of the pairs is added to the loss (as in arXiv
             2607.19399), by one new pair a sample, right in the mean. It is copied as it is now, with what normalises
-            its observations, and frozen; the copy is part of the loss's state dict. Outputs ``kl_reference`` and
-            ``loss_reference`` are then written. Defaults to none.
+            its observations, and frozen; the copy is part of the loss's state dict. If all parameters of the policy
+            but those of its start are frozen and equal to the reference's, the divergence is that of the two starts,
+            in closed form. Outputs ``kl_reference`` and ``loss_reference`` are then written. Defaults to none.
         reference_coeff (float, optional): weight of that divergence, a buffer. Defaults to ``0.1``.
+        anchor_coeff (float, optional): weight of :class:`~torchrl_genpo.FlowMatchingLoss` on good actions that come
+            beside each mini-batch: the data then has a nested ``anchor`` of the same batch size, with observations, the
+            flow's ``action`` and, where it is padded, ``action_is_pad``. The output ``loss_anchor`` is then written.
+            Defaults to ``0``, none.
         num_memories (int, optional): number of memories that :meth:`draw_memories` samples for each action; for, and
             only for, ``ratio="action"``. Defaults to ``8``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
@@ -88,8 +93,8 @@ class GenPOLoss(ClipPPOLoss):
             has more than one probabilistic module, or, for ``action_entropy_coeff``, a velocity without
             ``in_features``.
         ValueError: for ``entropy_bonus=True`` with a start of constant entropy, an unknown ratio, a reference with
-            actions of another size, a ``reference_coeff`` below zero, or a keyword that has no effect; in ``forward``,
-            for an empty batch, or random actions that the flow did not draw.
+            actions of another size, a coefficient below zero, an anchor of an actor with a ``loc``, or a keyword that
+            has no effect; in ``forward``, for an empty batch, or random actions that the flow did not draw.
         KeyError: in ``forward``, if the data lacks the memory, or what :meth:`draw_memories` writes.
 
     Examples:
@@ -133,6 +138,7 @@ class GenPOLoss(ClipPPOLoss):
         action_entropy_coeff: float = 0.0,
         reference: TensorDictModuleBase | None = None,
         reference_coeff: float | None = None,
+        anchor_coeff: float = 0.0,
         **kwargs: Any,
     ) -> None:
         # TorchRL's losses take both names
@@ -161,12 +167,17 @@ class GenPOLoss(ClipPPOLoss):
             raise ValueError(f"entropy_coeff={kwargs['entropy_coeff']} has no effect without entropy_bonus=True.")
         if num_memories is not None and ratio != "action":
             raise ValueError(f"num_memories={num_memories} has no effect with ratio={ratio!r}; drop it.")
-        frozen = None if reference is None else self._freeze(actor, reference)
+        near = None if reference is None else Reference(policy, reference)
         if reference_coeff is not None and (reference is None or not reference_coeff >= 0):
             raise ValueError(
                 f"reference_coeff={reference_coeff} must not be negative, and has no effect without a reference."
             )
+        if anchor_coeff < 0 or (anchor_coeff and actor.loc is not None):
+            raise ValueError(
+                f"anchor_coeff={anchor_coeff} must not be negative, and flow matching trains no actor with a loc."
+            )
         self.ratio = ratio
+        self.anchor_coeff = anchor_coeff
         self.num_memories = 8 if num_memories is None else num_memories
         super().__init__(policy, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         log_prob_key = actor.log_prob_keys[0] if ratio == "pair" else "marginal_log_prob"
@@ -188,19 +199,9 @@ class GenPOLoss(ClipPPOLoss):
             density = MemoryDensity(size, actor.velocity.action_dim)
             self.memory_density = density.to(next(actor.velocity.parameters()))
 
-        self.reference = frozen
+        self.reference = near
         if reference is not None:
             self.register_coeff_buffer("reference_coeff", 0.1 if reference_coeff is None else reference_coeff)
-
-    @staticmethod
-    def _freeze(actor: ReversibleFlowActor, reference: TensorDictModuleBase) -> nn.Module:
-        other = flow_of(reference)
-        if not isinstance(other, ReversibleFlowActor):
-            raise TypeError(f"The reference needs a density of pairs, as ReversibleFlowActor's, got {other}.")
-        size, own = other.velocity.action_dim, actor.velocity.action_dim
-        if size != own:
-            raise ValueError(f"The reference has actions of size {size}, the policy of size {own}.")
-        return deepcopy(reference).requires_grad_(False)
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
@@ -218,6 +219,8 @@ class GenPOLoss(ClipPPOLoss):
                 self._out_keys += ["action_entropy", "loss_action_entropy"]
             if self.reference is not None:
                 self._out_keys += ["kl_reference", "loss_reference"]
+            if self.anchor_coeff:
+                self._out_keys.append("loss_anchor")
         return self._out_keys
 
     @out_keys.setter
@@ -270,14 +273,11 @@ class GenPOLoss(ClipPPOLoss):
             gap = tensordict.get("pair_gap")
         else:
             gap = (log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
-        if self.memory_density is not None:
-            entropy = self._bound_action_entropy(tensordict, self.memory_density)
-            td_out.set("action_entropy", self._reduce_loss(entropy.detach(), tensordict))
-            td_out.set("loss_action_entropy", -self.action_entropy_coeff * self._reduce_loss(entropy, tensordict))
-        if self.reference is not None:
-            divergence = self._reduce_loss(self._diverge(tensordict, self.reference), tensordict)
-            td_out.set("kl_reference", divergence.detach())
-            td_out.set("loss_reference", self.reference_coeff * divergence)
+        if self.memory_density is not None or self.reference is not None:
+            with self._in_place(self.actor_network_params):
+                self._add_terms_of_new_pairs(td_out, tensordict)
+        if self.anchor_coeff:
+            td_out.set("loss_anchor", self.anchor_coeff * self._match_anchor(tensordict))
         gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
         return td_out.set("inversion_error", gap.amax())
 
@@ -294,7 +294,7 @@ class GenPOLoss(ClipPPOLoss):
             for key in self._buffer_keys:  # TorchRL's updaters of target parameters leave buffers as they were
                 params.get(key).copy_(self.actor_network_params.get(key))
         with self._in_place(params):
-            dist = self._dist(tensordict)
+            _, dist = self._encode(tensordict)
             # scored here, because the distribution holds the live network
             if self.ratio == "action":
                 memories, log_proposal = (tensordict.get(key).movedim(tensordict.ndim, 0) for key in DRAWN_KEYS[:2])
@@ -309,31 +309,38 @@ class GenPOLoss(ClipPPOLoss):
     def _read_pair(self, tensordict: TensorDictBase) -> Pair:
         return ReversibleFlowActor.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
 
-    def _dist(self, tensordict: TensorDictBase, policy: nn.Module | None = None) -> ReversibleFlow:
-        """The distribution of the pair for the observations of a tensordict, of another policy if it is given."""
-        actor, seen = self._encode(tensordict, policy)
-        return actor.get_dist(seen)
+    def _encode(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, ReversibleFlow]:
+        """What the actor reads, and the distribution of the pair without the stored one, which it would score."""
+        actor, seen = encode(self.actor_network, tensordict)
+        seen = seen.select(*actor.in_keys)
+        return seen, actor.get_dist(seen)
 
-    def _encode(
-        self, tensordict: TensorDictBase, policy: nn.Module | None = None
-    ) -> tuple[ReversibleFlowActor, TensorDictBase]:
-        """The actor of a policy and what it reads, without the stored pair, which its distribution would score."""
-        actor, seen = encode(self.actor_network if policy is None else policy, tensordict)
-        return actor, seen.select(*actor.in_keys)
+    def _add_terms_of_new_pairs(self, td_out: TensorDictBase, tensordict: TensorDictBase) -> None:
+        """Adds a lower bound on the entropy of the action and the divergence from the reference, of one pair each."""
+        seen, dist = self._encode(tensordict)
+        if self.memory_density is not None:
+            # what an encoder makes of observations is not shaped by the density
+            observations = [value.detach() for value in read(seen, *flow_of(self.actor_network).in_keys)]
+            entropy = dist.entropy() + self.memory_density.log_prob(*dist.rsample(), *observations)
+            entropy = self._reduce_loss(entropy, tensordict)
+            td_out.set("action_entropy", entropy.detach())
+            td_out.set("loss_action_entropy", -self.action_entropy_coeff * entropy)
+        if self.reference is not None:
+            divergence = self._reduce_loss(self.reference(dist, tensordict), tensordict)
+            td_out.set("kl_reference", divergence.detach())
+            td_out.set("loss_reference", self.reference_coeff * divergence)
 
-    def _diverge(self, tensordict: TensorDictBase, reference: nn.Module) -> Tensor:
-        """The divergence from a reference, by one new pair a sample."""
+    def _match_anchor(self, tensordict: TensorDictBase) -> Tensor:
+        """The loss of flow matching on the good actions that came with the data."""
+        anchor = tensordict.get("anchor", None)
+        if anchor is None:
+            raise KeyError(
+                f"anchor_coeff={self.anchor_coeff} needs good actions in the data: set data['anchor'], a tensordict of "
+                f"its batch size with observations and {self.tensor_keys.action!r}."
+            )
+        (action,) = read(anchor, self.tensor_keys.action)
         with self._in_place(self.actor_network_params):
-            return kl_divergence(self._dist(tensordict), self._dist(tensordict, reference))
-
-    def _bound_action_entropy(self, tensordict: TensorDictBase, density: MemoryDensity) -> Tensor:
-        """A lower bound on the entropy of the action, from one new pair a sample."""
-        with self._in_place(self.actor_network_params):
-            actor, seen = self._encode(tensordict)
-            dist = actor.get_dist(seen)
-            pair = dist.rsample()
-        # what an encoder makes of observations is not shaped by the density
-        return dist.entropy() + density.log_prob(*pair, *(value.detach() for value in read(seen, *actor.in_keys)))
+            return flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None)).mean()
 
     def _in_place(self, params: TensorDictParams) -> Any:
         """The context in which the policy has these parameters."""

@@ -27,8 +27,9 @@ from torchrl_genpo.config.compose import validate
 from torchrl_genpo.config.nested import select_option, set_option
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.trained import trained_policies
-from torchrl_genpo.training.build import build_env, make_policy
+from torchrl_genpo.training.build import build_env
 from torchrl_genpo.training.metrics import read_metrics
+from torchrl_genpo.training.policy import make_policy
 
 __all__ = [
     "SHAPING",

@@ -18,9 +18,11 @@ from torchrl.objectives.value import GAE
 from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.envs import IsaacLabSymmetry
 from torchrl_genpo.modules import encode
-from torchrl_genpo.training.build import PAIR_FLOWS, noise_parameters, normalizers, observation_keys
+from torchrl_genpo.training.build import noise_parameters, normalizers, observation_keys
+from torchrl_genpo.training.demonstrations import Anchor
 from torchrl_genpo.training.evaluation import compare_ratios
 from torchrl_genpo.training.finite import check_data, check_finite
+from torchrl_genpo.training.policy import PAIR_FLOWS
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.reward_scale import RewardScale
 from torchrl_genpo.training.update import augment, batch_keys, make_update, update_metrics
@@ -44,6 +46,7 @@ class Learner:
     Attributes:
         optimizer (Optimizer): over the parameters of ``loss``.
         schedule (KLAdaptiveLR or None): of its learning rates.
+        anchor (Anchor or None): the good actions that every mini-batch comes with.
         reward_scale (RewardScale or None): the scale of the rewards, unless they stay as they are.
     """
 
@@ -60,7 +63,9 @@ class Learner:
         self.options, self.policy, self.critic, self.loss, self.ranks = options, policy, critic, loss, ranks
         keys = observation_keys(env)
         self._finite_keys = [*(("next", key) for key in (*keys, "reward")), *keys]
-        self._normalizers = normalizers(policy, critic) if options.env.normalize_observation else []
+        # a frozen network goes on reading what it was trained on
+        moves = options.env.normalize_observation and options.policy.trainable == "all"
+        self._normalizers = normalizers(policy, critic) if moves else []
         self.reward_scale = RewardScale().to(options.device) if options.env.scale_reward else None
         self.is_recurrent = options.policy.is_recurrent
         self.gae = GAE(
@@ -79,6 +84,7 @@ class Learner:
             sampler=SamplerWithoutReplacement(),
             batch_size=options.loss.mini_batch_size // steps * images,
         )
+        self.anchor = Anchor(options, policy) if options.anchor.coeff else None
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": self._actor_parameters, "lr": optim.lr},
@@ -130,6 +136,8 @@ class Learner:
         options = self.options
         written = [key for key in ("action", "action_log_prob") if key in data.keys()]
         check_data(data, [*self._finite_keys, *written], self.ranks)
+        if self.anchor is not None:
+            self.anchor.extend(data)
         batch = self._prepare(data)
         flow, watched = None, None
         if options.policy.name in PAIR_FLOWS and options.diagnostics.samples:
@@ -149,7 +157,10 @@ class Learner:
         self.buffer.extend(batch)
         outputs = []
         for _ in range(options.loss.epochs):
-            outputs += [self._updates[is_warming_up](mini_batch) for mini_batch in self.buffer]
+            for mini_batch in self.buffer:
+                if self.anchor is not None:
+                    mini_batch["anchor"] = self.anchor.sample(len(mini_batch))
+                outputs.append(self._updates[is_warming_up](mini_batch))
         check_finite(dict(self.loss.named_parameters()), "the parameters after the update", self.ranks)
         if not is_warming_up:
             last_epoch = outputs[-(len(outputs) // options.loss.epochs) :]

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.envs import Purpose, WorkerError, close_quietly, name_worker_failure, one_simulation, spawn_seed
-from torchrl_genpo.training.build import build_env, make_critic, make_loss, make_policy
+from torchrl_genpo.training.build import build_env, make_critic, make_loss
 from torchrl_genpo.training.checkpoint import RandomState, load_pretrained, read_checkpoint, restore
 from torchrl_genpo.training.collection import make_collection
 from torchrl_genpo.training.evaluation import episode_log, evaluate, statistics_columns
 from torchrl_genpo.training.finite import DivergedError, LastGood
 from torchrl_genpo.training.learner import Learner
 from torchrl_genpo.training.metrics import draw_learning_curve
+from torchrl_genpo.training.policy import make_policy
 from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.recording import make_logger
@@ -116,7 +117,7 @@ class Training:
         """What a checkpoint holds: with all of it a run continues exactly, where the simulator's state can be saved."""
         learner = self.learner
         parts = {"policy": self.policy, "loss": self.loss, "optimizer": learner.optimizer, "progress": self.progress}
-        optional = {"schedule": learner.schedule, "reward_scale": learner.reward_scale}
+        optional = {"schedule": learner.schedule, "reward_scale": learner.reward_scale, "anchor": learner.anchor}
         if self.ranks.is_first:
             optional |= {"random": RandomState(), **self.collection.parts()}
         return parts | {name: part for name, part in optional.items() if part is not None}

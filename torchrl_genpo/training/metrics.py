@@ -26,6 +26,7 @@ METRICS = [
     "train/entropy",
     "train/action_entropy",
     "train/kl_reference",
+    "train/loss_anchor",
     "train/grad_norm",
     "train/undone",
     "diagnostics/kl_pair",

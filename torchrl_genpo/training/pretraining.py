@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from torchrl_genpo.config.command_line import as_word
-from torchrl_genpo.config.env_options import RoboMimicTaskOptions
 from torchrl_genpo.config.schema import PretrainOptions
-from torchrl_genpo.data import data_range, make_chunk_buffer, read_demonstrations, read_env_args
-from torchrl_genpo.envs import ROBOMIMIC_TASKS, Purpose, spawn_seed
+from torchrl_genpo.data import data_range, make_chunk_buffer
+from torchrl_genpo.envs import Purpose, spawn_seed
 from torchrl_genpo.modules import ActionScale, EulerActor, ReversibleFlowActor, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import FlowMatchingLoss
-from torchrl_genpo.training.build import build_env, make_policy, without_scale
+from torchrl_genpo.training.build import build_env, without_scale
 from torchrl_genpo.training.checkpoint import RandomState, read_checkpoint, restore
+from torchrl_genpo.training.demonstrations import read_task_demonstrations, task_options
 from torchrl_genpo.training.evaluation import evaluate
 from torchrl_genpo.training.finite import check_finite
 from torchrl_genpo.training.loop import set_seeds
+from torchrl_genpo.training.policy import make_policy
 from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.run_folder import RunFolder
 
@@ -40,42 +40,12 @@ def sampled_by_euler(policy: nn.Module) -> TensorDictSequential:
     return TensorDictSequential(*(EulerActor.of(flow) if step is flow else step for step in steps(policy)))
 
 
-def _task_options(options: PretrainOptions) -> RoboMimicTaskOptions:
-    if not isinstance(options.env.options, RoboMimicTaskOptions):
-        raise ValueError(f"Pre-training knows robomimic/<task>, not {options.env.name}.")
-    return options.env.options
-
-
-def _read_data(options: PretrainOptions) -> list[TensorDictBase]:
-    dataset = options.pretrain.dataset
-    if dataset is None:
-        raise ValueError("pretrain.dataset=<file.hdf5> is missing: a robomimic file, or one of genpo-collect.")
-    if not Path(dataset).is_file():
-        raise FileNotFoundError(f"pretrain.dataset={dataset} is missing: give the path that the file has now.")
-    chosen, task = _task_options(options), ROBOMIMIC_TASKS.get(options.env.name.removeprefix("robomimic/"))
-    if task is None:
-        raise ValueError(f"Pre-training knows {', '.join(ROBOMIMIC_TASKS)}, not {options.env.name}.")
-    if chosen.dataset is None:
-        recorded, mine = (args["env_name"] for args in (read_env_args(dataset), task.env_args()))
-        if recorded != mine:
-            raise ValueError(
-                f"{dataset} is of {recorded}; {options.env.name} is {mine}. To train and evaluate in the environment "
-                f"of the file: {as_word('env.options.dataset', dataset)}"
-            )
-    return read_demonstrations(
-        dataset,
-        chosen.observation_keys or task.observation_keys,
-        filter_key=options.pretrain.filter_key,
-        num_demonstrations=options.pretrain.num_demonstrations,
-    )
-
-
 def _set_ranges(
     normalizer: RunningNormalizer, scale: ActionScale, demonstrations: list[TensorDictBase], options: PretrainOptions
 ) -> None:
     """Sets normaliser and action scale so that the numbers of the demonstrations lie in ``[-1, 1]``."""
     observation, action = (data_range(demonstrations, key) for key in ("observation", "action"))
-    sizes = len(normalizer.mean), len(scale.loc) // _task_options(options).chunk_size
+    sizes = len(normalizer.mean), len(scale.loc) // task_options(options.env).chunk_size
     if (len(observation[0]), len(action[0])) != sizes:
         raise ValueError(
             f"{options.pretrain.dataset} has observations of size {len(observation[0])} and actions of size "
@@ -85,7 +55,7 @@ def _set_ranges(
     normalizer.deviation.copy_(observation[1])
     normalizer.count.fill_(sum(len(demonstration) for demonstration in demonstrations))
     for buffer, value in ((scale.loc, action[0]), (scale.scale, action[1])):
-        buffer.copy_(value.repeat(_task_options(options).chunk_size))
+        buffer.copy_(value.repeat(task_options(options.env).chunk_size))
 
 
 def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
@@ -107,8 +77,8 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
     settings = options.pretrain
     set_seeds(spawn_seed(options.seed, Purpose.LEARNING, 0))
     eval_seed = spawn_seed(options.seed, Purpose.EVALUATION)
-    demonstrations = _read_data(options)
-    env = build_env(options, max(options.eval.num_envs, _task_options(options).num_workers), eval_seed)
+    demonstrations = read_task_demonstrations(options.env, settings, "pretrain")
+    env = build_env(options, max(options.eval.num_envs, task_options(options.env).num_workers), eval_seed)
     policy = make_policy(options, env)
     normalizer, scale = steps(policy)[0], steps(policy)[-1]
     _set_ranges(normalizer, scale, demonstrations, options)  # type: ignore[arg-type]
@@ -117,7 +87,7 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
     loss = FlowMatchingLoss(policy) if is_flow else None
     average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
     optimizer = torch.optim.AdamW(policy.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
-    buffer = make_chunk_buffer(demonstrations, _task_options(options).chunk_size, settings.batch_size)
+    buffer = make_chunk_buffer(demonstrations, task_options(options.env).chunk_size, settings.batch_size)
     progress = Progress()
     parts = {
         "policy": average.module,  # what is evaluated, and fine-tuned

@@ -20,7 +20,16 @@ __all__ = ["augment", "batch_keys", "make_update", "update_metrics"]
 
 WATCHED = ("kl_approx", "inversion_error")  # beside the losses, whose clip hides a ratio that is not finite
 CAPTURE_AFTER = 5  # calls, in the last of which a CUDA graph is captured
-MEANS = ("clip_fraction", "loss_objective", "loss_critic", "grad_norm", "entropy", "action_entropy", "kl_reference")
+MEANS = (
+    "clip_fraction",
+    "loss_objective",
+    "loss_critic",
+    "grad_norm",
+    "entropy",
+    "action_entropy",
+    "kl_reference",
+    "loss_anchor",
+)
 """What is logged as its mean over an update."""
 
 

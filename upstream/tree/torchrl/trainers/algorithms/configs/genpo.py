@@ -129,6 +129,17 @@ class ConsistentStartConfig(StartConfig):
 
 
 @dataclass
+class SteeredStartConfig(StartConfig):
+    """Hydra configuration for :class:`~torchrl.modules.SteeredStart`."""
+
+    base: Any = MISSING
+    action_dim: int = MISSING
+    context_dim: int = MISSING
+    num_cells: Any = (64,)
+    _target_: str = "torchrl.modules.SteeredStart"
+
+
+@dataclass
 class ReversibleFlowActorConfig(ConfigBase):
     """Hydra configuration for :class:`~torchrl.modules.ReversibleFlowActor`.
 
@@ -184,6 +195,7 @@ class GenPOLossConfig(LossConfig):
     action_entropy_coeff: float = 0.0
     reference: Any = None
     reference_coeff: float | None = None
+    anchor_coeff: float = 0.0
     # a float, or a pair of them for asymmetric clipping
     clip_epsilon: Any = 0.2
     samples_mc_entropy: int = 1
@@ -240,6 +252,7 @@ def _register_configs() -> None:
     store(group="solver", name="reversible", node=ReversibleSolverConfig)
     store(group="start", name="consistent", node=ConsistentStartConfig)
     store(group="start", name="independent", node=IndependentStartConfig)
+    store(group="start", name="steered", node=SteeredStartConfig)
     store(group="model", name="reversible_flow", node=ReversibleFlowActorConfig)
     store(group="loss", name="flow_matching", node=FlowMatchingLossConfig)
     store(group="loss", name="genpo", node=GenPOLossConfig)

@@ -1,0 +1,63 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""A frozen policy near which another one is kept."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModuleBase
+from torch import Tensor, nn
+
+from torchrl_genpo.flow import ReversibleFlow
+from torchrl_genpo.modules.actor import ReversibleFlowActor
+from torchrl_genpo.modules.sequence import encode, flow_of
+
+__all__ = ["Reference"]
+
+
+class Reference(nn.Module):
+    """A copy of a policy, frozen as it is now, and the divergence of another policy from it.
+
+    Args:
+        policy (TensorDictModule): the policy that is trained, with a :class:`~torchrl_genpo.ReversibleFlowActor`.
+        reference (TensorDictModule): the policy that is copied.
+
+    Raises:
+        TypeError: if the reference has no :class:`~torchrl_genpo.ReversibleFlowActor`.
+        ValueError: if its actions are of another size.
+    """
+
+    def __init__(self, policy: TensorDictModuleBase, reference: TensorDictModuleBase) -> None:
+        super().__init__()
+        actor, other = flow_of(policy), flow_of(reference)
+        if not isinstance(other, ReversibleFlowActor):
+            raise TypeError(f"The reference needs a density of pairs, as ReversibleFlowActor's, got {other}.")
+        size, own = other.velocity.action_dim, actor.velocity.action_dim
+        if size != own:
+            raise ValueError(f"The reference has actions of size {size}, the policy of size {own}.")
+        self._is_same_flow = _is_same_flow(policy, reference)
+        self.policy = deepcopy(reference).requires_grad_(False)
+
+    def forward(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> Tensor:
+        """Divergence ``[*batch]`` of the policy's distribution from the reference for the data's observations.
+
+        It is that of the starts, in closed form, where nothing else is trained, and else of one new pair a sample.
+        """
+        if self._is_same_flow:
+            return dist.kl_divergence(dist.with_start(flow_of(self.policy).start))
+        actor, seen = encode(self.policy, tensordict)
+        return dist.kl_divergence(actor.get_dist(seen.select(*actor.in_keys)))
+
+
+def _is_same_flow(policy: nn.Module, reference: nn.Module) -> bool:
+    """Whether all parameters but those of the starts are frozen and equal."""
+    own, other = (
+        {name: p for name, p in module.named_parameters() if all(p is not q for q in start.parameters())}
+        for module, start in ((policy, flow_of(policy).start), (reference, flow_of(reference).start))
+    )
+    return own.keys() == other.keys() and all(
+        not p.requires_grad and torch.equal(p, other[name]) for name, p in own.items()
+    )
