@@ -219,7 +219,7 @@ def test_the_first_observation_is_that_of_the_state_it_shows():
         ("can", {"simulation_timestep": 0.003}, ValueError, ["simulation_timestep=0.003", "0.05 s", "0.002"]),
         ("can", {"simulation_timestep": 0.0}, ValueError, ["simulation_timestep=0.0"]),
         ("can", {"observation_keys": ["objekt"]}, ValueError, ["objekt", "robot0_eef_pos"]),
-        ("threading", {"reward_shaping": True}, ValueError, ["sparse reward only"]),
+        ("threading", {"reward_shaping": True}, ValueError, ["success alone"]),
         ("StackThree_D1", {}, ImportError, ["StackThree_D1", "mimicgen", "pip install"]),
     ],
 )

@@ -202,8 +202,10 @@ def make_simulator(
         raise ImportError(f"robosuite has no environment {name!r}. Other packages define more: {hints}.")
     # a hard reset compiles the model again, 40 times slower
     options = {**env_args["env_kwargs"], "hard_reset": False, "ignore_done": True, **overrides}
+    from torchrl_genpo.envs.robomimic.control import with_compiled_control  # numba comes with robosuite
+
     environment = robosuite.environments.base.REGISTERED_ENVS[name]
-    simulator = (environment if has_visuals else _without_visuals(environment))(**options)
+    simulator = with_compiled_control(environment if has_visuals else _without_visuals(environment))(**options)
     for robot in simulator.robots:
         robot.robot_model.mujoco_model = None  # a model of the robot alone, visuals included, that nothing reads
     return simulator

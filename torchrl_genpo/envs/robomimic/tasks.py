@@ -58,7 +58,7 @@ class _TwoPandas(TwoArmEnv):
 
     def __init__(self, robots: Any, env_configuration: str = "parallel", reward_shaping: bool = False, **kwargs: Any):
         if reward_shaping:
-            raise ValueError(f"{type(self).__name__} has a sparse reward only; use reward_shaping=false.")
+            raise ValueError("The reward of this task is its success alone; use reward_shaping=false.")
         kwargs.pop("use_object_obs", None)
         super().__init__(robots, env_configuration=env_configuration, base_types="default", **kwargs)
 
