@@ -2,9 +2,9 @@
 # LICENSE file in the root directory of this source tree.
 """robosuite's operational-space control of fixed arms, with its mathematics compiled.
 
-robosuite computes the torques of an arm anew in each of the 25 simulation steps of a control step, by dozens of calls of
-NumPy, which takes three quarters of its time. Here the first simulation step of each control step is robosuite's own, and
-sets the goals; the others compute the same torques in one compiled function, equal up to rounding.
+robosuite computes the torques of an arm anew in each of the 25 simulation steps of a control step, by dozens of calls
+of NumPy, which takes three quarters of its time. Here the first simulation step of each control step is robosuite's
+own, and sets the goals; the others compute the same torques in one compiled function, equal up to rounding.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def with_compiled_control(environment: Any) -> Any:
             return
         model, data = self.sim.model._model, self.sim.data._data
         mujoco.mj_fullM(model, self._mass, data.qM)
-        if not all([arm.apply(model, data, self._mass) for arm in self._arms]):
+        if not all(arm.apply(model, data, self._mass) for arm in self._arms):
             environment._pre_action(self, action, policy_step)
 
     def _update_observables(self: Any, force: bool = False) -> None:
