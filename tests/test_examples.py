@@ -40,6 +40,13 @@ def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
     assert (tmp_path / "multimodal.png").stat().st_size > 10_000
 
 
+def test_a_reference_keeps_the_goals_that_were_pretrained_while_fine_tuning_runs(tmp_path):
+    output = run(tmp_path, "finetune_with_reference.py", "--frames", 8 * 2048, "--pretrain-iterations", 1500)
+    entropy = {way.strip(): float(value) for way, value in re.findall(r"^(.+): return .* ([\d.]+)$", output, re.M)}
+    assert list(entropy) == ["pre-trained", "freely", "near itself", "steered"]
+    assert min(entropy["pre-trained"], entropy["near itself"]) > 1.2, output
+
+
 def test_compose_balances_the_pendulum(tmp_path):
     output = run(tmp_path, "compose.py", "--frames", 12 * 2048)
     (value,) = re.findall(r"zero noise: return (\d+)", output)
