@@ -5,8 +5,8 @@
     python upstream/fixes.py FOLDER --test [--clone RL] [--record NAME]
 
 FOLDER is new: the installed TorchRL is copied into it, and the functions of every ``upstream/fixes/*/fix.py`` take the
-place of TorchRL's. The test of each fix has to fail with the TorchRL that is installed, and to pass with that of FOLDER.
-With a clone of https://github.com/pytorch/rl, TorchRL's own tests of the changed files run too, with both.
+place of TorchRL's. The test of each fix has to fail with the TorchRL that is installed, and to pass with that of the
+folder. With a clone of https://github.com/pytorch/rl, TorchRL's own tests of what is changed run too, with both.
 """
 
 from __future__ import annotations
@@ -46,11 +46,8 @@ def apply(fix: Path, folder: Path) -> int:
     (target,) = re.findall(r'^TARGET = "(.+)"$', text, re.M)
     path, count = folder / target, 0
     for node in module.body:
-        if isinstance(node, ast.ClassDef):
-            members = [(node.name, member) for member in node.body]
-        else:
-            members = [(None, node)]
-        for owner, member in members:
+        owner, members = (node.name, node.body) if isinstance(node, ast.ClassDef) else (None, [node])
+        for member in members:
             if isinstance(member, Function):
                 new = lines[_first_line(member) - 1 : member.end_lineno]
                 path.write_text(_replaced(path.read_text(), owner, member.name, new))
@@ -126,10 +123,8 @@ def main() -> None:
             failures.append(f"{name}: {without} without the fix, {fixed} with it.")
         own = ["", ""]
         if options.clone is not None:
-            own = [outcome(NEIGHBOURS[name], where, options.clone) for where in (None, folder)]
-        rows.append(
-            f"| `{name}` | {size} | {without} | {fixed} | {own[0]} | {own[1]} |"
-        )
+            own = [outcome(NEIGHBOURS[name], where, options.clone.resolve() / "test") for where in (None, folder)]
+        rows.append(f"| `{name}` | {size} | {without} | {fixed} | {own[0]} | {own[1]} |")
         print(rows[-1], flush=True)
     lines = [
         f"# Fixes for TorchRL: {version}",
