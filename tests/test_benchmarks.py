@@ -78,18 +78,20 @@ def test_interquartile_mean_and_probability_of_improvement_on_known_numbers():
     scores = np.arange(8.0).reshape(4, 2)
     assert aggregate.iqm(scores)[0] == np.mean([2, 3, 4, 5])
     assert aggregate.improvement(np.array([[2.0], [4.0]]), np.array([[1.0], [3.0]]))[0] == 0.75
-    metrics = pytest.importorskip("rliable.metrics")
+    metrics = pytest.importorskip("rliable.metrics", reason='pip install "torchrl-genpo[benchmarks]"')
     scores, base = (np.random.default_rng(seed).integers(0, 5, (size, 3)) for seed, size in enumerate((6, 4)))  # ties
     expected = metrics.probability_of_improvement(scores, base)
     assert aggregate.improvement(scores, base)[0] == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.extras("benchmarks")
 def test_an_interval_depends_neither_on_the_time_nor_on_the_other_policies():
     scores = {name: np.random.default_rng(seed).normal(size=(4, 3)) for seed, name in enumerate("ab")}
     first, second = (aggregate.intervals(chosen, aggregate.iqm, 50)[1] for chosen in (scores, {"b": scores["b"]}))
     np.testing.assert_array_equal(first["b"], second["b"])
 
 
+@pytest.mark.extras("benchmarks")
 def test_the_report_names_what_it_leaves_out(records, tmp_path):
     labels = {"gaussian": "Gaussian", "flow": "Flow", "unfinished": "Half", "never": "Never"}
     aggregate.report(records, labels, tmp_path / "learning_iqm", {"gaussian": 1.0}, reps=50)
@@ -177,11 +179,11 @@ def tune(monkeypatch):
 def test_a_setting_is_chosen_of_all_seeds_among_the_first_seeds_best(tune):
     first = tuning.first_settings("fpo")
     tune("gaussian", tuning.BASE, (), 100.0, 200.0)
-    ends = dict.fromkeys(first, 50.0) | {"target_kl=0.06": 90.0, "clip_epsilon=0.1": 70.0, "activation=tanh": 60.0}
+    ends = dict.fromkeys(first, 50.0) | {"target_kl_0.06": 90.0, "clip_epsilon_0.1": 70.0, "activation_tanh": 60.0}
     for setting, options in first.items():
         tune("fpo", setting, options, ends[setting], None)
     found = tuning.Tuning()
-    assert found.kept("fpo") == [tuning.BASE, "target_kl=0.06", "clip_epsilon=0.1", "activation=tanh"]
+    assert found.kept("fpo") == [tuning.BASE, "target_kl_0.06", "clip_epsilon_0.1", "activation_tanh"]
     combined = ("optim.target_kl=0.06", "loss.clip_epsilon=0.1", "policy.activation=tanh")
     assert found.settings("fpo")[tuning.COMBINED] == combined
     assert found.chosen("fpo") is None  # three seeds are not there yet
@@ -191,8 +193,8 @@ def test_a_setting_is_chosen_of_all_seeds_among_the_first_seeds_best(tune):
     assert tuning.Tuning().chosen("fpo") is None
     tune("fpo", tuning.COMBINED, combined, 95.0, 150.0)
     found = tuning.Tuning()
-    assert found.chosen("fpo") == ("clip_epsilon=0.1", ("loss.clip_epsilon=0.1",))
-    assert found.score("fpo", "clip_epsilon=0.1", tuning.SEEDS) == pytest.approx((70 + 220 + 220) / (100 + 200 + 200))
+    assert found.chosen("fpo") == ("clip_epsilon_0.1", ("loss.clip_epsilon=0.1",))
+    assert found.score("fpo", "clip_epsilon_0.1", tuning.SEEDS) == pytest.approx((70 + 220 + 220) / (100 + 200 + 200))
 
 
 def test_every_method_is_tuned_by_the_same_number_of_settings_which_the_entry_script_takes():

@@ -48,8 +48,15 @@ def test_a_library_that_nobody_chose_is_not_chosen_where_it_is_missing(without):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MuJoCo chooses between libraries on Linux alone")
-@pytest.mark.parametrize("first", ["mujoco", "torchrl.envs", "gymnasium.envs.mujoco", "torchrl_genpo"])
-@pytest.mark.parametrize("task", ["hopper", "xhand/nut_bolt"])
+@pytest.mark.parametrize(
+    ("first", "task"),
+    [
+        ("mujoco", "hopper"),
+        ("torchrl.envs", "xhand/nut_bolt"),
+        ("gymnasium.envs.mujoco", "hopper"),
+        ("torchrl_genpo", "xhand/nut_bolt"),
+    ],
+)
 def test_what_is_imported_first_does_not_decide_what_can_be_drawn(tmp_path, first, task):
     mine = {key: value for key, value in os.environ.items() if key not in DISPLAYS}
     code = f"import {first}\n{DRAW.replace('hopper', task)}"

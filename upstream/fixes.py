@@ -26,8 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FIXES = sorted((ROOT / "upstream" / "fixes").glob("*/fix.py"))
 NEIGHBOURS = {
     "kl_adaptive_lr": ("test_trainer.py", "-k", "scheduler or Scheduler or LR"),
-    "reset_mask_on_gpu": ("envs/test_auto_reset.py",),
-    "vecnorm_variance": ("transforms/test_vecnorm.py",),
+    "vecnorm_variance": ("transforms/test_normalization.py", "-k", "VecNorm or vecnorm"),
     "vtrace_stored_action": ("objectives/test_values.py", "-k", "vtrace or VTrace"),
 }
 """TorchRL's own tests of what a fix changes."""
@@ -93,7 +92,7 @@ def outcome(tests: tuple[str, ...], folder: Path | None, cwd: Path) -> str:
     environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = "" if folder is None else str(folder)
     environment["PYTHONSAFEPATH"] = "1"  # not the TorchRL of the working folder
-    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "--import-mode=importlib")
+    options = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=")
     result = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -122,7 +121,7 @@ def main() -> None:
         if "failed" not in without or "failed" in fixed or "passed" not in fixed:
             failures.append(f"{name}: {without} without the fix, {fixed} with it.")
         own = ["", ""]
-        if options.clone is not None:
+        if options.clone is not None and name in NEIGHBOURS:
             own = [outcome(NEIGHBOURS[name], where, options.clone.resolve() / "test") for where in (None, folder)]
         rows.append(f"| `{name}` | {size} | {without} | {fixed} | {own[0]} | {own[1]} |")
         print(rows[-1], flush=True)

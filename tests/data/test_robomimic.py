@@ -16,6 +16,7 @@ from torchrl_genpo.data import (
     write_demonstrations,
 )
 
+pytestmark = pytest.mark.extras("robomimic")
 h5py = pytest.importorskip("h5py", reason="needs h5py: pip install 'torchrl-genpo[robomimic]'")
 ENV_ARGS = {"env_name": "PickPlaceCan", "env_version": "1.5.2", "type": 1, "env_kwargs": {"robots": ["Panda"]}}
 KEYS = ("robot0_eef_pos", "object")

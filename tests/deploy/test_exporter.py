@@ -10,7 +10,6 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
-import onnx
 import pytest
 import torch
 import torchrl
@@ -32,6 +31,9 @@ from torchrl_genpo.deploy import ExportedPolicy, HandPolicy, PolicyExporter
 from torchrl_genpo.envs.xhand import Scene
 from torchrl_genpo.flow import VelocityTransformer
 from torchrl_genpo.modules import ActionScale, RunningNormalizer, flow_of
+
+pytestmark = pytest.mark.extras("deploy")
+onnx = pytest.importorskip("onnx", reason='pip install "torchrl-genpo[deploy]"')
 
 OBS, ACTION = 17, 6  # of half_cheetah
 

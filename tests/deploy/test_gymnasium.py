@@ -16,6 +16,8 @@ from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
 from torchrl_genpo.envs import make_env
 
+pytestmark = pytest.mark.extras("deploy")
+
 VECTOR, PICTURE = Box(-1, 1, (2,), np.float32), Box(0, 255, (3, 4, 1), np.uint8)
 
 

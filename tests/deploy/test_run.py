@@ -25,6 +25,8 @@ from torchrl_genpo.deploy import (
 from torchrl_genpo.deploy.controller import WaveMotion
 from torchrl_genpo.envs.xhand import JOINTS
 
+pytestmark = pytest.mark.extras("deploy")
+
 QUICK = ["--set", "safety.ramp_speed=2", "safety.watchdog=5"]  # a busy machine may stop a test for long
 
 

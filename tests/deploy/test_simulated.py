@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from torchrl.envs import ExplorationType, set_exploration_type
 
@@ -16,6 +17,8 @@ from torchrl_genpo.deploy import (
     run_policy,
 )
 from torchrl_genpo.envs.xhand import JOINTS, Scene
+
+pytestmark = pytest.mark.extras("deploy")
 
 
 def test_it_goes_on_until_now_and_no_longer():

@@ -43,6 +43,8 @@ from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.deploy import ExportedPolicy, PolicyExporter
 from torchrl_genpo.modules import ActionScale, RunningNormalizer
 
+pytestmark = pytest.mark.extras("deploy")
+
 HORIZON = 7
 
 

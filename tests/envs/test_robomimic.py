@@ -14,7 +14,6 @@ import sys
 import time
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import torch
@@ -27,6 +26,7 @@ from torchrl_genpo.training.metrics import read_metrics
 
 HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
 needs_robosuite = pytest.mark.skipif(not HAS_ROBOSUITE, reason=f"needs robosuite: {INSTALL}")
+h5py = pytest.importorskip("h5py", reason=f"needs robosuite: {INSTALL}")
 ROOT = Path(__file__).parents[2]
 SIZES = {"can": (23, 7), "box_cleanup": (32, 14), "threading": (32, 14)}
 

@@ -20,6 +20,8 @@ from torchrl_genpo.training.checkpoint import load_policy, read_checkpoint
 sys.path.append(str(Path(__file__).parents[1]))
 from forks import run_forked
 
+pytestmark = pytest.mark.extras("deploy", "robomimic")  # policies and demonstrations are written
+
 MEMORY = 4 * 2**30  # bytes that a reader may take beyond what this process has
 
 
@@ -47,7 +49,6 @@ WHOLE = ("checkpoint.pt", "policy.json", "demonstrations.hdf5")
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
     """A folder with a good file of each kind."""
-    pytest.importorskip("h5py", reason="needs h5py: pip install 'torchrl-genpo[robomimic]'")
     folder = tmp_path_factory.mktemp("good")
     source = trained_policies()["half_cheetah"]
     policy, env, _ = load_policy(source, 1, 0)

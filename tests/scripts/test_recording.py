@@ -23,6 +23,7 @@ def tensorboard_scalars(folder):
     return {(name, event.step): event.value for name in events.Tags()["scalars"] for event in events.Scalars(name)}
 
 
+@pytest.mark.extras("tensorboard")
 def test_tensorboard_shows_every_metric_under_its_name_and_continues_with_the_run(tmp_path):
     folder = tmp_path / "run"
     train(folder, 512, *EVERYTHING, "logger=tensorboard")
@@ -41,6 +42,7 @@ def test_tensorboard_shows_every_metric_under_its_name_and_continues_with_the_ru
         assert logged[key] == pytest.approx(value, rel=1e-6), key
 
 
+@pytest.mark.extras("wandb")
 def test_wandb_is_written_offline_and_continues_one_run(tmp_path):
     folder = tmp_path / "run"
     for options in (
@@ -53,6 +55,7 @@ def test_wandb_is_written_offline_and_continues_one_run(tmp_path):
     assert all(b"zero_noise" in file.read_bytes() for file in files)
 
 
+@pytest.mark.extras("wandb")
 def test_a_moved_run_stays_one_run_of_wandb_and_a_new_one_in_its_place_is_another(tmp_path):
     folder, moved = tmp_path / "run", tmp_path / "moved"
 
@@ -72,6 +75,7 @@ def test_a_moved_run_stays_one_run_of_wandb_and_a_new_one_in_its_place_is_anothe
     assert ids(folder) != first
 
 
+@pytest.mark.extras("wandb")
 def test_wandb_online_without_a_key_is_explained_before_the_training(tmp_path):
     places = dict.fromkeys(("HOME", "WANDB_CONFIG_DIR", "WANDB_DIR"), str(tmp_path)) | {"NETRC": str(tmp_path / "none")}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | places
@@ -111,6 +115,7 @@ for task in (Task, Blank, Painted):
 """
 
 
+@pytest.mark.extras("video")
 @pytest.mark.parametrize("task", ["Task", "Blank"])
 def test_a_task_that_cannot_be_drawn_is_refused_before_the_training_whatever_its_id(tmp_path, monkeypatch, task):
     (tmp_path / "undrawable.py").write_text(UNDRAWABLE)
@@ -122,6 +127,7 @@ def test_a_task_that_cannot_be_drawn_is_refused_before_the_training_whatever_its
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.extras("video")
 def test_a_task_that_draws_itself_needs_no_opengl(tmp_path, monkeypatch):
     (tmp_path / "undrawable.py").write_text(UNDRAWABLE)
     monkeypatch.syspath_prepend(tmp_path)
@@ -131,11 +137,13 @@ def test_a_task_that_draws_itself_needs_no_opengl(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "video.mp4").stat().st_size > 100
 
 
+@pytest.mark.extras("video")
 def test_what_is_wrong_with_a_task_is_not_said_of_its_drawing():
     output = run(*TINY, "env.name=HalfCheeta-v5", "video=true", "hydra.run.dir=run", succeeds=False)
     assert "Unknown environment" in output and "cannot be drawn" not in output
 
 
+@pytest.mark.extras("video")
 def test_video_is_written_or_the_missing_renderer_is_named_before_training(tmp_path):
     result = subprocess.run(
         launch(*TINY, "env=pendulum", "video=true", "collector.total_frames=256", f"hydra.run.dir={tmp_path / 'run'}"),

@@ -16,10 +16,8 @@ from forks import run_script
 SCRIPT = Path(__file__).parents[2] / "sota-implementations" / "genpo.py"
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.extras("sweeps"))])
 def test_a_sweep_makes_all_of_its_runs(tmp_path, launcher):
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason='pip install "torchrl-genpo[sweeps]"')
     options = ["--multirun", "seed=1,2", f"hydra/launcher={launcher}"]
     options += ["env=pendulum", "env.num_envs=2", "collector.frames_per_batch=64", "collector.total_frames=64"]
     options += ["loss.mini_batch_size=64", "loss.epochs=1", "eval.num_envs=1", f"hydra.sweep.dir={tmp_path}"]

@@ -33,7 +33,8 @@ TINY = [
     "eval.num_envs=2",
     "eval.interval=100_000",
 ]
-KINDS = ["multi_sync", "multi_async", "rpc", "ray", "ray collector.synchronous=false"]
+RAY = [pytest.param(kind, marks=pytest.mark.extras("ray")) for kind in ("ray", "ray collector.synchronous=false")]
+KINDS = ["multi_sync", "multi_async", "rpc", *RAY]
 
 
 @pytest.fixture(autouse=True)
@@ -73,8 +74,6 @@ def start():
 @pytest.mark.parametrize("kind", KINDS)
 def test_stored_log_probabilities_are_those_of_the_version_that_acted(start, kind):
     kind, *options = kind.split()
-    if kind == "ray":
-        pytest.importorskip("ray", reason='pip install "torchrl-genpo[ray]"')
     collection, policy = start(f"collector={kind}", *options)
     (normalizer,) = normalizers(policy)
     is_async = kind == "multi_async" or options

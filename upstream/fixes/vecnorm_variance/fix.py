@@ -26,7 +26,8 @@ class VecNormV2:
                 return data
         loc, scale = self._moments(loc, var, count, data)
         normalized = (data - loc) / scale
-        for in_key, out_key in _zip_strict(self._in_keys_safe, self.out_keys):
+        in_keys = self._in_keys_safe
+        for in_key, out_key in _zip_strict(in_keys, self.out_keys[: len(in_keys)]):
             if in_key != out_key and in_key in normalized:
                 normalized.rename_key_(in_key, out_key)
         return normalized

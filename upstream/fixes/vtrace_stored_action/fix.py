@@ -10,6 +10,9 @@ TARGET = "torchrl/objectives/value/advantages.py"
 def _call_actor_net(
     actor_net: ProbabilisticTensorDictModule, data: TensorDictBase, params: TensorDictBase, log_prob_key: NestedKey
 ):
+    if any(data.get(key, None) is None for key in actor_net.dist_sample_keys):
+        # no action was taken that could be weighed, as in TorchRL's own tests
+        data = actor_net(data.select(*actor_net.in_keys, strict=False))
     log_prob = actor_net.log_prob(data)
     if is_tensor_collection(log_prob):  # one entry for each part of a composite action
         log_prob = log_prob.sum(dim="feature", reduce=True)
