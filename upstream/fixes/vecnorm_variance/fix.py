@@ -27,7 +27,7 @@ class VecNormV2:
         loc, scale = self._moments(loc, var, count, data)
         normalized = (data - loc) / scale
         in_keys = self._in_keys_safe
-        for in_key, out_key in _zip_strict(in_keys, self.out_keys[: len(in_keys)]):
+        for in_key, out_key in zip(in_keys, self.out_keys[: len(in_keys)], strict=True):
             if in_key != out_key and in_key in normalized:
                 normalized.rename_key_(in_key, out_key)
         return normalized
