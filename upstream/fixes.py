@@ -136,6 +136,7 @@ def main() -> None:
         sys.path.append(str(ROOT))
         from benchmarks._lib.origin import RESULTS, origin
 
+        sys.argv[1:] = ["FOLDER", "--test", *(["--clone", "RL"] if options.clone else []), "--record", options.record]
         (RESULTS / f"{options.record}.md").write_text("\n".join([*lines, *origin()]) + "\n")
     if failures:
         raise SystemExit("\n".join(failures))
