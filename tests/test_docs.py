@@ -51,7 +51,7 @@ def commands(script):
         yield [option for option in options if "<" not in option and "..." not in option]
 
 
-@pytest.mark.parametrize("script", ["genpo", "pretrain"])
+@pytest.mark.parametrize("script", [pytest.param("genpo", marks=pytest.mark.extras("sweeps")), "pretrain"])
 def test_every_command_is_accepted_by_the_schema(script):
     checked = list(commands(rf"{script}\.py"))
     assert checked

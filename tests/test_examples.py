@@ -99,6 +99,7 @@ def test_finetuning_a_pretrained_flow_moves_it_to_the_rewarded_modes(tmp_path):
     assert (tmp_path / "pretrain_then_finetune.png").stat().st_size > 10_000
 
 
+@pytest.mark.extras("deploy")
 def test_deploying_to_a_hand_ends_passive_whatever_fails(tmp_path):
     output = run(tmp_path, "deploy_hand.py")
     (difference,) = re.findall(r"differs from the policy by (\S+)", output)

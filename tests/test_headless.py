@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.extras("video")
 STEP = "from torchrl_genpo.envs import make_env; print(make_env('hopper', 1, seed=0).rollout(2).shape)"
 DRAW = (
     "from torchrl_genpo.config.compose import compose; from torchrl_genpo.training.recording import check_rendering; "
