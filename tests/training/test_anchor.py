@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -82,7 +84,7 @@ def test_it_draws_demonstrations_in_the_units_of_the_flow_and_then_half_of_its_o
 
 def test_it_comes_back_as_it_was(anchor, dataset, policy):
     anchor.extend(collected([[0, 1]], [[0, 1]]))
-    state = anchor.state_dict()
+    state = copy.deepcopy(anchor.state_dict())  # a checkpoint is written at once
     anchor.extend(collected([[0, 0, 0, 0, 0, 1]], [[1] * 6]))
     anchor.load_state_dict(state)
     assert set(anchor.sample(40)["observation"][20:, 0].tolist()) <= {0.0, 1.0}
