@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib.metadata
-import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from layout import copy_torchrl  # beside this file
 
 ROOT = Path(__file__).resolve().parents[1]
 FIXES = sorted((ROOT / "upstream" / "fixes").glob("*/fix.py"))
@@ -75,16 +75,6 @@ def _replaced(text: str, owner: str | None, name: str, new: list[str]) -> str:
 
 def _first_line(function: Function) -> int:
     return min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
-
-
-def copy_torchrl(folder: Path) -> None:
-    """Copies the installed TorchRL into a new folder."""
-    installed = importlib.util.find_spec("torchrl")
-    if installed is None or installed.origin is None:
-        raise ModuleNotFoundError("TorchRL is not installed: pip install torchrl.")
-    shutil.copytree(
-        Path(installed.origin).parent, folder / "torchrl", ignore=shutil.ignore_patterns("__pycache__", "include")
-    )
 
 
 def outcome(tests: tuple[str, ...], folder: Path | None, cwd: Path) -> str:

@@ -190,16 +190,21 @@ def insert(text: str, after: str, new: str) -> str:
     return text.replace(after, after + new, 1)
 
 
+def copy_torchrl(folder: Path) -> None:
+    """Copies the installed TorchRL into a folder."""
+    installed = importlib.util.find_spec("torchrl")
+    if installed is None or installed.origin is None:
+        raise ModuleNotFoundError("TorchRL is not installed: pip install torchrl.")
+    shutil.copytree(
+        Path(installed.origin).parent, folder / "torchrl", ignore=shutil.ignore_patterns("__pycache__", "include")
+    )
+
+
 def lay_out(folder: Path) -> list[Path]:
     """Writes the change into the folder and returns the paths relative to it. It may be repeated."""
     is_clone = (folder / "test" / LOSS_TEST_BASE).exists() and (folder / ".git").exists()
     if not (folder / "torchrl").exists():
-        installed = importlib.util.find_spec("torchrl")
-        if installed is None or installed.origin is None:
-            raise ModuleNotFoundError("TorchRL is not installed: pip install torchrl.")
-        shutil.copytree(
-            Path(installed.origin).parent, folder / "torchrl", ignore=shutil.ignore_patterns("__pycache__", "include")
-        )
+        copy_torchrl(folder)
     texts = {new: source(ROOT / old) for old, new in SOURCES.items()}
     texts |= {new: test(ROOT / old) for old, new in TESTS.items()}
     if not is_clone:

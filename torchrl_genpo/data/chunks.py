@@ -48,7 +48,7 @@ def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tupl
 def make_chunk_buffer(
     demonstrations: Sequence[TensorDictBase],
     chunk_size: int,
-    batch_size: int,
+    batch_size: int | None = None,
     *,
     folder: str | Path | None = None,
 ) -> TensorDictReplayBuffer:
@@ -61,7 +61,7 @@ def make_chunk_buffer(
     Args:
         demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
         chunk_size (int): the number of actions in a chunk.
-        batch_size (int): the number of rows in a sample.
+        batch_size (int, optional): the number of rows in a sample. Defaults to what each call of ``sample`` asks for.
 
     Keyword Args:
         folder (str or Path, optional): the folder of the memory-mapped files. Defaults to a temporary one.
@@ -78,7 +78,7 @@ def make_chunk_buffer(
         torch.Size([8, 6])
     """
     for name, size in (("chunk_size", chunk_size), ("batch_size", batch_size)):
-        if size < 1:
+        if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
     if not demonstrations:
         raise ValueError("There is no demonstration to make chunks of.")

@@ -27,7 +27,7 @@ from torchrl_genpo.flow import (
     batch_shape,
 )
 from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
-from torchrl_genpo.modules.sequence import encode
+from torchrl_genpo.modules.sequence import encode, flow_of
 
 __all__ = ["ReversibleFlowActor"]
 
@@ -208,9 +208,8 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             >>> actor.log_ratio(data, reference).shape
             torch.Size([8])
         """
-        other, seen = encode(reference, tensordict)
-        if not isinstance(other, ReversibleFlowActor):
-            raise TypeError(f"A reference needs a density of pairs, as ReversibleFlowActor's, got {type(other)}.")
+        other = self.find_in(reference)
+        _, seen = encode(reference, tensordict)
         pair = self.read_pair(tensordict, self.action_key, self.memory_key)
         return self.log_prob(tensordict) - other._build_dist(seen).log_prob(*pair)
 
@@ -314,6 +313,18 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         parts = {"velocity": self.velocity, "solver": self.solver, "start": self.start, "loc": self.loc}
         lines = [f"{name}={part!r}".replace("\n", "\n    ") for name, part in parts.items()]
         return f"{type(self).__name__}(\n    " + ",\n    ".join([*lines, keys]) + ")"
+
+    @staticmethod
+    def find_in(policy: nn.Module) -> ReversibleFlowActor:
+        """The actor of a policy that is a reference: the policy itself, or a member of the sequence.
+
+        Raises:
+            TypeError: if it has no density of pairs.
+        """
+        actor = flow_of(policy)
+        if not isinstance(actor, ReversibleFlowActor):
+            raise TypeError(f"A reference needs a density of pairs, as ReversibleFlowActor's, got {actor}.")
+        return actor
 
     @staticmethod
     def read_pair(tensordict: TensorDictBase, action_key: NestedKey, memory_key: NestedKey) -> Pair:

@@ -32,9 +32,7 @@ class Reference(nn.Module):
 
     def __init__(self, policy: TensorDictModuleBase, reference: TensorDictModuleBase) -> None:
         super().__init__()
-        actor, other = flow_of(policy), flow_of(reference)
-        if not isinstance(other, ReversibleFlowActor):
-            raise TypeError(f"The reference needs a density of pairs, as ReversibleFlowActor's, got {other}.")
+        actor, other = flow_of(policy), ReversibleFlowActor.find_in(reference)
         size, own = other.velocity.action_dim, actor.velocity.action_dim
         if size != own:
             raise ValueError(f"The reference has actions of size {size}, the policy of size {own}.")

@@ -79,14 +79,13 @@ class Anchor:
 
     def __init__(self, options: TrainOptions, policy: TensorDictSequential) -> None:
         demonstrations = read_task_demonstrations(options.env, options.anchor, "anchor")
-        self._demonstrations = make_chunk_buffer(demonstrations, task_options(options.env).chunk_size, 1)
+        self._demonstrations = make_chunk_buffer(demonstrations, task_options(options.env).chunk_size)
         self._scale: Any = steps(policy)[-1]
         self._keys = ["observation", flow_of(policy).action_key]
         self._device = options.device
         self._own = TensorDictReplayBuffer(
             storage=LazyTensorStorage(max(options.anchor.own_chunks, 1), device=options.device),
             sampler=RandomSampler(),
-            batch_size=1,
         )
         self._keeps_own = options.anchor.own_chunks > 0
 
