@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from torchrl_genpo.flow.start import ConsistentStart, IndependentStart, Start
+from torchrl_genpo.flow.consistent import ConsistentStart
+from torchrl_genpo.flow.start import IndependentStart, Start
 from torchrl_genpo.flow.steering import SteeredStart
 
 if TYPE_CHECKING:

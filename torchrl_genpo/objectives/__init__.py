@@ -5,5 +5,6 @@
 from torchrl_genpo.objectives.action_entropy import MemoryDensity
 from torchrl_genpo.objectives.flow_matching import FlowMatchingLoss, flow_matching_error
 from torchrl_genpo.objectives.genpo import GenPOLoss
+from torchrl_genpo.objectives.pair import PairLoss
 
-__all__ = ["FlowMatchingLoss", "GenPOLoss", "MemoryDensity", "flow_matching_error"]
+__all__ = ["FlowMatchingLoss", "GenPOLoss", "MemoryDensity", "PairLoss", "flow_matching_error"]
