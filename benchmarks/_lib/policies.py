@@ -12,7 +12,6 @@ BASELINES = {
         "GenPO (dummy action), its own setting",
         ["policy=genpo", "start=paper", "optim.target_kl=0.01"],
     ),
-    "self_adjoint_flow": ("self-adjoint flow", ["policy=self_adjoint_flow"]),
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_published": (
         "FPO++, its own setting",

@@ -44,7 +44,6 @@ SIZES = {"Humanoid": (87, 21, (400, 200, 100)), "G1 rough": (310, 37, (512, 256,
 METHODS = {
     "gaussian": ("Gaussian PPO", ["policy=gaussian"]),
     "reversible_flow": ("GenPO++ (reversible_flow)", ["policy=reversible_flow"]),
-    "self_adjoint_flow": ("self-adjoint flow", ["policy=self_adjoint_flow"]),
     "genpo_uncompressed": ("GenPO without its compression loss", ["policy=genpo", "policy.loss.compression_coeff=0"]),
     "genpo": ("GenPO (dummy action)", ["policy=genpo"]),
     "genpo_jacobian": ("GenPO, determinant by autograd", ["policy=genpo_jacobian"]),

@@ -15,7 +15,7 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import FlowMatchingLoss, GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import FlowMatchingLoss, GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.baselines import (
     AlternatingCoupling,
     DummyActionLoss,
@@ -24,7 +24,6 @@ from torchrl_genpo.baselines import (
     JacobianFlowActor,
     PolicyFlowActor,
     PolicyFlowLoss,
-    SelfAdjointCoupling,
 )
 from torchrl_genpo.modules import ActionScale, EulerActor, RunningNormalizer, encode, flow_of
 
@@ -34,11 +33,6 @@ POLICIES = {
     "reversible_flow": (ReversibleFlowActor, {}, GenPOLoss),
     "genpo": (ReversibleFlowActor, {"solver": AlternatingCoupling()}, DummyActionLoss),
     "genpo_jacobian": (JacobianFlowActor, {"solver": AlternatingCoupling()}, DummyActionLoss),
-    "self_adjoint_flow": (
-        ReversibleFlowActor,
-        {"solver": SelfAdjointCoupling(), "start": IndependentStart("learned", 1)},
-        DummyActionLoss,
-    ),
     "fpo": (FPOActor, {}, FPOLoss),
     "policyflow": (PolicyFlowActor, {}, PolicyFlowLoss),
 }

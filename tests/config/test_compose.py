@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[2] / "torchrl_genpo" / "config"
 FILES = sorted(str(path.relative_to(CONFIG / "env").with_suffix("")) for path in (CONFIG / "env").rglob("*.yaml"))
 TASKS = [name for name in FILES if not name.endswith("/base")]
 POLICIES = [*alternatives(TrainOptions.model_fields["policy"].annotation), "transformer_flow"]
-STARTS = ("paper", "learned_scale", "state_dependent_scale", "independent", "consistent", "pretrained")
+STARTS = ("paper", "learned_scale", "steered", "independent", "consistent", "pretrained")
 CHOICES = [
     *(f"start={name}" for name in STARTS),
     *(f"logger={name}" for name in ("csv", "tensorboard", "wandb")),
@@ -115,7 +115,6 @@ REFUSED = [
     "policy=gaussian loss.ratio=both",
     "policy=reversible_flow solver=alternating_coupling",
     "policy=genpo solver=two_step",
-    "policy=self_adjoint_flow solver=two_step",
     "policy=gaussian start=consistent",
     "policy=fpo solver.num_steps=8",
     "policy.initial_std=0",

@@ -17,9 +17,8 @@ from torchrl_genpo.envs.xhand import NUTS
 
 NAMES = {"gymnasium": "hopper", "isaaclab": "isaaclab/ant", "robomimic": "robomimic/can", "xhand": "xhand/nut_bolt"}
 KEYS = {"collector": "kind", "logger": "backend"}
-POLICIES = {"alternating_coupling": "genpo", "self_adjoint_coupling": "self_adjoint_flow"}
+POLICIES = {"alternating_coupling": "genpo"}
 SOLVERS = {"genpo": "alternating_coupling", "genpo_jacobian": "alternating_coupling"}
-SOLVERS |= {"self_adjoint_flow": "self_adjoint_coupling"}
 ANCHOR = {"anchor.coeff": 0.1, "anchor.dataset": "demonstrations.hdf5", "policy.head_sizes": []}
 BESIDE = {  # what has to change with an option so that nothing else refuses it
     "loss.reference_coeff": {"policy.init": "a/checkpoint.pt"},

@@ -24,7 +24,7 @@ from torch import nn
 from torchrl.envs import DoubleToFloat, ExplorationType, GymWrapper, TransformedEnv, set_exploration_type
 from torchrl.modules import IndependentNormal, ProbabilisticActor
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlowActor, SteeredStart, VelocityMLP
 from torchrl_genpo.baselines import AlternatingCoupling
 from torchrl_genpo.commands.export import main as export
 from torchrl_genpo.deploy import ExportedPolicy, HandPolicy, PolicyExporter
@@ -236,7 +236,7 @@ def test_an_export_that_differs_from_its_policy_is_refused(hand_env, hand_actor,
 KINDS = {
     "coupling": lambda: {"solver": AlternatingCoupling()},
     "consistent": lambda: {"start": ConsistentStart(0.1, learn_tau="per_dimension", action_dim=ACTION)},
-    "state-dependent": lambda: {"start": IndependentStart("state_dependent", ACTION, context_dim=32)},
+    "steered": lambda: {"start": SteeredStart(IndependentStart("learned", ACTION), ACTION, 32)},
     "transformer": lambda: {
         "velocity": VelocityTransformer(OBS, ACTION, chunk_size=2, width=16, num_layers=1, num_heads=2)
     },

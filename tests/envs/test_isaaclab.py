@@ -38,6 +38,9 @@ TASKS = {  # observations and actions, as Isaac Lab documents them
     "g1_rough": (310, 37),
     "h1_rough": (256, 19),
     "digit_locomanip": (104, 26),
+    "go2_flat": (48, 12),
+    "g1_flat": (123, 37),
+    "h1_flat": (69, 19),
 }
 
 

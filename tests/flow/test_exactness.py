@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 from torch.distributions import Normal
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver, SteeredStart
 from torchrl_genpo.flow import ConditionedVelocity
 
 SIGMAS = [0.5, 0.75, 0.95, 1.0, -0.7]
@@ -23,7 +23,7 @@ def random_velocity(d: int, generator: torch.Generator):
 STARTS = {  # name -> start for states of size d
     "unit": lambda d: IndependentStart(),
     "learned": lambda d: IndependentStart("learned", d),
-    "state_dependent": lambda d: IndependentStart("state_dependent", d, 5),
+    "steered": lambda d: SteeredStart(IndependentStart("learned", d), d, 5),
     "consistent": lambda d: ConsistentStart(0.3),
     "consistent, all learned": lambda d: ConsistentStart(0.3, "per_dimension", "learned", d),
 }

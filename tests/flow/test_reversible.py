@@ -14,6 +14,7 @@ from torchrl_genpo import (
     IndependentStart,
     ReversibleFlowActor,
     ReversibleSolver,
+    SteeredStart,
     VelocityMLP,
 )
 
@@ -26,7 +27,9 @@ def make_actors(dtype, num_steps=5, start=None, sigma=0.75):
     torch.manual_seed(0)
     velocity = VelocityMLP(4, 3, (32, 32))
     nn.init.normal_(velocity.trunk[-1].weight, std=0.5)
-    start = IndependentStart("state_dependent", 3, 32) if start is None else start
+    if start is None:
+        start = SteeredStart(IndependentStart("learned", 3), 3, 32)
+        nn.init.normal_(start.network[-1].weight, std=0.1)  # every layer gets a gradient
     return [
         ReversibleFlowActor(velocity, solver=ReversibleSolver(num_steps, sigma, gradient=gradient), start=start).to(
             dtype

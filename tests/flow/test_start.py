@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver, VelocityMLP
+from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlow, ReversibleSolver
 from torchrl_genpo.flow import ConditionedVelocity
 
 
@@ -48,14 +48,11 @@ def test_learned_scale_is_an_exact_density_with_a_gradient():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("other",), "one of 'unit', 'learned', 'state_dependent'"),
+        (("other",), "one of 'unit', 'learned'"),
         (("learned",), "needs action_dim"),
         (("unit", 3), "no effect"),
-        (("state_dependent", 3), "needs context_dim"),
-        (("learned", 3, 8), "context_dim=8 has no effect"),
-        (("learned", 3, None, 0.0), "initial_scale must be positive"),
-        (("unit", None, None, 2.0), "initial_scale=2.0 has no effect"),
-        (("state_dependent", 3, 8, 30.0), "between 0.0498 and 20.1, not 30"),
+        (("learned", 3, 0.0), "initial_scale must be positive"),
+        (("unit", None, 2.0), "initial_scale=2.0 has no effect"),
     ],
 )
 def test_nonsense_is_refused(args, message):
@@ -101,34 +98,9 @@ def test_learned_tau_has_the_gradient_of_the_entropy(learn_tau):
     torch.testing.assert_close(start.log_tau.exp(), torch.full_like(start.log_tau, 0.2))
 
 
-def test_state_dependent_scale_starts_at_one_and_follows_the_context():
-    start = IndependentStart("state_dependent", 3, 8)
-    velocity = ConditionedVelocity(lambda x, t, c: x, torch.randn(10, 8))
-    assert start.log_scales(velocity).eq(0).all() and not start.has_constant_entropy
-    with torch.no_grad():
-        start.head.weight.normal_()
-    log_scales = start.log_scales(velocity)
-    assert log_scales.shape == (10, 2, 3) and log_scales.std() > 0.3 and log_scales.abs().max() < 3
-    x, memory, log_prob = start.sample(velocity, (4, 10, 3))
-    scale = log_scales.exp()
-    expected = density_along_and_across(x, memory, scale.movedim(-2, 0))
-    torch.testing.assert_close(log_prob, expected)
-    torch.testing.assert_close(start.log_prob(velocity, x, memory), expected)
-    torch.testing.assert_close(start.entropy(velocity, 3), Normal(0.0, scale).entropy().sum((-2, -1)))
-    with pytest.raises(ValueError, match="ConditionedVelocity"):
-        start.sample(lambda x, t: x, (10, 3))
-
-
 def test_initial_scale():
     start = IndependentStart("learned", 3, initial_scale=1.4)
     torch.testing.assert_close(start.log_scale.exp(), torch.full((2, 3), 1.4))
-
-
-@pytest.mark.parametrize("scale", [0.06, 1.0, 10.0])
-def test_a_state_dependent_scale_begins_with_the_initial_one(scale):
-    start = IndependentStart("state_dependent", 3, context_dim=8, initial_scale=scale)
-    context = ConditionedVelocity(VelocityMLP(4, 3, (8,)), torch.randn(5, 8))
-    torch.testing.assert_close(start.log_scales(context).exp(), torch.full((5, 2, 3), scale))
 
 
 @pytest.mark.parametrize("std", [0.3, 1.0])
@@ -137,11 +109,10 @@ def test_a_state_dependent_scale_begins_with_the_initial_one(scale):
     "start",
     [
         IndependentStart("learned", 2),
-        IndependentStart("state_dependent", 2, context_dim=4),
         ConsistentStart(0.1, scale="learned", action_dim=2),
         ConsistentStart(0.1, "per_dimension", "learned", 2),
     ],
-    ids=["learned", "state_dependent", "consistent", "consistent_learned"],
+    ids=["learned", "consistent", "consistent_learned"],
 )
 def test_first_actions_have_the_deviation_that_was_chosen(start, num_steps, std):
     solver = ReversibleSolver(num_steps)
@@ -172,7 +143,6 @@ def test_a_scale_is_not_learned_below_its_floor():
         (IndependentStart("learned", 2), 0.5, 0.6, "got 0.6 and 0.5"),
         (IndependentStart("learned", 2), math.inf, 0.0, "finite"),
         (ConsistentStart(0.9, scale="learned", action_dim=2), 0.3, 0.0, "use a smaller tau"),
-        (IndependentStart("state_dependent", 2, context_dim=4), 100.0, 0.0, "between 0.0498 and 20.1, not 141"),
     ],
 )
 def test_deviations_that_cannot_be_are_refused(start, std, min_std, message):

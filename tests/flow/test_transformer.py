@@ -7,7 +7,14 @@ import torch
 from tensordict import TensorDict
 from torch import nn
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityTransformer
+from torchrl_genpo import (
+    ConsistentStart,
+    IndependentStart,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    SteeredStart,
+    VelocityTransformer,
+)
 
 
 def make_velocity(**options):
@@ -18,7 +25,7 @@ def make_velocity(**options):
 
 
 @pytest.mark.parametrize("gradient", ["stored", "reversible"])
-@pytest.mark.parametrize("start", [IndependentStart("state_dependent", 12, 16), ConsistentStart(0.1)])
+@pytest.mark.parametrize("start", [SteeredStart(IndependentStart(), 12, 16), ConsistentStart(0.1)])
 def test_its_likelihood_is_exact(start, gradient):
     actor = ReversibleFlowActor(make_velocity(), start=start, solver=ReversibleSolver(5, gradient=gradient)).double()
     td = actor(TensorDict(observation=torch.randn(2, 3, 5).double(), batch_size=[2, 3])).detach()

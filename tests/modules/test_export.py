@@ -12,7 +12,14 @@ from torchrl.envs import ExplorationType
 from torchrl.envs import set_exploration_type as exploration
 from torchrl.modules import GRUModule, IndependentNormal, ProbabilisticActor, TanhNormal
 
-from torchrl_genpo import ConsistentStart, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import (
+    ConsistentStart,
+    IndependentStart,
+    ReversibleFlowActor,
+    ReversibleSolver,
+    SteeredStart,
+    VelocityMLP,
+)
 from torchrl_genpo.modules import ActionScale, EulerActor, ExportablePolicy, RunningNormalizer, encode, flow_of
 
 OBS, ACTION = 5, 3
@@ -59,7 +66,7 @@ def scale():
 POLICIES = {
     "bare": lambda: flow(),
     "learned scale": lambda: flow(IndependentStart("learned", ACTION)),
-    "state-dependent scale": lambda: flow(IndependentStart("state_dependent", ACTION, context_dim=16)),
+    "steered": lambda: flow(SteeredStart(IndependentStart("learned", ACTION), ACTION, 16)),
     "consistent": lambda: flow(ConsistentStart(0.2, learn_tau="shared")),
     "float64 state": lambda: flow(solver=ReversibleSolver(num_steps=20, sigma=0.6)),
     "reversible gradient": lambda: flow(solver=ReversibleSolver(gradient="reversible")),

@@ -19,6 +19,7 @@ from torchrl_genpo import (
     IndependentStart,
     ReversibleFlowActor,
     ReversibleSolver,
+    SteeredStart,
     VelocityMLP,
 )
 from torchrl_genpo.modules import EulerActor, ExportablePolicy
@@ -43,7 +44,7 @@ def observe(*shape):
 STARTS = {
     "unit": IndependentStart,
     "learned": lambda: IndependentStart("learned", action_dim=D, initial_scale=0.7),
-    "state_dependent": lambda: IndependentStart("state_dependent", action_dim=D, context_dim=16),
+    "steered": lambda: SteeredStart(IndependentStart("learned", D), D, 16),
     "consistent": lambda: ConsistentStart(0.3, "per_dimension", action_dim=D),
 }
 

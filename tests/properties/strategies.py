@@ -19,11 +19,12 @@ from torchrl_genpo import (
     IndependentStart,
     ReversibleFlowActor,
     ReversibleSolver,
+    SteeredStart,
     VelocityMLP,
     VelocityTransformer,
 )
-from torchrl_genpo.baselines import AlternatingCoupling, SelfAdjointCoupling
-from torchrl_genpo.flow import PairSolver
+from torchrl_genpo.baselines import AlternatingCoupling
+from torchrl_genpo.flow import PairSolver, Start
 
 OBS_DIM = 3
 MAX_STEPS = 8
@@ -62,10 +63,8 @@ def reversible_solvers(draw: st.DrawFn) -> ReversibleSolver:
 
 
 @st.composite
-def coupling_solvers(draw: st.DrawFn) -> AlternatingCoupling | SelfAdjointCoupling:
-    """Those of the baselines."""
-    if draw(st.booleans()):
-        return SelfAdjointCoupling(draw(st.integers(1, MAX_STEPS)))
+def coupling_solvers(draw: st.DrawFn) -> AlternatingCoupling:
+    """GenPO's."""
     mixing = draw(st.floats(0.5, 1.0))
     make = partial(AlternatingCoupling, mixing=mixing)
     return make(draw(st.integers(1, largest_steps(make))))
@@ -95,13 +94,14 @@ def velocities(draw: st.DrawFn, d: int | None = None) -> VelocityMLP | VelocityT
 
 
 @st.composite
-def starts(draw: st.DrawFn, velocity: nn.Module) -> IndependentStart | ConsistentStart:
+def starts(draw: st.DrawFn, velocity: nn.Module) -> Start:
     """Every start that fits a velocity."""
-    d, scale = velocity.action_dim, draw(st.sampled_from(["unit", "learned", "state_dependent"]))
+    d, scale = velocity.action_dim, draw(st.sampled_from(["unit", "learned"]))
     sizes = {} if scale == "unit" else {"action_dim": d, "initial_scale": draw(st.floats(0.3, 3.0))}
-    if scale == "state_dependent":
-        sizes["context_dim"] = velocity.context_dim
-    if draw(st.booleans()):
+    kind = draw(st.sampled_from(["independent", "consistent", "steered"]))
+    if kind == "steered":
+        return randomized(SteeredStart(IndependentStart(scale, **sizes), d, velocity.context_dim, (8,)))
+    if kind == "independent":
         return randomized(IndependentStart(scale, **sizes))
     learn_tau = draw(st.sampled_from([None, "shared", "per_dimension"]))
     sizes |= {"action_dim": d} if learn_tau == "per_dimension" else {}

@@ -2,15 +2,12 @@
 # LICENSE file in the root directory of this source tree.
 """The methods that GenPO++ is compared with, each as a policy of the same loop (``docs/methods.md``)."""
 
-from torchrl_genpo.baselines.coupling import CouplingSolver
 from torchrl_genpo.baselines.fpo import FPOActor, FPOLoss, asymmetric_gain
 from torchrl_genpo.baselines.genpo import AlternatingCoupling, DummyActionLoss, JacobianFlow, JacobianFlowActor
 from torchrl_genpo.baselines.policyflow import PolicyFlowActor, PolicyFlowLoss
-from torchrl_genpo.baselines.self_adjoint import SelfAdjointCoupling
 
 __all__ = [
     "AlternatingCoupling",
-    "CouplingSolver",
     "DummyActionLoss",
     "FPOActor",
     "FPOLoss",
@@ -18,6 +15,5 @@ __all__ = [
     "JacobianFlowActor",
     "PolicyFlowActor",
     "PolicyFlowLoss",
-    "SelfAdjointCoupling",
     "asymmetric_gain",
 ]

@@ -12,8 +12,8 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
-from torchrl_genpo.baselines.coupling import CouplingSolver
-from torchrl_genpo.flow import ReversibleFlow, VelocityField
+from torchrl_genpo.flow import PairSolver, ReversibleFlow, VelocityField
+from torchrl_genpo.flow.solver import LARGEST_AMPLIFICATION
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives import GenPOLoss
@@ -21,7 +21,7 @@ from torchrl_genpo.objectives import GenPOLoss
 __all__ = ["AlternatingCoupling", "DummyActionLoss", "JacobianFlow", "JacobianFlowActor"]
 
 
-class AlternatingCoupling(CouplingSolver):
+class AlternatingCoupling(PairSolver):
     r"""The solver of GenPO: alternating updates of an action and its dummy, then mixing.
 
     .. math::
@@ -30,6 +30,10 @@ class AlternatingCoupling(CouplingSolver):
 
     The updates are shears, so one step has :math:`|\det| = p^{2d}` whatever the velocity is. It costs two evaluations
     a step, in sampling and in scoring, twice those of :class:`~torchrl_genpo.ReversibleSolver`.
+
+    The executed action is the mean of the two and the memory half their difference, a linear map with
+    :math:`|\det| = 2^{-d}`. So the pair that :class:`~torchrl_genpo.ReversibleFlowActor` stores, its density and
+    :class:`~torchrl_genpo.GenPOLoss` are what they are for every other solver.
 
     References:
         GenPO, arXiv 2505.18763, after EDICT, arXiv 2211.12446 (inversion by coupled registers).
@@ -59,22 +63,47 @@ class AlternatingCoupling(CouplingSolver):
             raise ValueError(f"mixing must lie in (0, 1], got {mixing}: at 0 a register is lost. GenPO uses 0.95.")
         self.mixing = float(mixing)
         super().__init__(num_steps)
+        if self.error_amplification > LARGEST_AMPLIFICATION:
+            raise ValueError(
+                f"{self} cannot be inverted in float64: rounding errors grow by {self.error_amplification:.1e}. "
+                "Take fewer steps, or a mixing closer to 1."
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
         return {**super().settings, "mixing": self.mixing}
 
     @property
-    def step_log_det(self) -> float:
-        return 2 * math.log(self.mixing)
+    def error_amplification(self) -> float:
+        return self.mixing ** (-2 * self.num_steps)
+
+    def integrate(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Carries the action and its dummy ``[..., d]`` to their mean and half their difference."""
+        x, y = self._to_state(x, memory)
+        for i in range(self.num_steps):
+            x, y = self.step(i, velocity, x, y)
+        return (x + y) / 2, (x - y) / 2
+
+    def invert(self, velocity: VelocityField, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Recovers the action and the dummy that :meth:`integrate` started from."""
+        mean, half = self._to_state(x, memory)
+        x, y = mean + half, mean - half
+        for i in reversed(range(self.num_steps)):
+            x, y = self.step_back(i, velocity, x, y)
+        return x, y
+
+    def log_abs_det(self, d: int) -> float:
+        return d * (2 * self.num_steps * math.log(self.mixing) - math.log(2))
 
     def step(self, i: int, velocity: VelocityField, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The action and its dummy after step ``i``."""
         x = x.add(velocity(y, i * self.dt), alpha=self.dt)
         y = y.add(velocity(x, i * self.dt), alpha=self.dt)
         x = torch.lerp(y, x, self.mixing)
         return x, torch.lerp(x, y, self.mixing)
 
     def step_back(self, i: int, velocity: VelocityField, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The action and its dummy before step ``i``."""
         y = (y - (1 - self.mixing) * x) / self.mixing
         x = (x - (1 - self.mixing) * y) / self.mixing
         y = y.sub(velocity(x, i * self.dt), alpha=self.dt)
@@ -92,7 +121,7 @@ class DummyActionLoss(GenPOLoss):
 
     Args:
         actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor` with a
-            :class:`~torchrl_genpo.baselines.CouplingSolver`, or a sequence with one.
+            :class:`~torchrl_genpo.baselines.AlternatingCoupling`, or a sequence with one.
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
@@ -125,10 +154,10 @@ class DummyActionLoss(GenPOLoss):
     ) -> None:
         super().__init__(actor_network, critic_network, **kwargs)
         solver = flow_of(actor_network).solver
-        if not isinstance(solver, CouplingSolver):
+        if not isinstance(solver, AlternatingCoupling):
             raise TypeError(
-                f"DummyActionLoss compresses the registers of a CouplingSolver; this actor has {solver}. "
-                "Use AlternatingCoupling or SelfAdjointCoupling, or GenPOLoss."
+                f"DummyActionLoss compresses the registers of an AlternatingCoupling; this actor has {solver}. "
+                "Use GenPOLoss."
             )
         self.register_coeff_buffer("compression_coeff", compression_coeff)
         self._compresses = compression_coeff > 0

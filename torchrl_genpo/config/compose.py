@@ -34,7 +34,7 @@ SCHEMAS: dict[str, Any] = {"genpo": TrainOptions, "pretrain": PretrainOptions}
 GROUPS = ("collector", "solver", "start", "policy", "logger", "env")
 """The sections of which one of several alternatives is chosen by its name."""
 
-WITH_FILES = ("genpo", "genpo_jacobian", "self_adjoint_flow")
+WITH_FILES = ("genpo", "genpo_jacobian")
 """Policies whose files choose a solver, too; so their defaults have other names than their files."""
 
 

@@ -12,7 +12,7 @@ from torchrl_genpo.config.env_options import FAMILIES, family
 __all__ = ["with_policy_of_task", "with_sizes_of_batches"]
 
 BATCHES_OF_A_CHECKPOINT = 50
-LEARNS_NOISE = ("reversible_flow", "gaussian", "genpo", "genpo_jacobian", "self_adjoint_flow")
+LEARNS_NOISE = ("reversible_flow", "gaussian", "genpo", "genpo_jacobian")
 
 MOST = {"collector.steps_per_env": 10**6, "collector.iterations": 10**9, "loss.mini_batches": 10**6}
 """The bounds of options that are filled in even where they are given, because a number of frames wins over them."""

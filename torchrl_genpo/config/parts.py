@@ -28,7 +28,6 @@ __all__ = [
     "MultiSyncOptions",
     "RPCOptions",
     "RayOptions",
-    "SelfAdjointCouplingOptions",
     "SolverOptions",
     "StartOptions",
     "SyncOptions",
@@ -71,27 +70,17 @@ class AlternatingCouplingOptions(_Solver):
     mixing: float = Field(default=0.95, gt=0, le=1, description="How much of itself a register keeps; 1 mixes nothing.")
 
 
-class SelfAdjointCouplingOptions(_Solver):
-    """The palindromic relative of GenPO's rule, of second order, with ``2 num_steps + 1`` evaluations."""
-
-    name: Literal["self_adjoint_coupling"] = Field(
-        default="self_adjoint_coupling", description="A palindromic rule of second order."
-    )
-
-
 SolverOptions: TypeAlias = Annotated[
-    Annotated[TwoStepOptions, Tag("two_step")]
-    | Annotated[AlternatingCouplingOptions, Tag("alternating_coupling")]
-    | Annotated[SelfAdjointCouplingOptions, Tag("self_adjoint_coupling")],
+    Annotated[TwoStepOptions, Tag("two_step")] | Annotated[AlternatingCouplingOptions, Tag("alternating_coupling")],
     Discriminator(chosen_by("name", "two_step")),
 ]
 
-Scale: TypeAlias = Literal["unit", "learned", "state_dependent"]
+Scale: TypeAlias = Literal["unit", "learned"]
 
 
 class _Start(Options):
     name: str
-    scale: Scale = Field(default="unit", description="The scale of the noise: 1, learned, or a function of the state.")
+    scale: Scale = Field(default="unit", description="The scale of the noise: 1, or learned.")
     steering_sizes: AnySizes = Field(
         default=(),
         description="The widths of a network that moves and scales the noise by the observation, for "
@@ -121,7 +110,7 @@ class ConsistentStartOptions(_Start):
         default=None,
         description="Whether tau is learned: one for all numbers of an action, one for each, or not at all.",
     )
-    scale: Scale = Field(default="learned", description="The scale of x_0: 1, learned, or a function of the state.")
+    scale: Scale = Field(default="learned", description="The scale of x_0: 1, or learned.")
 
 
 StartOptions: TypeAlias = Annotated[

@@ -33,8 +33,6 @@ __all__ = [
     "PolicyFlowOptions",
     "PolicyOptions",
     "ReversibleFlowOptions",
-    "SelfAdjointFlowOptions",
-    "SelfAdjointLossOptions",
     "TransformerOptions",
 ]
 
@@ -204,29 +202,6 @@ class GenPOJacobianOptions(_DummyFlow):
     )
 
 
-class SelfAdjointLossOptions(CompressionOptions):
-    """What the self-adjoint flow's objective adds to PPO's."""
-
-    compression_coeff: NonNegative = Field(
-        default=0.0, description="The weight of the pull of action and dummy towards each other; 0 for none."
-    )
-
-
-class SelfAdjointFlowOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _Flow):
-    """The doubled action of GenPO, moved by a palindromic rule of second order."""
-
-    has_pair: ClassVar[bool] = True
-    has_density: ClassVar[bool] = True
-    solver: ClassVar[str | None] = "self_adjoint_coupling"
-
-    name: Literal["self_adjoint_flow"] = Field(
-        default="self_adjoint_flow", description="GenPO's doubled action with a palindromic rule."
-    )
-    loss: SelfAdjointLossOptions = Field(
-        default_factory=SelfAdjointLossOptions, description="The options of its objective."
-    )
-
-
 class FPOActorOptions(Options):
     """How FPO++ samples."""
 
@@ -291,7 +266,6 @@ PolicyOptions: TypeAlias = Annotated[
     | Annotated[GaussianOptions, Tag("gaussian")]
     | Annotated[GenPOOptions, Tag("genpo")]
     | Annotated[GenPOJacobianOptions, Tag("genpo_jacobian")]
-    | Annotated[SelfAdjointFlowOptions, Tag("self_adjoint_flow")]
     | Annotated[FPOOptions, Tag("fpo")]
     | Annotated[PolicyFlowOptions, Tag("policyflow")],
     Discriminator(chosen_by("name", "reversible_flow")),

@@ -32,7 +32,6 @@ class ConsistentStart(Start):
             action dimension. Defaults to ``None``, a fixed one.
         scale (str, optional): how :math:`x_0` is scaled, see :class:`Start`. Defaults to ``"unit"``.
         action_dim (int, optional): ``d``; needed for ``"per_dimension"`` and a scale that is not ``"unit"``.
-        context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
         initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
 
     Raises:
@@ -56,7 +55,6 @@ class ConsistentStart(Start):
         learn_tau: Literal["shared", "per_dimension"] | None = None,
         scale: Scale = "unit",
         action_dim: int | None = None,
-        context_dim: int | None = None,
         initial_scale: float = 1.0,
     ) -> None:
         if not isinstance(tau, (int, float)) or not (math.isfinite(tau) and tau > 0):
@@ -72,7 +70,7 @@ class ConsistentStart(Start):
             raise ValueError(f"action_dim={action_dim} has no effect with a unit scale and learn_tau={learn_tau!r}.")
         self.tau = float(tau)
         self.learn_tau = learn_tau
-        super().__init__(scale, 1, action_dim, context_dim, initial_scale)
+        super().__init__(scale, 1, action_dim, initial_scale)
         size = () if learn_tau == "shared" else (action_dim or 1,)
         self.log_tau = nn.Parameter(torch.full(size, math.log(tau))) if learn_tau else None
 
@@ -93,7 +91,7 @@ class ConsistentStart(Start):
     def from_noise(
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales(velocity)
+        log_scales = self.log_scales()
         x = noise if log_scales is None else noise * log_scales.squeeze(-2).exp()
         tau = self.tau if self.log_tau is None else self.log_tau.exp()
         return x, self._centre(velocity, x, solver) + tau * memory_noise
@@ -101,13 +99,13 @@ class ConsistentStart(Start):
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales(velocity)
+        log_scales = self.log_scales()
         tau = self.tau if self.log_tau is None else self.log_tau.exp()
         memory_noise = (memory - self._centre(velocity, x, solver)) / tau
         return x if log_scales is None else x * log_scales.squeeze(-2).neg().exp(), memory_noise
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
-        log_scales = self.log_scales(velocity)
+        log_scales = self.log_scales()
         log_tau = math.log(self.tau) if self.log_tau is None else self.log_tau.mean()
         return d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))
 

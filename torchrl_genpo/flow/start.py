@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
@@ -18,7 +17,7 @@ from torchrl_genpo.flow.velocity import ConditionedVelocity
 
 __all__ = ["IndependentStart", "Start"]
 
-Scale: TypeAlias = Literal["unit", "learned", "state_dependent"]
+Scale: TypeAlias = Literal["unit", "learned"]
 
 DEFAULT_SOLVER = ReversibleSolver()  # the actor's default too
 
@@ -32,17 +31,14 @@ class Start(nn.Module, ABC):
     which some starts need a value or the ``context``, and ``solver``, the solver that integrates
     (``ReversibleSolver()`` by default), of which some need the size of a step.
 
-    The noise may be scaled by one positive factor for each number: ``"unit"`` (the factor is 1), ``"learned"`` (it is
-    a parameter) or ``"state_dependent"`` (it is a linear head on the activated context of the velocity, within
-    ``exp(+-3)``). The log of the scale enters the density, which stays exact and Jacobian-free, and the entropy of the
-    pair becomes a differentiable closed form.
+    The noise may be scaled by one positive factor for each number: ``"unit"`` (the factor is 1) or ``"learned"`` (it is
+    a parameter; :class:`SteeredStart` makes it a function of the observation). The log of the scale enters the density,
+    which stays exact and Jacobian-free, and the entropy of the pair becomes a differentiable closed form.
 
     Args:
-        scale (str): ``"unit"``, ``"learned"`` or ``"state_dependent"``.
+        scale (str): ``"unit"`` or ``"learned"``.
         rows (int): number of states that are scaled: 2 for the whole pair, 1 for :math:`x_0` alone.
         action_dim (int, optional): ``d``; needed unless the scale is ``"unit"``.
-        context_dim (int, optional): size of the context (``VelocityMLP.context_dim``); needed for, and only for,
-            ``"state_dependent"``.
         initial_scale (float, optional): value of every scale at first; :meth:`set_first_std` chooses it by the
             deviation of actions. Defaults to ``1``.
 
@@ -50,21 +46,10 @@ class Start(nn.Module, ABC):
         ValueError: for an unknown scale, or a size that is missing or has no effect.
     """
 
-    LOG_SCALE_BOUND = 3.0  # a head may be wrong about an observation that it never saw, but not by more than this
-
-    def __init__(
-        self,
-        scale: Scale,
-        rows: int,
-        action_dim: int | None,
-        context_dim: int | None,
-        initial_scale: float = 1.0,
-    ) -> None:
+    def __init__(self, scale: Scale, rows: int, action_dim: int | None, initial_scale: float = 1.0) -> None:
         super().__init__()
         if not (math.isfinite(initial_scale) and initial_scale > 0):
             raise ValueError(f"initial_scale must be positive and finite, got {initial_scale}.")
-        if scale == "state_dependent":
-            self._check_bound(initial_scale)
         if scale == "unit" and initial_scale != 1:
             raise ValueError(
                 f"initial_scale={initial_scale} has no effect with scale='unit'; drop it or use 'learned'."
@@ -73,29 +58,18 @@ class Start(nn.Module, ABC):
             raise ValueError(f"scale must be one of {', '.join(map(repr, get_args(Scale)))}, got {scale!r}.")
         if scale != "unit" and (action_dim is None or action_dim < 1):
             raise ValueError(f"scale={scale!r} needs action_dim, the size of the action; got {action_dim!r}.")
-        if scale == "state_dependent" and (context_dim is None or context_dim < 1):
-            raise ValueError(f"scale='state_dependent' needs context_dim, the velocity's; got {context_dim!r}.")
-        if scale != "state_dependent" and context_dim is not None:
-            raise ValueError(f"context_dim={context_dim} has no effect with scale={scale!r}; drop it.")
         self.scale = scale
         self.initial_scale, self.min_scale = float(initial_scale), 0.0
         self.rows = rows
         self.action_dim = action_dim
         # the log keeps the scale positive
         self.log_scale = nn.Parameter(torch.zeros(rows, action_dim)) if scale == "learned" and action_dim else None
-        self.head: nn.Linear | None = None
-        if scale == "state_dependent" and context_dim and action_dim:
-            self.head = nn.Linear(context_dim, rows * action_dim)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Puts the scale back to its first value."""
         if self.log_scale is not None:
             nn.init.constant_(self.log_scale, math.log(self.initial_scale))
-        if self.head is not None:
-            nn.init.zeros_(self.head.weight)
-            bound = self.LOG_SCALE_BOUND  # see log_scales, whose inverse this is
-            nn.init.constant_(self.head.bias, bound * math.atanh(math.log(self.initial_scale) / bound))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -120,8 +94,7 @@ class Start(nn.Module, ABC):
             of an action, at the present scales.
         """
         like = next(self.parameters(), torch.empty(()))
-        context = like.new_zeros(() if self.head is None else (self.head.in_features,))
-        velocity = ConditionedVelocity(lambda x, t, context: torch.zeros_like(x), context)
+        velocity = ConditionedVelocity(lambda x, t, context: torch.zeros_like(x))
         noise = torch.eye(2, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(2, 2, self.action_dim or 1)
         pair = solver.integrate(velocity, *self.from_noise(velocity, *noise, solver=solver))
         return torch.stack(pair)[..., 0]
@@ -140,8 +113,7 @@ class Start(nn.Module, ABC):
             min_std (float, optional): the deviation below which the scale is not learned. Defaults to ``0``.
 
         Raises:
-            ValueError: for a unit scale, a deviation that is not positive, one that the memory's noise exceeds, or one
-                that a state-dependent scale cannot reach.
+            ValueError: for a unit scale, a deviation that is not positive, or one that the memory's noise exceeds.
 
         Examples:
             >>> import torch
@@ -166,17 +138,9 @@ class Start(nn.Module, ABC):
                 f"The noise of the memory alone gives actions a deviation of {rest**0.5:.3g}, more than {std}: use a "
                 "smaller tau."
             )
-        initial_scale = math.sqrt((std**2 - rest) / scaled)
-        if self.scale == "state_dependent":
-            self._check_bound(initial_scale)
-        self.initial_scale = initial_scale
+        self.initial_scale = math.sqrt((std**2 - rest) / scaled)
         self.min_scale = math.sqrt(max(min_std**2 - rest, 0) / scaled)
         self.reset_parameters()
-
-    def _check_bound(self, initial_scale: float) -> None:
-        if abs(math.log(initial_scale)) >= self.LOG_SCALE_BOUND:
-            low, high = (math.exp(sign * self.LOG_SCALE_BOUND) for sign in (-1, 1))
-            raise ValueError(f"A state-dependent scale is between {low:.3g} and {high:.3g}, not {initial_scale:g}.")
 
     @abstractmethod
     def from_noise(
@@ -233,21 +197,11 @@ class Start(nn.Module, ABC):
         """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
         return d * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
 
-    def log_scales(self, velocity: VelocityField) -> Tensor | None:
-        """Logs of the scales, ``[..., rows, d]``, or ``None`` for a unit scale."""
-        if self.head is None:
-            return self.log_scale if self.log_scale is None else self._bounded(self.log_scale)
-        context = getattr(velocity, "context", None)
-        if not isinstance(context, Tensor):
-            raise ValueError(
-                "A state-dependent scale reads the context of the velocity, and this one has none (a tensor is "
-                "needed): pass a ConditionedVelocity(velocity, context)."
-            )
-        raw = self.head(F.mish(context)).unflatten(-1, (self.rows, -1))
-        return self._bounded(self.LOG_SCALE_BOUND * torch.tanh(raw / self.LOG_SCALE_BOUND))
-
-    def _bounded(self, log_scales: Tensor) -> Tensor:
-        return log_scales.clamp_min(math.log(self.min_scale)) if self.min_scale else log_scales
+    def log_scales(self) -> Tensor | None:
+        """Logs of the scales, ``[rows, d]``, or ``None`` for a unit scale."""
+        if self.log_scale is None or not self.min_scale:
+            return self.log_scale
+        return self.log_scale.clamp_min(math.log(self.min_scale))
 
     def extra_repr(self) -> str:
         return f"scale={self.scale!r}" + ("" if self.action_dim is None else f", action_dim={self.action_dim}")
@@ -261,15 +215,13 @@ class IndependentStart(Start):
     width of the action is one number, learned as that of a Gaussian policy is. At equal scales the pair is the paper's.
 
     Args:
-        scale (str, optional): ``"unit"``, the paper's standard normal pair; ``"learned"``, one positive
-            scale for each number and direction of the pair; or ``"state_dependent"``, one that depends on the
-            observation. See :class:`Start`. Defaults to ``"unit"``.
+        scale (str, optional): ``"unit"``, the paper's standard normal pair, or ``"learned"``, one positive
+            scale for each number and direction of the pair. See :class:`Start`. Defaults to ``"unit"``.
         action_dim (int, optional): ``d``; needed for, and only for, a scale that is not ``"unit"``.
-        context_dim (int, optional): needed for, and only for, ``"state_dependent"``.
         initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
 
     References:
-        GenPO++, arXiv 2606.06967 (unit scale). The other scales are ours.
+        GenPO++, arXiv 2606.06967 (unit scale). The learned scale is ours.
 
     Examples:
         >>> import torch
@@ -282,21 +234,15 @@ class IndependentStart(Start):
         True
     """
 
-    def __init__(
-        self,
-        scale: Scale = "unit",
-        action_dim: int | None = None,
-        context_dim: int | None = None,
-        initial_scale: float = 1.0,
-    ) -> None:
-        super().__init__(scale, 2, action_dim, context_dim, initial_scale)
+    def __init__(self, scale: Scale = "unit", action_dim: int | None = None, initial_scale: float = 1.0) -> None:
+        super().__init__(scale, 2, action_dim, initial_scale)
         if scale == "unit" and action_dim is not None:
             raise ValueError(f"action_dim={action_dim} has no effect with scale='unit'; drop it or use 'learned'.")
 
     def from_noise(
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales(velocity)
+        log_scales = self.log_scales()
         if log_scales is None:
             return noise, memory_noise
         return _rotate(*self._scaled(noise, memory_noise, log_scales.exp()), *solver.free_direction)
@@ -304,14 +250,14 @@ class IndependentStart(Start):
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales(velocity)
+        log_scales = self.log_scales()
         if log_scales is None:
             return x, memory
         cos, sin = solver.free_direction
         return self._scaled(*_rotate(x, memory, cos, -sin), log_scales.neg().exp())
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
-        log_scales = self.log_scales(velocity)
+        log_scales = self.log_scales()
         return 0.0 if log_scales is None else log_scales.sum((-2, -1))
 
     @staticmethod

@@ -61,7 +61,7 @@ class SteeredStart(Start):
             raise ValueError("The base of a SteeredStart is steered already: give it more num_cells instead.")
         if base.action_dim not in (None, action_dim):
             raise ValueError(f"The base has action_dim={base.action_dim}, not {action_dim}.")
-        super().__init__("unit", 2, None, None)
+        super().__init__("unit", 2, None)
         self.action_dim = action_dim
         self.base = base
         sizes = [context_dim, *num_cells, 4 * action_dim]  # mean and log scale of both noises

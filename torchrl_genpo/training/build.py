@@ -14,7 +14,7 @@ from torchrl.envs import EnvBase
 from torchrl.modules import ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo.baselines import CouplingSolver, DummyActionLoss, FPOLoss, PolicyFlowLoss
+from torchrl_genpo.baselines import AlternatingCoupling, DummyActionLoss, FPOLoss, PolicyFlowLoss
 from torchrl_genpo.config.env_options import GymnasiumOptions
 from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.envs import DiscountedReturn, close_quietly, make_env
@@ -123,7 +123,7 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
             kwargs["num_memories"] = chosen.num_memories
         if chosen.reference_coeff:
             kwargs |= {"reference": policy, "reference_coeff": chosen.reference_coeff}
-        is_doubled = isinstance(flow_of(policy).solver, CouplingSolver)
+        is_doubled = isinstance(flow_of(policy).solver, AlternatingCoupling)
         return (DummyActionLoss if is_doubled else GenPOLoss)(policy, critic, **kwargs)
     if name in SURROGATE_FLOWS:
         return (FPOLoss if name == "fpo" else PolicyFlowLoss)(policy, critic, **kwargs)

@@ -27,7 +27,6 @@ from torchrl_genpo.baselines import (
     FPOActor,
     JacobianFlowActor,
     PolicyFlowActor,
-    SelfAdjointCoupling,
 )
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.flow import (
@@ -66,13 +65,11 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 SOLVERS: dict[str, Callable[..., PairSolver]] = {
     "two_step": ReversibleSolver,
     "alternating_coupling": AlternatingCoupling,
-    "self_adjoint_coupling": SelfAdjointCoupling,
 }
 PAIR_FLOWS: dict[str, type[ReversibleFlowActor]] = {
     "reversible_flow": ReversibleFlowActor,
     "genpo": ReversibleFlowActor,
     "genpo_jacobian": JacobianFlowActor,
-    "self_adjoint_flow": ReversibleFlowActor,
 }
 """The policies with an exact density of a pair, by their name in the options."""
 
@@ -208,8 +205,6 @@ def _start(options: Options, velocity: Any, solver: PairSolver) -> Start:
     is_consistent, steering_sizes = settings.pop("name") == "consistent", settings.pop("steering_sizes")
     if settings["scale"] != "unit" or settings.get("learn_tau") == "per_dimension":
         settings["action_dim"] = velocity.action_dim
-    if settings["scale"] == "state_dependent":
-        settings["context_dim"] = velocity.context_dim
     start: Start = ConsistentStart(**settings) if is_consistent else IndependentStart(**settings)
     if start.scale != "unit":
         start.set_first_std(policy.initial_std, solver, policy.min_std)

@@ -126,7 +126,7 @@ defaults:
 policy:
   velocity: {in_features: 4, action_dim: 2, num_cells: [16, 16]}
   solver: {num_steps: 3, sigma: 0.7}
-  start: {scale: state_dependent, action_dim: 2, context_dim: 16}
+  start: {scale: learned, action_dim: 2}
   in_keys: [[agent, observation]]
   memory_key: [agent, memory]
 """

@@ -110,7 +110,6 @@ class IndependentStartConfig(StartConfig):
 
     scale: str = "unit"
     action_dim: int | None = None
-    context_dim: int | None = None
     initial_scale: float = 1.0
     _target_: str = "torchrl.modules.IndependentStart"
 
@@ -123,7 +122,6 @@ class ConsistentStartConfig(StartConfig):
     learn_tau: str | None = None
     scale: str = "unit"
     action_dim: int | None = None
-    context_dim: int | None = None
     initial_scale: float = 1.0
     _target_: str = "torchrl.modules.ConsistentStart"
 
