@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     """Bytes that autograd keeps for the backward pass, counted by its own hooks."""
     kept = {}
     for num_steps in (1, 20):
-        for actor in make_actors(torch.float32, num_steps):
+        for actor in make_actors(torch.float32, num_steps, IndependentStart("learned", 3)):
             td = actor(TensorDict(observation=torch.randn(64, 4), batch_size=[64])).detach()
             sizes = []
             with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):
