@@ -63,7 +63,8 @@ def run_entry_script(options: Sequence[str], folder: Path, limit: float = 60.0) 
     code, seconds = run_script(SCRIPT, options, output, limit)
     left = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != output]
     left += [path for path in (folder / "run",) if path.is_dir() and not any(path.rglob("*"))]
-    names = tuple(str(path.relative_to(folder)) for path in left if path.name != "multirun.yaml")
+    others = ("multirun.yaml", "MUJOCO_LOG.TXT")  # where new versions of MuJoCo warn of Gymnasium's models
+    names = tuple(str(path.relative_to(folder)) for path in left if path.name not in others)
     return Outcome(tuple(options), code, output.read_text(errors="replace"), seconds, names)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "upstream"))
 import layout
+import parts
 
 ROOT = Path(__file__).parents[1]
 IMPORTS = """
@@ -42,6 +43,67 @@ def test_names_follow_into_code_doctests_and_prose():
         ":class:`~torchrl.modules.RunningNormalizer`"
     )
     assert layout.rewrite(":class:`~torchrl_genpo.GenPOLoss`") == ":class:`~torchrl.objectives.GenPOLoss`"
+
+
+WHOLE = '''"""A file."""
+
+from __future__ import annotations
+
+import math
+
+from ours.far import far
+from ours.near import near
+
+__all__ = ["A", "b"]
+
+
+class A:
+    """First.
+
+    Then see :meth:`gone`.
+
+    Last.
+    """
+
+    def kept(self):
+        return near()
+
+    @property
+    def gone(self):
+        return far(math.pi)
+
+
+def b():
+    return 2
+
+
+register(A)(b)
+'''
+CUT = '''"""A file."""
+
+from __future__ import annotations
+
+from ours.near import near
+
+__all__ = ["A"]
+
+
+class A:
+    """First.
+
+    Last.
+    """
+
+    def kept(self):
+        return near()
+'''
+
+
+def test_a_file_is_cut_down_with_all_that_only_the_rest_needed():
+    cut = parts.without(WHOLE, ["A.gone", "b", "register"], "ours", ["ours.near"])
+    assert [line for line in cut.splitlines() if line] == [line for line in CUT.splitlines() if line]
+    with pytest.raises(ValueError, match=r"no A\.lost any more"):
+        parts.without(WHOLE, ["A.lost"], "ours", [])
 
 
 def test_a_name_without_a_place_upstream_is_an_error():

@@ -2,10 +2,12 @@
 # LICENSE file in the root directory of this source tree.
 """Lays the parts of this package out as a change of TorchRL's source tree, and tests it there.
 
-    python upstream/layout.py FOLDER --test
+    python upstream/layout.py FOLDER --test             # all of it
+    python upstream/layout.py FOLDER --part 1 --test    # the smallest pull request; then --part 2, which adds to it
 
 FOLDER is a clone of https://github.com/pytorch/rl, where ``git diff`` then shows the pull request, or a new folder,
-into which the installed TorchRL is copied first. ``docs/upstream.md`` says what goes where and why.
+into which the installed TorchRL is copied first. ``docs/upstream.md`` says what goes where and why, ``parts.py`` what
+the parts are.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from parts import FIRST, FIRST_TEST, RENAMED, without
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "upstream" / "tree"  # files that only TorchRL needs, in its own names
@@ -48,6 +52,7 @@ SOURCES = {
     f"{OURS}/objectives/action_entropy.py": "torchrl/objectives/action_entropy.py",
     f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
     f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
+    f"{OURS}/objectives/pair.py": "torchrl/objectives/pair.py",
     f"{OURS}/objectives/reference.py": "torchrl/objectives/reference.py",
     f"{OURS}/training/trainer.py": "torchrl/trainers/algorithms/genpo.py",
 }
@@ -59,8 +64,12 @@ TESTS = {
     "tests/modules/test_actor.py": "test/modules/test_reversible_flow_actor.py",
     "tests/objectives/test_flow_matching.py": "test/objectives/test_flow_matching.py",
     "tests/objectives/test_genpo.py": "test/objectives/test_genpo.py",
+    "tests/objectives/test_pair.py": "test/objectives/test_pair_loss.py",
     "tests/training/test_trainer.py": "test/test_genpo_trainer.py",
 }
+SUFFIXES = (".md", ".py", ".rst", ".sh", ".yaml")
+REFERENCE = "docs/source/reference/genpo.rst"
+LAST = 3  # the part after which everything is there
 LOSS_TEST_BASE = "objectives/_objectives_common.py"  # TorchRL's own where there is one
 
 # The names that TorchRL's packages offer in addition, by package and by the module that defines them.
@@ -84,6 +93,7 @@ EXPORTS = {
     "torchrl/objectives/__init__.py": {
         "torchrl.objectives.flow_matching": ("FlowMatchingLoss",),
         "torchrl.objectives.genpo": ("GenPOLoss",),
+        "torchrl.objectives.pair": ("PairLoss",),
     },
     "torchrl/trainers/algorithms/__init__.py": {"torchrl.trainers.algorithms.genpo": ("GenPOTrainer",)},
     "torchrl/trainers/algorithms/configs/__init__.py": {
@@ -147,6 +157,7 @@ def rewrite(text: str) -> str:
         text = re.sub(rf"\b{re.escape(ours)}\b", MODULES[ours], text)
     text = re.sub(rf"\b{packages}\.(\w+)", lambda match: f"{HOMES[match[1]]}.{match[1]}", text)
     text = text.replace("from ._objectives_common", "from _objectives_common")
+    text = text.replace("from .test_pair", "from test_pair_loss")
     return text.replace("``benchmarks/results/", "torchrl-genpo's ``benchmarks/results/")
 
 
@@ -200,21 +211,52 @@ def copy_torchrl(folder: Path) -> None:
     )
 
 
-def lay_out(folder: Path) -> list[Path]:
+def first_part() -> dict[str, str]:
+    """The files of the smallest pull request, cut down to the method."""
+    modules = {f"{OURS}.{name.removesuffix('.py').removesuffix('/__init__').replace('/', '.')}" for name in FIRST}
+    texts = {TESTS[FIRST_TEST]: test(ROOT / FIRST_TEST)}
+    for name, left_out in FIRST.items():
+        cut = without((ROOT / OURS / name).read_text(), left_out, OURS, modules)
+        texts[SOURCES[f"{OURS}/{name}"]] = FOREIGN_HEADER + rewrite(cut)
+    for ours, theirs in RENAMED:
+        texts = {name.replace(ours, theirs): text.replace(ours, theirs) for name, text in texts.items()}
+    return texts
+
+
+def reference(text: str, defined: str, part: int) -> str:
+    """The page of the reference, of the names that a part has."""
+    if part < LAST:
+        text = text.partition("Trainer and configurations\n")[0].rpartition("\n\n")[0] + "\n"
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if line.strip() not in HOMES or f"class {line.strip()}(" in defined)
+
+
+def lay_out(folder: Path, part: int = LAST) -> list[Path]:
     """Writes the change into the folder and returns the paths relative to it. It may be repeated."""
     is_clone = (folder / "test" / LOSS_TEST_BASE).exists() and (folder / ".git").exists()
     if not (folder / "torchrl").exists():
         copy_torchrl(folder)
-    texts = {new: source(ROOT / old) for old, new in SOURCES.items()}
-    texts |= {new: test(ROOT / old) for old, new in TESTS.items()}
+    if part == 1:
+        texts = first_part()
+    else:
+        texts = {new: source(ROOT / old) for old, new in SOURCES.items()}
+        texts |= {new: test(ROOT / old) for old, new in TESTS.items()}
+    own = {str(path.relative_to(TREE)): path.read_text() for path in TREE.rglob("*.*") if path.suffix in SUFFIXES}
+    if part == LAST:
+        texts |= own
+    else:
+        texts = {name: text for name, text in texts.items() if "trainer" not in name}
+    defined = "\n".join(texts.values())
+    texts[REFERENCE] = reference(own[REFERENCE], defined, part)
     if not is_clone:
         texts[f"test/{LOSS_TEST_BASE}"] = (ROOT / "tests" / LOSS_TEST_BASE).read_text()
-    own = [path for path in TREE.rglob("*.*") if path.is_file() and path.suffix != ".pyc"]
-    texts |= {str(path.relative_to(TREE)): path.read_text() for path in own}
     for name, modules in EXPORTS.items():
-        texts[name] = export((folder / name).read_text(), modules)
+        there = {module: tuple(n for n in names if f"class {n}(" in defined) for module, names in modules.items()}
+        there = {module: names for module, names in there.items() if names}
+        if there:
+            texts[name] = export((folder / name).read_text(), there)
     for name, (after, new) in INSERTIONS.items():
-        if (folder / name).exists():
+        if (folder / name).exists() and (part == LAST or name.startswith("docs")):
             texts[name] = insert((folder / name).read_text(), after, new)
     for name, text in texts.items():
         if OURS in text:
@@ -235,11 +277,14 @@ def run_tests(folder: Path, written: list[Path]) -> str:
     if importlib.util.find_spec("xdist"):
         pytest += ["-n", "auto", "--dist", "worksteal"]
     report = []
-    for name, command in (
+    commands = [
         ("TorchRL is the folder's", ["-c", check, str(folder)]),
         (f"{len(tests)} files of tests, doctests", [*pytest, "--doctest-modules", *tests, *library]),
-        ("smoke test of sota-implementations/genpo", [str(folder / SMOKE_TEST.split()[0]), *SMOKE_TEST.split()[1:]]),
-    ):
+    ]
+    if any(path.name == "run_genpo.sh" for path in written):
+        smoke = [str(folder / SMOKE_TEST.split()[0]), *SMOKE_TEST.split()[1:]]
+        commands.append(("smoke test of sota-implementations/genpo", smoke))
+    for name, command in commands:
         begin = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:  # for what a run writes
             cwd = scratch if command[0].endswith(".py") else folder
@@ -254,12 +299,17 @@ def run_tests(folder: Path, written: list[Path]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--part", type=int, choices=(1, 2, LAST), default=LAST, help="of three, with those before it")
     parser.add_argument("--test", action="store_true", help="run the copied tests there")
     parser.add_argument("--record", action="store_true", help="and write the outcome to benchmarks/results/upstream.md")
     options = parser.parse_args()
     folder = options.folder.resolve()
-    written = lay_out(folder)
+    written = lay_out(folder, options.part)
     print("\n".join(map(str, written)))
+    new = [path for path in written if OUR_HEADER in (folder / path).read_text() and path.name != "__init__.py"]
+    print(
+        f"{sum(len((folder / path).read_text().splitlines()) for path in new)} lines in {len(new)} new files of code."
+    )
     if options.test or options.record:
         report = run_tests(folder, written)
         print(report)

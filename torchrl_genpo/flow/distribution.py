@@ -35,8 +35,9 @@ class ReversibleFlow(Distribution):
     (:meth:`~torchrl_genpo.flow.Start.memory_weight`), another :math:`\mu` changes the density of the pair no more than
     that of the action.
 
-    It is the density of the *pair*, constants included. The density of the action alone is its
-    integral over the memory; :meth:`action_log_prob` estimates it.
+    It is the density of the *pair*, constants included.
+
+    The density of the action alone is its integral over the memory; :meth:`action_log_prob` estimates it.
 
     ``torch.distributions.kl_divergence`` of two flows is :meth:`kl_divergence` with one sample.
 

@@ -34,11 +34,11 @@ def flow_of(policy: nn.Module) -> Any:
         TypeError: if there is none, or more than one.
 
     Examples:
-        >>> from tensordict.nn import ProbabilisticTensorDictSequential
+        >>> from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
         >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
-        >>> from torchrl_genpo.modules import RunningNormalizer
-        >>> actor = ReversibleFlowActor(VelocityMLP(4, 2), in_keys=["normalized_observation"])
-        >>> flow_of(ProbabilisticTensorDictSequential(RunningNormalizer(4), actor)) is actor
+        >>> encoder = TensorDictModule(nn.Linear(8, 4), in_keys=["observation"], out_keys=["features"])
+        >>> actor = ReversibleFlowActor(VelocityMLP(4, 2), in_keys=["features"])
+        >>> flow_of(ProbabilisticTensorDictSequential(encoder, actor)) is actor
         True
     """
     found = [step for step in steps(policy) if hasattr(step, "velocity")]

@@ -184,7 +184,7 @@ def test_metrics_and_reward_terms_add_up():
         turns = td["metrics", f"turns/{nut}"]
         assert turns.isnan().flatten().tolist() == [other != row for other in range(3)]
         torch.testing.assert_close(turns[row, 0], total[row] / (2 * math.pi), rtol=1e-3, atol=1e-5)
-        assert td["metrics", f"progress/{nut}"][row] == (turns[row] / 3).clamp(0, 1)
+        torch.testing.assert_close(td["metrics", f"progress/{nut}"][row], (turns[row] / 3).clamp(0, 1))
         assert td["metrics", f"completion_seconds/{nut}"][row] == 20
 
 

@@ -228,7 +228,7 @@ def _add_nut(spec: mujoco.MjSpec, scene: Scene, axis: np.ndarray) -> None:
             objtype=mujoco.mjtObj.mjOBJ_JOINT,
             name1="rise",
             name2="nut",
-            data=[0.0, scene.thread_pitch / (2 * math.pi), *[0.0] * 9],
+            data=[0.0, scene.thread_pitch / (2 * math.pi), *[0.0] * (mujoco.mjNEQDATA - 2)],
             solref=[0.01, 1.0],
             # stiff, because MuJoCo softens it by the nut's tiny inertia, as if a radian were as much as a metre
             solimp=[0.99999, 0.99999, 0.001, 0.5, 2.0],
