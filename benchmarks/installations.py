@@ -1,12 +1,13 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Runs the whole core suite on several versions of Python and records what passed.
+"""Runs the whole core suite in several installations and records what passed.
 
-    python -m benchmarks.python_versions ~/py310/bin/python ~/py312/bin/python
+    python -m benchmarks.installations ~/py310/bin/python ~/newest/bin/python
 
-Each argument is the interpreter of a virtual environment in which README's test command was run. The suite tests this
-source tree, whichever tree was installed there. Writes ``python_versions.md`` to ``benchmarks/results``, and fails if a
-suite does.
+Each argument is the interpreter of a virtual environment in which README's test command was run, or another
+installation (``.ci/nightly`` makes those of TorchRL's nightly and of the newest version of everything). The suite tests
+this source tree, whichever tree was installed there. Writes ``installations.md`` to ``benchmarks/results``, and fails
+if a suite does.
 """
 
 from __future__ import annotations
@@ -21,11 +22,20 @@ from pathlib import Path
 
 from benchmarks._lib.origin import RESULTS, ROOT, commit, machine
 
-PACKAGES = ("torch", "torchrl", "tensordict", "numpy", "gymnasium", "mujoco", "hydra-core", "onnxruntime")
+PACKAGES = (
+    *("torch", "torchrl", "torchrl-nightly", "tensordict", "tensordict-nightly"),
+    *("numpy", "gymnasium", "mujoco", "hydra-core", "pydantic", "onnxruntime"),
+)
 VERSIONS = f"""
 import platform
-from importlib.metadata import version
-print(platform.python_version(), *(f"{{name}} {{version(name)}}" for name in {PACKAGES}), sep="|")
+from importlib.metadata import PackageNotFoundError, version
+found = []
+for name in {PACKAGES}:
+    try:
+        found.append(f"{{name}} {{version(name)}}")
+    except PackageNotFoundError:
+        pass
+print(platform.python_version(), *found, sep="|")
 """
 COMMAND = ("-m", "pytest", "-p", "no:cacheprovider")
 OUTCOMES = ("passed", "skipped", "failed", "error")
@@ -57,7 +67,7 @@ def main() -> None:
     rows, passed = zip(*map(run_suite, pythons), strict=True)
     header = ["Python", *OUTCOMES, "minutes", "packages"]
     lines = [
-        "# The core suite on several versions of Python",
+        "# The core suite in several installations",
         "",
         "Tests that need a simulator of an environment of its own are skipped; `.ci/run` runs them on Python 3.11.",
         "",
@@ -65,10 +75,10 @@ def main() -> None:
         f"|{'|'.join(['---', *['---:'] * (len(OUTCOMES) + 1), '---'])}|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
-        f"Command: `python {' '.join(COMMAND)}` by each, from `python -m benchmarks.python_versions`. "
+        f"Command: `python {' '.join(COMMAND)}` by each, from `python -m benchmarks.installations`. "
         f"Commit: {commit()}. Machine: {machine()}.",
     ]
-    (RESULTS / "python_versions.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "installations.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     sys.exit(not all(passed))
 
