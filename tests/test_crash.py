@@ -14,6 +14,8 @@ import pytest
 sys.path.append(str(Path(__file__).parent))
 from forks import SCRIPT, run_script
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 24
 COMMON = [
     "collector.frames_per_batch=128",

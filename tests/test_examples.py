@@ -18,6 +18,8 @@ from torchrl_genpo.training.recording import check_rendering
 sys.path.append(str(Path(__file__).parent))
 from forks import run_script
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

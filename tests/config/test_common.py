@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +17,9 @@ from torchrl_genpo.commands.common import (
 )
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.schema import PretrainOptions
+
+sys.path.append(str(Path(__file__).parents[1]))
+from forks import run_script
 
 COMMAND = """
 from pathlib import Path
@@ -44,13 +47,10 @@ def run(tmp_path):
     script.write_text(COMMAND)
 
     def launch(*overrides):
-        process = subprocess.run(
-            [sys.executable, str(script), *overrides], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        left = [
-            path for path in tmp_path.rglob("*") if path.suffix not in (".py", ".pyc") and path.name != "__pycache__"
-        ]
-        return process.returncode, process.stdout + process.stderr, left
+        output = tmp_path / "output.txt"
+        code, _ = run_script(script, overrides, output)
+        files = [path for path in tmp_path.rglob("*") if path not in (script, output)]
+        return code, output.read_text(), [path for path in files if "__pycache__" not in path.parts]
 
     return launch
 

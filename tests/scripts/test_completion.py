@@ -47,6 +47,7 @@ def test_bash_completes(command, tmp_path, monkeypatch, capsys):
     assert function in answer and answer.split()[-1] == completed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_the_name_of_a_task(tmp_path):
     command = tmp_path / "genpo-train"

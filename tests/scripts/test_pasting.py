@@ -40,6 +40,7 @@ def shell(tmp_path):
     return folder, paste
 
 
+@pytest.mark.slow
 def test_a_stopped_run_says_how_to_continue_it(shell):
     folder, paste = shell
     command = launch(*TINY, "env=pendulum")

@@ -18,6 +18,8 @@ from torchrl_genpo.training.checkpoint import checkpoints_of
 from torchrl_genpo.training.metrics import read_metrics
 from torchrl_genpo.training.ranks import Ranks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SIZE = 2
 STEPS = (5, 9)  # of each rank

@@ -109,7 +109,7 @@ def test_evaluation_counts_the_first_episodes_of_each_environment(parts, rounds)
     assert result["eval/zero_noise/return"] == pytest.approx(sum(returns) / len(returns))
 
 
-@pytest.mark.parametrize("compile_mode", [None, "default"])
+@pytest.mark.parametrize("compile_mode", [None, pytest.param("default", marks=pytest.mark.slow)])
 def test_an_update_is_one_clipped_gradient_step(compile_mode):
     actor = make_actor(ReversibleSolver(num_steps=2))  # soon compiled
     loss = GenPOLoss(actor, make_critic(), clip_epsilon=0.2)
