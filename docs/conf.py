@@ -31,7 +31,7 @@ import torchrl_genpo  # noqa: E402
 
 project = "torchrl_genpo"
 author = "the torchrl_genpo authors"
-copyright = "MIT licence"
+copyright = f"{author}, MIT licence"
 version = release = torchrl_genpo.__version__
 
 extensions = [
@@ -56,6 +56,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
     "logo": {"text": "torchrl_genpo"},
+    "header_links_before_dropdown": 6,
     "show_toc_level": 2,
     "navigation_with_keys": False,
     "secondary_sidebar_items": ["page-toc"],
