@@ -48,16 +48,15 @@ def main() -> None:
         (record["policy"], record["task"], record["seed"]): [last(record, f"eval/{n}_noise/return") for n in NOISES]
         for record in records
     }
-    tuned = {
-        (task, seed): tuning.ends[name("reversible_flow", setting), task, seed] for task in TASKS for seed in SEEDS
-    }
-    ends |= {("tuned", *key): values for key, values in tuned.items()}
+    for task in TASKS:
+        for seed in SEEDS:
+            ends["tuned", task, seed] = tuning.ends[name("reversible_flow", setting), task, seed]
     gaussian = {task: _mean(tuning.ends[name("gaussian", BASE), task, seed] for seed in SEEDS) for task in TASKS}
     lines = [
         "# Variants of the tuned flow",
         "",
-        f"{', '.join(TASKS)}, {FRAMES:,} frames, seeds {SEEDS[0]} to {SEEDS[-1]}: median return of both evaluations, and "
-        "the score of tuning.md, the mean of the tasks as ratios to the Gaussian in the shared setting. "
+        f"{', '.join(TASKS)}, {FRAMES:,} frames, seeds {SEEDS[0]} to {SEEDS[-1]}: median return of both evaluations, "
+        "and the score of tuning.md, the mean of the tasks as ratios to the Gaussian in the shared setting. "
         f"The tuned setting: `{' '.join(options)}`.",
         "",
         f"| variant | {' | '.join(TASKS)} | score |",
