@@ -22,28 +22,32 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks._lib.origin import RESULTS, ROOT, origin, record_origin
-from benchmarks._lib.report import append_line, origins, parser, pyplot, read_lines, save, spread
-from benchmarks._lib.runs import Run, draw, execute_all, last, read_results, run_script
+from benchmarks._lib.origin import RESULTS, ROOT, origin
+from benchmarks._lib.report import origins, parser, pyplot, save, spread
+from benchmarks._lib.robomimic import (
+    DEMONSTRATIONS,
+    EPISODES,
+    FOLDER,
+    SIMULATION,
+    TASKS,
+    demonstrations,
+    described,
+    measure,
+    pretrain,
+    pretrained,
+    report_measured,
+    script,
+)
+from benchmarks._lib.runs import Run, draw, execute_all, last, read_results
 
-TASKS = ("can", "box_cleanup", "threading")
-DEMONSTRATIONS = {"can": 10, "box_cleanup": 40, "threading": 40}
-"""The number of demonstrations that a policy is pre-trained on."""
-ITERATIONS = 2500
-EPISODES = 100
-"""The number of episodes of each evaluation."""
-SIMULATION = ("env.options.horizon=240", "env.options.simulation_timestep=0.01")
-"""Options of all runs, by which two cores need two hours a run."""
 TIMESTEPS = (0.002, 0.005, 0.01)
-PRETRAINING = ("pretrain.action_noise=0.1",)
 DENSE_REWARD = ("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true")
 REWARD = {"can": DENSE_REWARD}
 """Options of the reward, which is sparse where there are none."""
@@ -53,7 +57,6 @@ TAU = {"can": 0.5, "box_cleanup": 0.3, "threading": 0.3}
 """The width of the noise of fine-tuning; without a dense reward, some success must remain."""
 NARROW_TAU = 0.1
 """The width of the noise of pre-training."""
-FOLDER = Path("outputs/robomimic")
 NUM_STEPS, SIGMA = 5, 0.75
 EULER = "Euler"
 STARTS: dict[str, tuple[float | None, float]] = {
@@ -67,6 +70,10 @@ POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "reversible_flow": ("flow, consistent start", ["policy=reversible_flow"]),
     "reversible_flow_narrow": (f"flow, tau {NARROW_TAU}", ["policy=reversible_flow"]),
+    "reference": ("flow, near the pre-trained one", ["policy=reversible_flow"]),
+    "steered": ("flow, steered", ["policy=reversible_flow"]),
+    "anchored": ("flow, anchored to good chunks", ["policy=reversible_flow"]),
+    "gaussian_reference": ("Gaussian, near the pre-trained one", ["policy=gaussian"]),
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_constant": ("FPO++, constant rate and its own clip", ["policy=fpo"]),
 }
@@ -79,52 +86,8 @@ FINE_PHYSICS = {"env.options.simulation_timestep": TIMESTEPS[0]}
 ROUNDS, ROUND_EPISODES, ROUND_ITERATIONS = 1, 300, 4000
 """How often a policy imitates its own successes, of how many episodes, in how many iterations."""
 SUCCESSES = ("demonstrations", *(f"its successes, round {index}" for index in range(1, ROUNDS + 1)))
-NUM_ENVS = 20
 FRAMES = 6
 """The number of pictures of a film strip."""
-
-
-def script(*command: str) -> None:
-    """Runs a script of the repository, and ends with its output if it fails."""
-    process = run_script(*command)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{process.stdout}")
-
-
-def demonstrations(task: str) -> Path:
-    """Returns the file of the expert's demonstrations, which are collected unless they have been."""
-    path = FOLDER / f"{task}.hdf5"
-    if not (ROOT / path).exists():
-        (ROOT / FOLDER).mkdir(parents=True, exist_ok=True)
-        episodes = ("--episodes", str(DEMONSTRATIONS[task] + 10))
-        script("examples/collect_demos.py", f"robomimic/{task}", *episodes, "--output", str(path))
-    return path
-
-
-def pretrain(folder: Path, task: str, seed: int, dataset: Path, iterations: int, *options: str) -> Path:
-    """Returns the last checkpoint of a pre-training, which is run unless it has been."""
-    from benchmarks._lib.in_process import latest_checkpoint
-
-    if not list((ROOT / folder / "checkpoints").glob(f"checkpoint-{iterations:012d}.*")):
-        script(
-            "sota-implementations/pretrain.py",
-            f"env=robomimic/{task}",
-            *options,
-            *SIMULATION,
-            f"pretrain.dataset={dataset}",
-            f"pretrain.iterations={iterations}",
-            f"seed={seed}",
-            "eval.rounds=0",
-            f"hydra.run.dir={folder}",
-        )
-    return latest_checkpoint(ROOT / folder)
-
-
-def pretrained(task: str, options: Sequence[str], seed: int) -> Path:
-    """Returns the checkpoint of a policy of few demonstrations."""
-    folder = FOLDER / task / "pretrained" / "_".join(option.partition("=")[2] for option in options) / str(seed)
-    few = f"pretrain.num_demonstrations={DEMONSTRATIONS[task]}"
-    return pretrain(folder, task, seed, demonstrations(task), ITERATIONS, *options, *PRETRAINING, few)
 
 
 def imitator(task: str, seed: int, rounds: int) -> Path:
@@ -197,71 +160,18 @@ def measure_successes(tasks: Sequence[str], seeds: Sequence[int]) -> None:
         measure("successes", task, name, seed, partial(imitator, task, seed, rounds))
 
 
-def measured(stage: str) -> list[dict[str, Any]]:
-    """Returns what was measured of policies that were pre-trained as they are today."""
-    lines = read_lines(RESULTS / f"robomimic_{stage}.jsonl")
-    return [line for line in lines if line.get("pretraining") == [*SIMULATION, *PRETRAINING]]
-
-
-def measure(
-    stage: str,
-    task: str,
-    name: str,
-    seed: int,
-    checkpoint: Callable[[], Path],
-    **options: Any,
-) -> None:
-    """Evaluates a policy and adds a line to the stage's results, unless they have it."""
-    import torch
-
-    from benchmarks._lib.in_process import evaluate_checkpoint
-
-    if any((line["task"], line["name"], line["seed"]) == (task, name, seed) for line in measured(stage)):
-        return
-    torch.set_num_threads(1)
-    found = evaluate_checkpoint(checkpoint(), NUM_ENVS, EPISODES // NUM_ENVS, **options)
-    line = {"task": task, "name": name, "seed": seed, "episodes": EPISODES}
-    line |= {"pretraining": [*SIMULATION, *PRETRAINING]}
-    line |= {key: round(found[f"eval/{key}_noise/success"], 4) for key in ("zero", "random")}
-    append_line(RESULTS / f"robomimic_{stage}.jsonl", line | record_origin())
-    print(f"{task}, {name}, seed {seed}: zero {line['zero']:.2f}, random {line['random']:.2f}", flush=True)
-
-
-def described(tasks: Collection[str]) -> str:
-    """Describes what the policies of some tasks are pre-trained on."""
-    counts = ", ".join(f"{task} {DEMONSTRATIONS[task]}" for task in TASKS if task in tasks)
-    return f"Demonstrations of a scripted expert: {counts}; {ITERATIONS} iterations of flow matching"
-
-
-def report_measured(stage: str, title: str, column: str, names: Sequence[str]) -> None:
-    """Writes the report on what a stage has measured."""
-    found = measured(stage)
-    if not found:
-        return
-    lines = [
-        f"# {title}",
-        "",
-        f"{described({line['task'] for line in found})}, five velocity evaluations an action; "
-        f"`{' '.join(SIMULATION + PRETRAINING)}`. Part of {EPISODES} episodes that succeed, median of the "
-        "seeds (each in brackets).",
-        "",
-        f"| task | {column} | zero noise | random noise |",
-        "|---|---|---:|---:|",
-    ]
-    for task, name in product(TASKS, names):
-        chosen = [line for line in found if (line["task"], line["name"]) == (task, name)]
-        if chosen:
-            cells = [spread([line[key] for line in chosen], 2) for key in ("zero", "random")]
-            lines.append(f"| {task} | {name} | {' | '.join(cells)} |")
-    save(RESULTS / f"robomimic_{stage}.md", [*lines, *origins(found, stage)])
-
-
 def finetuning(task: str, policy: str) -> tuple[str, ...]:
     """Returns the options of fine-tuning, apart from those that make the policy."""
-    tau = NARROW_TAU if policy == "reversible_flow_narrow" else TAU[task]
+    tau = TAU[task] if policy == "reversible_flow" else NARROW_TAU
     flow = ("optim.noise_lr=3e-4", f"start.tau={tau}")
+    anchor = (f"anchor.dataset={demonstrations(task)}", f"anchor.num_demonstrations={DEMONSTRATIONS[task]}")
+    near = ("loss.reference_coeff=0.1", "loss.reference_target=0.5")
     own = {
         "gaussian": ("optim.noise_lr=3e-4",),
+        "reference": (*flow, *near),
+        "steered": ("start=steered", f"start.tau={tau}", "policy.trainable=start", "optim.lr=1e-4"),
+        "anchored": (*flow, "anchor.coeff=0.1", *anchor, "anchor.own_chunks=20_000"),
+        "gaussian_reference": ("optim.noise_lr=3e-4", *near),
         "fpo": (),
         "fpo_constant": ("optim.schedule=constant", "loss.clip_epsilon=0.05"),
     }.get(policy, flow)
