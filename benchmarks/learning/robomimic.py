@@ -73,7 +73,6 @@ POLICIES = {
     "reference": ("flow, near the pre-trained one", ["policy=reversible_flow"]),
     "steered": ("flow, steered", ["policy=reversible_flow"]),
     "anchored": ("flow, anchored to good chunks", ["policy=reversible_flow"]),
-    "gaussian_reference": ("Gaussian, near the pre-trained one", ["policy=gaussian"]),
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_constant": ("FPO++, constant rate and its own clip", ["policy=fpo"]),
 }
@@ -165,13 +164,11 @@ def finetuning(task: str, policy: str) -> tuple[str, ...]:
     tau = TAU[task] if policy == "reversible_flow" else NARROW_TAU
     flow = ("optim.noise_lr=3e-4", f"start.tau={tau}")
     anchor = (f"anchor.dataset={demonstrations(task)}", f"anchor.num_demonstrations={DEMONSTRATIONS[task]}")
-    near = ("loss.reference_coeff=0.1", "loss.reference_target=0.5")
     own = {
         "gaussian": ("optim.noise_lr=3e-4",),
-        "reference": (*flow, *near),
+        "reference": (*flow, "loss.reference_coeff=0.1", "loss.reference_target=0.5"),
         "steered": ("start=steered", f"start.tau={tau}", "policy.trainable=start", "optim.lr=1e-4"),
         "anchored": (*flow, "anchor.coeff=0.1", *anchor, "anchor.own_chunks=20_000"),
-        "gaussian_reference": ("optim.noise_lr=3e-4", *near),
         "fpo": (),
         "fpo_constant": ("optim.schedule=constant", "loss.clip_epsilon=0.05"),
     }.get(policy, flow)
