@@ -14,7 +14,7 @@ BASELINES = {
     ),
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_published": (
-        "FPO++, its own setting",
+        "FPO++, its own setting (for thousands of environments)",
         [
             "policy=fpo",
             "policy.options.num_steps=64",

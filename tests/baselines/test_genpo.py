@@ -128,12 +128,12 @@ def test_the_autograd_jacobian_gives_the_constant_and_the_same_gradients():
         torch.testing.assert_close(a, b, atol=1e-9, rtol=0)
 
 
-def test_the_compression_loss_is_the_squared_gap_of_fresh_actions_and_closes_it():
+def test_the_compression_loss_is_the_distance_of_fresh_actions_from_their_dummies_and_closes_it():
     actor = ReversibleFlowActor(make_velocity(), solver=AlternatingCoupling())
     loss = DummyActionLoss(actor, None, critic_coeff=None, compression_coeff=0.5)
     data = collect(actor, 4096)
     # |x - y| = 2 |memory|
-    expected = 0.5 * (2 * data["action_memory"]).square().mean()
+    expected = 0.5 * (2 * data["action_memory"]).norm(dim=-1).mean()
     torch.testing.assert_close(loss(data)["loss_compression"], expected, rtol=0.1, atol=0)
     assert "loss_compression" in loss.out_keys
     optimizer = torch.optim.Adam(loss.parameters(), 1e-2)
@@ -142,7 +142,7 @@ def test_the_compression_loss_is_the_squared_gap_of_fresh_actions_and_closes_it(
         out = loss(data)
         out["loss_compression"].backward()
         optimizer.step()
-    assert loss(data)["loss_compression"] < 0.7 * expected
+    assert loss(data)["loss_compression"] < 0.8 * expected
     assert "loss_compression" not in DummyActionLoss(actor, None, critic_coeff=None, compression_coeff=0)(data).keys()
 
 

@@ -116,8 +116,9 @@ class AlternatingCoupling(PairSolver):
 class DummyActionLoss(GenPOLoss):
     r"""PPO on the exact ratio of a doubled action, with GenPO's compression loss.
 
-    ``loss_compression`` is :math:`\lambda\, \mathbb{E}|x - y|^2 / d` of freshly sampled actions: it keeps the dummy
-    action from exploring what is never executed. It costs one more integration, unless its coefficient is 0.
+    ``loss_compression`` is :math:`\lambda\, \mathbb{E}|x - y|`, the distance of a freshly sampled action and its dummy as
+    the authors' code has it: it keeps the dummy from exploring what is never executed. It costs one more integration,
+    unless its coefficient is 0.
 
     Args:
         actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor` with a
@@ -171,7 +172,7 @@ class DummyActionLoss(GenPOLoss):
         if self._compresses:
             with self._in_place(self.actor_network_params):
                 _, memory = self._encode(tensordict)[1].rsample()
-            gap = (2 * memory).square().mean(-1)
+            gap = (2 * memory).norm(dim=-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
         return td_out
 
