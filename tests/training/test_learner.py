@@ -155,6 +155,20 @@ def test_every_policy_learns_from_a_batch_with_actions_in_the_tasks_units(policy
     assert ("raw_action" in learner.policy.out_keys) == (task == "pendulum")  # whose actions are in [-3, 3]
 
 
+def test_a_gaussians_deviation_may_depend_on_the_state_and_begins_where_the_others_does():
+    overrides = ("policy=gaussian", "policy.scale=state_dependent", "policy.initial_std=0.4", "policy.min_std=0.1")
+    _, env, policy, *_ = make_parts(*overrides)
+    normalizer, network = policy.module[:2]
+    seen = normalizer(env.rollout(8))
+    scale = network(seen)["scale"]
+    torch.testing.assert_close(scale, torch.full_like(scale, 0.4), atol=0.02, rtol=0)
+    _, moved = learn(*overrides)
+    last = next(name for name in reversed(moved) if name.endswith("weight"))
+    assert moved[last] > 0
+    network.module[0][-1].bias.data.fill_(-50.0)
+    torch.testing.assert_close(network(seen)["scale"], torch.full_like(scale, 0.1))
+
+
 def test_an_action_in_the_tasks_units_is_the_scaled_one():
     _, env, policy, *_ = make_parts()
     data = collect(env, policy)

@@ -116,9 +116,9 @@ class AlternatingCoupling(PairSolver):
 class DummyActionLoss(GenPOLoss):
     r"""PPO on the exact ratio of a doubled action, with GenPO's compression loss.
 
-    ``loss_compression`` is :math:`\lambda\, \mathbb{E}|x - y|`, the distance of a freshly sampled action and its dummy as
-    the authors' code has it: it keeps the dummy from exploring what is never executed. It costs one more integration,
-    unless its coefficient is 0.
+    ``loss_compression`` is :math:`\lambda\, \mathbb{E}|x - y|`, the distance of a freshly sampled action and its dummy
+    as the authors' code has it: it keeps the dummy from exploring what is never executed. It costs one more
+    integration, unless its coefficient is 0.
 
     Args:
         actor_network (TensorDictModule): the policy: a :class:`~torchrl_genpo.ReversibleFlowActor` with a

@@ -124,12 +124,16 @@ class _LearnedNoise(Options):
 
 
 class GaussianOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _NoLossOptions, _Policy):
-    """TorchRL's stock normal policy with a scale that does not depend on the state."""
+    """TorchRL's stock normal policy."""
 
     has_density: ClassVar[bool] = True
     time_embedding_dim: ClassVar[None] = None
 
     name: Literal["gaussian"] = Field(default="gaussian", description="TorchRL's stock normal policy.")
+    scale: Literal["learned", "state_dependent"] = Field(
+        default="learned",
+        description="The deviation of an action: a parameter for each of its numbers, or a function of the state.",
+    )
 
 
 class _Flow(_Policy):

@@ -7,11 +7,12 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tensordict.nn import (
     AddStateIndependentNormalScale,
+    NormalParamExtractor,
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModule,
@@ -160,10 +161,12 @@ def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_
     chosen: Any = options.policy
     if chosen.name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
-        loc = make_mlp(size, (*chosen.hidden_sizes, action_dim), ACTIVATIONS[chosen.activation], gain=0.01)
+        outputs = 2 * action_dim if chosen.scale == "state_dependent" else action_dim
+        network = make_mlp(size, (*chosen.hidden_sizes, outputs), ACTIVATIONS[chosen.activation], gain=0.01)
         return gaussian_steps(
-            loc,
+            network,
             action_dim,
+            scale=chosen.scale,
             in_key=key,
             action_key=action_key,
             initial_std=chosen.initial_std,
@@ -214,30 +217,37 @@ def _start(options: Options, velocity: Any, solver: PairSolver) -> Start:
 
 
 def gaussian_steps(
-    loc: nn.Module,
+    network: nn.Module,
     action_dim: int,
     *,
+    scale: Literal["learned", "state_dependent"] = "learned",
     in_key: str = "observation",
     action_key: str = "action",
     initial_std: float = 1.0,
     min_std: float = 0.0,
 ) -> list[TensorDictModuleBase]:
-    """TorchRL's stock normal policy with a state-independent scale, as the modules of a sequence.
+    """TorchRL's stock normal policy, as the modules of a sequence.
 
     Args:
-        loc (nn.Module): from observations ``[..., n]`` to means ``[..., action_dim]``.
+        network (nn.Module): from observations ``[..., n]`` to means ``[..., action_dim]``, or, for a state-dependent
+            scale, ``[..., 2 * action_dim]``.
         action_dim (int): size of the action.
 
     Keyword Args:
+        scale (str, optional): ``"learned"``, a parameter for each number of an action, or ``"state_dependent"``, by the
+            other half of what the network returns. Defaults to ``"learned"``.
         in_key (str, optional): of the observation. Defaults to ``"observation"``.
         action_key (str, optional): of the action. Defaults to ``"action"``.
         initial_std (float, optional): the standard deviation at first. Defaults to ``1``.
         min_std (float, optional): the least standard deviation. Defaults to ``0``.
     """
-    scale = AddStateIndependentNormalScale(
-        action_dim, scale_lb=max(min_std, LEAST_STD), init_value=math.log(initial_std)
-    )
-    net = nn.Sequential(loc, scale)
+    lowest = max(min_std, LEAST_STD)
+    extractor: nn.Module
+    if scale == "state_dependent":
+        extractor = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=lowest)
+    else:
+        extractor = AddStateIndependentNormalScale(action_dim, scale_lb=lowest, init_value=math.log(initial_std))
+    net = nn.Sequential(network, extractor)
     return [
         TensorDictModule(net, in_keys=[in_key], out_keys=["loc", "scale"]),
         ProbabilisticTensorDictModule(
