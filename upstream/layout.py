@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from parts import FIRST, FIRST_TEST, RENAMED, without
+from parts import FIRST, FIRST_TEST, RENAMED, docstrings, without
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ROOT / "upstream" / "tree"  # files that only TorchRL needs, in its own names
@@ -267,6 +267,16 @@ def lay_out(folder: Path, part: int = LAST) -> list[Path]:
     return sorted(map(Path, texts))
 
 
+def count(folder: Path, written: list[Path]) -> str:
+    """Says how many lines the new files of Python have, and how many of them are code."""
+    texts = [(folder / path).read_text() for path in written if path.suffix == ".py" and path.name != "__init__.py"]
+    texts = [text for text in texts if OUR_HEADER in text]
+    lines = [line.strip() for text in texts for line in text.splitlines()]
+    prose = [line.strip() for text in texts for doc in docstrings(text) for line in doc.splitlines()]
+    code = sum(bool(line) and not line.startswith("#") for line in lines) - sum(map(bool, prose))
+    return f"{len(texts)} new files of Python with {len(lines):,} lines, of which {code:,} are code."
+
+
 def run_tests(folder: Path, written: list[Path]) -> str:
     """Runs the copied tests, doctests and the script's smoke test with the folder's TorchRL, and returns a report."""
     env = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
@@ -301,15 +311,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--part", type=int, choices=(1, 2, LAST), default=LAST, help="of three, with those before it")
     parser.add_argument("--test", action="store_true", help="run the copied tests there")
-    parser.add_argument("--record", action="store_true", help="and write the outcome to benchmarks/results/upstream.md")
+    parser.add_argument("--record", action="store_true", help="and write the outcome to benchmarks/results")
     options = parser.parse_args()
     folder = options.folder.resolve()
     written = lay_out(folder, options.part)
     print("\n".join(map(str, written)))
-    new = [path for path in written if OUR_HEADER in (folder / path).read_text() and path.name != "__init__.py"]
-    print(
-        f"{sum(len((folder / path).read_text().splitlines()) for path in new)} lines in {len(new)} new files of code."
-    )
+    print(size := count(folder, written))
     if options.test or options.record:
         report = run_tests(folder, written)
         print(report)
@@ -317,8 +324,10 @@ def main() -> None:
             sys.path.append(str(ROOT))
             from benchmarks._lib.origin import RESULTS, origin
 
-            lines = ["# The upstream tree's test run", "", report, *origin()]
-            (RESULTS / "upstream.md").write_text("\n".join(lines) + "\n")
+            title = f"# The upstream tree's test run, part {options.part} of {LAST}"
+            lines = [title, "", size, "", report, *origin()]
+            name = "upstream" if options.part == LAST else f"upstream_part_{options.part}"
+            (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

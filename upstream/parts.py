@@ -117,6 +117,13 @@ def without(text: str, names: Collection[str], package: str, modules: Collection
     return text
 
 
+def docstrings(text: str) -> list[str]:
+    """The docstrings of a file, as they stand there."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    return [ast.get_docstring(node, clean=False) or "" for node in nodes]
+
+
 def _replace(text: str, node: ast.stmt, new: str) -> str:
     lines = text.splitlines(keepends=True)
     lines[node.lineno - 1 : node.end_lineno] = [new]
