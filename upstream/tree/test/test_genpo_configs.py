@@ -53,7 +53,8 @@ def targets():
 def keywords(built):
     """Names and defaults of what a class takes, those included that it hands on to the class that it extends."""
     found = {}
-    for cls in (built, ClipPPOLoss) if issubclass(built, ClipPPOLoss) else (built,):
+    extended = built.__mro__[: built.__mro__.index(ClipPPOLoss) + 1] if issubclass(built, ClipPPOLoss) else (built,)
+    for cls in extended:
         for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
             if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
                 found.setdefault(name, parameter.default)
