@@ -69,7 +69,7 @@ def main() -> None:
     lines = [
         "# The core suite in several installations",
         "",
-        "Tests that need a simulator of an environment of its own are skipped; `.ci/run` runs them on Python 3.11.",
+        "`.ci/run` runs README's own installation, extras, tests that take long and the simulators'; these are skipped here.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'|'.join(['---', *['---:'] * (len(OUTCOMES) + 1), '---'])}|",
