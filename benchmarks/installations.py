@@ -69,7 +69,8 @@ def main() -> None:
     lines = [
         "# The core suite in several installations",
         "",
-        "`.ci/run` runs README's own installation, extras, tests that take long and the simulators'; these are skipped here.",
+        "`.ci/run` runs README's own installation, extras, tests that take long and the simulators'; these are skipped "
+        "here.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'|'.join(['---', *['---:'] * (len(OUTCOMES) + 1), '---'])}|",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.distributions import MultivariateNormal
 
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.modules import encode
 from torchrl_genpo.training import DivergedError
 from torchrl_genpo.training.build import build_env, build_models, normalizers
 from torchrl_genpo.training.learner import Learner
+from torchrl_genpo.training.policy import AddCovariance
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.reward_scale import RewardScale
 
@@ -167,6 +169,17 @@ def test_a_gaussians_deviation_may_depend_on_the_state_and_begins_where_the_othe
     assert moved[last] > 0
     network.module[0][-1].bias.data.fill_(-50.0)
     torch.testing.assert_close(network(seen)["scale"], torch.full_like(scale, 0.1))
+
+
+def test_a_gaussian_may_have_a_covariance_of_all_numbers_of_an_action():
+    _, moved = learn("policy=gaussian", "policy.scale=covariance", "env=half_cheetah")
+    assert moved["module.1.module.1.below"] > 0 and moved["module.1.module.1.log_diagonal"] > 0
+    network = AddCovariance(3, 0.5, 1e-4)
+    with torch.no_grad():
+        network.below.normal_()
+    loc, root = network(torch.zeros(100_000, 3))
+    action = MultivariateNormal(loc, scale_tril=root).sample()
+    torch.testing.assert_close(action.T.cov(), root[0] @ root[0].T, atol=0.02, rtol=0.02)
 
 
 def test_an_action_in_the_tasks_units_is_the_scaled_one():

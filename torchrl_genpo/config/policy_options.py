@@ -123,6 +123,9 @@ class _LearnedNoise(Options):
         return self
 
 
+GaussianScale: TypeAlias = Literal["learned", "covariance", "state_dependent"]
+
+
 class GaussianOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _NoLossOptions, _Policy):
     """TorchRL's stock normal policy."""
 
@@ -130,9 +133,10 @@ class GaussianOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _NoLossOption
     time_embedding_dim: ClassVar[None] = None
 
     name: Literal["gaussian"] = Field(default="gaussian", description="TorchRL's stock normal policy.")
-    scale: Literal["learned", "state_dependent"] = Field(
+    scale: GaussianScale = Field(
         default="learned",
-        description="The deviation of an action: a parameter for each of its numbers, or a function of the state.",
+        description="The deviation of an action: a parameter for each of its numbers, a covariance of all of them, or "
+        "a function of the state.",
     )
 
 

@@ -34,7 +34,7 @@ __all__ = [
     "without_scale",
 ]
 
-NOISE_PARAMETERS = ("log_scale", "log_tau", "state_independent_scale")
+NOISE_PARAMETERS = ("log_scale", "log_tau", "state_independent_scale", "log_diagonal", "below")
 
 
 def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvBase:

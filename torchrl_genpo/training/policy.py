@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict.nn import (
@@ -19,7 +19,8 @@ from tensordict.nn import (
     TensorDictModuleBase,
     TensorDictSequential,
 )
-from torch import nn
+from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 from torchrl.envs import EnvBase, ExplorationType
 from torchrl.modules import IndependentNormal
 
@@ -29,6 +30,7 @@ from torchrl_genpo.baselines import (
     JacobianFlowActor,
     PolicyFlowActor,
 )
+from torchrl_genpo.config.policy_options import GaussianScale
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.flow import (
     ConsistentStart,
@@ -116,7 +118,7 @@ def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
     modules += [*encoder, *last]
     written = [*states, *(k for module in last for k in module.out_keys)]
     sequence = TensorDictSequential if chosen.name in SURROGATE_FLOWS else ProbabilisticTensorDictSequential
-    kept = [k for k in dict.fromkeys(written) if k not in ("loc", "scale", TRUNK)]
+    kept = [k for k in dict.fromkeys(written) if k not in ("loc", "scale", "scale_tril", TRUNK)]
     policy = sequence(*modules, selected_out_keys=kept).to(env.device)
     if chosen.trainable != "all":
         flow = flow_of(policy)
@@ -220,7 +222,7 @@ def gaussian_steps(
     network: nn.Module,
     action_dim: int,
     *,
-    scale: Literal["learned", "state_dependent"] = "learned",
+    scale: GaussianScale = "learned",
     in_key: str = "observation",
     action_key: str = "action",
     initial_std: float = 1.0,
@@ -234,28 +236,61 @@ def gaussian_steps(
         action_dim (int): size of the action.
 
     Keyword Args:
-        scale (str, optional): ``"learned"``, a parameter for each number of an action, or ``"state_dependent"``, by the
-            other half of what the network returns. Defaults to ``"learned"``.
+        scale (str, optional): ``"learned"``, a parameter for each number of an action; ``"covariance"``, of all numbers
+            together, which cannot be exported; or ``"state_dependent"``, by the other half of what the network returns.
+            Defaults to ``"learned"``.
         in_key (str, optional): of the observation. Defaults to ``"observation"``.
         action_key (str, optional): of the action. Defaults to ``"action"``.
         initial_std (float, optional): the standard deviation at first. Defaults to ``1``.
-        min_std (float, optional): the least standard deviation. Defaults to ``0``.
+        min_std (float, optional): the least standard deviation (with a covariance, of a number given those before it).
+            Defaults to ``0``.
     """
     lowest = max(min_std, LEAST_STD)
     extractor: nn.Module
+    keys, distribution = ["loc", "scale"], IndependentNormal
     if scale == "state_dependent":
         extractor = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=lowest)
+    elif scale == "covariance":
+        extractor = AddCovariance(action_dim, initial_std, lowest)
+        keys, distribution = ["loc", "scale_tril"], MultivariateNormal
     else:
         extractor = AddStateIndependentNormalScale(action_dim, scale_lb=lowest, init_value=math.log(initial_std))
     net = nn.Sequential(network, extractor)
     return [
-        TensorDictModule(net, in_keys=[in_key], out_keys=["loc", "scale"]),
+        TensorDictModule(net, in_keys=[in_key], out_keys=keys),
         ProbabilisticTensorDictModule(
-            in_keys=["loc", "scale"],
+            in_keys=keys,
             out_keys=[action_key],
-            distribution_class=IndependentNormal,
+            distribution_class=distribution,
             return_log_prob=True,
             log_prob_key="action_log_prob",
             default_interaction_type=ExplorationType.RANDOM,
         ),
     ]
+
+
+class AddCovariance(nn.Module):
+    """Adds to means ``[..., d]`` a triangular root ``[..., d, d]`` of a covariance that does not depend on the state.
+
+    Args:
+        action_dim (int): ``d``.
+        initial_std (float): the standard deviation at first, without correlations.
+        min_std (float): the least standard deviation of a number given those before it.
+
+    Examples:
+        >>> loc, root = AddCovariance(2, 0.5, 1e-4)(torch.zeros(8, 2))
+        >>> root.shape, root[0].tolist()
+        (torch.Size([8, 2, 2]), [[0.5, 0.0], [0.0, 0.5]])
+    """
+
+    def __init__(self, action_dim: int, initial_std: float, min_std: float) -> None:
+        super().__init__()
+        self.min_std = min_std
+        self.log_diagonal = nn.Parameter(torch.full((action_dim,), math.log(initial_std)))
+        self.below = nn.Parameter(torch.zeros(action_dim, action_dim))
+
+    def forward(self, loc: Tensor) -> tuple[Tensor, Tensor]:
+        diagonal = self.log_diagonal.exp().clamp_min(self.min_std)
+        # the rows of the unit triangle are in units of their own deviation
+        root = diagonal.unsqueeze(-1) * (self.below.tril(-1) + torch.eye(len(diagonal)).to(diagonal))
+        return loc, root.expand(*loc.shape, -1)
