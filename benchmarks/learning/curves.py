@@ -7,7 +7,8 @@
     python -m benchmarks.learning.curves --report       # tables and plots of the runs that are there
 
 ``PROTOCOL.md`` says what is compared. A method's own name stands for the setting that ``tuning.py`` chose, which must
-have finished; ``<method>_shared`` is the setting that all share, ``<method>_published`` that of its paper. A run takes
+have finished; ``<method>_shared`` is the setting that all share, ``<method>_published`` that of its paper;
+``gaussian_covariance`` and ``gaussian_state_dependent`` have the tuned Gaussian's setting and richer noise. A run takes
 five to fifteen minutes on one core. Every finished run is a line of ``learning.jsonl`` and is never run again; an
 interrupted one resumes. The reports are ``learning.md`` and ``learning.png``, task by task, and ``learning_iqm.md`` and
 ``learning_iqm.png`` over the tasks that all seeds of the Gaussian have finished, and over those that some have
@@ -32,6 +33,12 @@ LABELS = {
     **{method: BASELINES[method][0] for method in ("genpo", "fpo", "policyflow")},
 }
 
+CONTROLS = {
+    "covariance": "Gaussian with a covariance",
+    "state_dependent": "Gaussian whose deviation depends on the state",
+}
+"""The Gaussians with richer noise, by the ``policy.scale`` of each."""
+
 
 def policies() -> dict[str, tuple[str, tuple[str, ...]]]:
     """Returns the label and the options of the entry script of each policy that can be run."""
@@ -42,6 +49,9 @@ def policies() -> dict[str, tuple[str, tuple[str, ...]]]:
         if chosen is not None:
             found[method] = (LABELS[method], (*options, *chosen[1]))
         found[f"{method}_shared"] = (f"{LABELS[method]}, shared setting", options)
+    if "gaussian" in found:
+        tuned = found["gaussian"][1]
+        found |= {f"gaussian_{scale}": (label, (*tuned, f"policy.scale={scale}")) for scale, label in CONTROLS.items()}
     published = {name: (label, tuple(options)) for name, (label, options) in BASELINES.items() if "published" in name}
     return found | published
 
