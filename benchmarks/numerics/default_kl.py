@@ -1,0 +1,93 @@
+# This source code is licensed under the MIT license found in the
+# LICENSE file in the root directory of this source tree.
+"""Answers how much farther the pair moves in KL than the action when a part of the default policy changes.
+
+    python -m benchmarks.numerics.default_kl        # a minute
+
+The default policy is a mean and a small head behind a network that both share, where ``pairs.py`` has a whole network
+as the velocity. Writes ``default_kl.md`` to ``benchmarks/results``.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from benchmarks._lib.origin import RESULTS, origin
+from benchmarks._lib.report import parser, save
+from torchrl_genpo import IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+
+ACTION_DIM, FEATURES, SAMPLES, MEMORIES = 6, 64, 512, 128
+STEPS = (1, 2, 3, 5, 8)
+PARTS = {"mean": "loc", "head": "velocity", "scale": "start"}
+"""What is changed, and the attribute of the actor that it is."""
+SIZE = 0.01
+"""The deviation of the change of each parameter."""
+
+
+def make_actor(num_steps: int, gain: float) -> ReversibleFlowActor:
+    """Returns an actor as training has it, which bends the noise by a head with a last layer of a given size."""
+    solver, start = ReversibleSolver(num_steps), IndependentStart("learned", ACTION_DIM)
+    start.set_first_std(0.5, solver)
+    velocity = VelocityMLP(FEATURES, ACTION_DIM, (64,))
+    nn.init.normal_(velocity.trunk[-1].weight, std=gain)
+    return ReversibleFlowActor(velocity, solver=solver, start=start, loc=nn.Linear(FEATURES, ACTION_DIM)).double()
+
+
+def divergence(log_ratio: Tensor) -> float:
+    """Returns the mean of ``r - 1 - log r``, which is never negative."""
+    return (log_ratio.expm1() - log_ratio).mean().item()
+
+
+@torch.no_grad()
+def ratio_of_divergences(actor: ReversibleFlowActor, part: str) -> float:
+    """Returns the KL of the pair for each unit of the action's, after a small change of a part."""
+    features = torch.randn(SAMPLES, FEATURES, dtype=torch.float64)
+    data = actor(TensorDict(observation=features, batch_size=[SAMPLES]))
+    moved = copy.deepcopy(actor)
+    for parameter in getattr(moved, part).parameters():
+        parameter.add_(SIZE * torch.randn_like(parameter))
+    pair = moved.log_prob(data) - actor.log_prob(data)
+    drawn = actor.draw_memories(data.clone(), MEMORIES)
+    proposed = [drawn[key].movedim(1, 0) for key in ("memory_samples", "memory_log_proposal")]
+    observed = data.select("observation")
+    old, new = (
+        each.get_dist(observed).estimate_action_log_prob(data["action"], *proposed).log_prob for each in (actor, moved)
+    )
+    return divergence(pair) / divergence(new - old)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=list(range(8)))
+    seeds = arguments.parse_args().seeds
+    torch.set_num_threads(1)
+    lines = [
+        "# The pair's KL and the action's, of the default policy",
+        "",
+        f"How far the pair (action, memory) moves in KL for each unit that the action alone moves: {ACTION_DIM} numbers, "
+        "sigma 0.75, a head that bends the noise little (a last layer of 0.1) or much (0.3), a small random change of "
+        f"one part, in float64, the memory integrated out by {MEMORIES} samples; median of {len(seeds)} policies.",
+        "",
+        f"| head | changed | {' | '.join(f'M = {steps}' for steps in STEPS)} |",
+        f"|---|---|{'---:|' * len(STEPS)}",
+    ]
+    for gain, bends in ((0.1, "little"), (0.3, "much")):
+        for name, part in PARTS.items():
+            cells = []
+            for steps in STEPS:
+                ratios = []
+                for seed in seeds:
+                    torch.manual_seed(seed)
+                    ratios.append(ratio_of_divergences(make_actor(steps, gain), part))
+                cells.append(f"{statistics.median(ratios):.2f}")
+            lines.append(f"| {bends} | {name} | {' | '.join(cells)} |")
+    save(RESULTS / "default_kl.md", [*lines, *origin()])
+
+
+if __name__ == "__main__":
+    main()
