@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Answers how much farther the pair moves in KL than the action when a part of the default policy changes.
 
-    python -m benchmarks.numerics.default_kl        # a minute
+    python -m benchmarks.numerics.default_kl        # some minutes
 
 The default policy is a mean and a small head behind a network that both share, where ``pairs.py`` has a whole network
 as the velocity. Writes ``default_kl.md`` to ``benchmarks/results``.
@@ -69,8 +69,8 @@ def main() -> None:
     lines = [
         "# The pair's KL and the action's, of the default policy",
         "",
-        f"How far the pair (action, memory) moves in KL for each unit that the action alone moves: {ACTION_DIM} numbers, "
-        "sigma 0.75, a head that bends the noise little (a last layer of 0.1) or much (0.3), a small random change of "
+        "How far the pair (action, memory) moves in KL for each unit that the action alone moves: "
+        f"{ACTION_DIM} numbers, sigma 0.75, a head that bends the noise little (a last layer of 0.1) or much (0.3), a small random change of "
         f"one part, in float64, the memory integrated out by {MEMORIES} samples; median of {len(seeds)} policies.",
         "",
         f"| head | changed | {' | '.join(f'M = {steps}' for steps in STEPS)} |",
