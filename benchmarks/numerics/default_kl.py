@@ -70,8 +70,9 @@ def main() -> None:
         "# The pair's KL and the action's, of the default policy",
         "",
         "How far the pair (action, memory) moves in KL for each unit that the action alone moves: "
-        f"{ACTION_DIM} numbers, sigma 0.75, a head that bends the noise little (a last layer of 0.1) or much (0.3), a small random change of "
-        f"one part, in float64, the memory integrated out by {MEMORIES} samples; median of {len(seeds)} policies.",
+        f"{ACTION_DIM} numbers, sigma 0.75, a head that bends the noise little (a last layer of 0.1) or much (0.3), a "
+        f"small random change of one part, in float64, the memory integrated out by {MEMORIES} samples; median of "
+        f"{len(seeds)} policies.",
         "",
         f"| head | changed | {' | '.join(f'M = {steps}' for steps in STEPS)} |",
         f"|---|---|{'---:|' * len(STEPS)}",
