@@ -68,9 +68,7 @@ class Tuning:
     def __init__(self) -> None:
         self.runs = read_results("tuning")
         found = {(run.policy, run.task, run.seed): record for run, record in self.runs.items()}
-        self.ends = {
-            key: [last(record, f"eval/{noise}_noise/return") for noise in NOISES] for key, record in found.items()
-        }
+        self.ends = {key: both_ends(record) for key, record in found.items()}
 
     def score(self, method: str, setting: str, seeds: Sequence[int]) -> float:
         """Returns the mean over tasks, seeds and both evaluations, 1 where the Gaussian's base ends on these seeds."""
@@ -109,6 +107,11 @@ class Tuning:
         ranked = self.ranked(method, settings, SEEDS)
         is_done = {*self.kept(method), COMBINED} <= set(ranked)
         return (ranked[0], settings[ranked[0]]) if is_done else None
+
+
+def both_ends(record: dict[str, Any]) -> list[float]:
+    """Returns the last returns of a run with zero and with random noise."""
+    return [last(record, f"eval/{noise}_noise/return") for noise in NOISES]
 
 
 def name(method: str, setting: str) -> str:

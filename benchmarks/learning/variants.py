@@ -13,13 +13,13 @@ A variant that is better here is a candidate for the default; it is compared wit
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
 
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.report import origins, parser, save
-from benchmarks._lib.runs import execute_asked, last
-from benchmarks.learning.tuning import BASE, FRAMES, NOISES, SEEDS, TASKS, Tuning, name
+from benchmarks._lib.runs import execute_asked
+from benchmarks.learning.tuning import FRAMES, SEEDS, TASKS, Tuning, both_ends, name
 
+METHOD = "reversible_flow"
 VARIANTS = {
     "action_ratio": ("ratio of the action alone", ("loss.ratio=action",)),
     "steps_2": ("M = 2", ("solver.num_steps=2",)),
@@ -38,20 +38,14 @@ VARIANTS = {
 
 def main() -> None:
     tuning = Tuning()
-    chosen = tuning.chosen("reversible_flow")
+    chosen = tuning.chosen(METHOD)
     if chosen is None:
         raise SystemExit("The flow is not tuned yet: python -m benchmarks.learning.tuning first.")
     setting, options = chosen
-    known = {key: (label, ("policy=reversible_flow", *options, *extra)) for key, (label, extra) in VARIANTS.items()}
+    known = {key: (label, (f"policy={METHOD}", *options, *extra)) for key, (label, extra) in VARIANTS.items()}
     records = execute_asked("variants", known, parser(__doc__), TASKS, SEEDS, frames=FRAMES)
-    ends = {
-        (record["policy"], record["task"], record["seed"]): [last(record, f"eval/{n}_noise/return") for n in NOISES]
-        for record in records
-    }
-    for task in TASKS:
-        for seed in SEEDS:
-            ends["tuned", task, seed] = tuning.ends[name("reversible_flow", setting), task, seed]
-    gaussian = {task: _mean(tuning.ends[name("gaussian", BASE), task, seed] for seed in SEEDS) for task in TASKS}
+    for record in records:
+        tuning.ends[name(METHOD, record["policy"]), record["task"], record["seed"]] = both_ends(record)
     lines = [
         "# Variants of the tuned flow",
         "",
@@ -63,18 +57,14 @@ def main() -> None:
         f"|---|{'---:|' * (len(TASKS) + 1)}",
     ]
     rows = []
-    for variant, label in [("tuned", "the tuned setting"), *((key, label) for key, (label, _) in VARIANTS.items())]:
-        if all((variant, task, seed) in ends for task in TASKS for seed in SEEDS):
-            means = {task: [statistics.fmean(ends[variant, task, seed]) for seed in SEEDS] for task in TASKS}
-            score = statistics.fmean(statistics.fmean(means[task]) / gaussian[task] for task in TASKS)
-            cells = [f"{statistics.median(means[task]):.0f}" for task in TASKS]
-            rows.append((score, f"| {label} | {' | '.join(cells)} | {score:.2f} |"))
+    for key, label in [(setting, "the tuned setting"), *((key, label) for key, (label, _) in VARIANTS.items())]:
+        if tuning.is_finished(METHOD, key, SEEDS):
+            runs = [[tuning.ends[name(METHOD, key), task, seed] for seed in SEEDS] for task in TASKS]
+            medians = [f"{statistics.median(map(statistics.fmean, ends)):.0f}" for ends in runs]
+            score = tuning.score(METHOD, key, SEEDS)
+            rows.append((score, f"| {label} | {' | '.join(medians)} | {score:.2f} |"))
     lines += [row for _, row in sorted(rows, reverse=True)]
     save(RESULTS / "variants.md", [*lines, *origins(records)])
-
-
-def _mean(ends: Iterable[Sequence[float]]) -> float:
-    return statistics.fmean(value for pair in ends for value in pair)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
-from torchrl_genpo.flow.velocity import ConditionedVelocity
 
 __all__ = ["IndependentStart", "Start"]
 
@@ -94,7 +93,10 @@ class Start(nn.Module, ABC):
             of an action, at the present scales.
         """
         like = next(self.parameters(), torch.empty(()))
-        velocity = ConditionedVelocity(lambda x, t, context: torch.zeros_like(x))
+
+        def velocity(x: Tensor, t: float) -> Tensor:
+            return torch.zeros_like(x)
+
         noise = torch.eye(2, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(2, 2, self.action_dim or 1)
         pair = solver.integrate(velocity, *self.from_noise(velocity, *noise, solver=solver))
         return torch.stack(pair)[..., 0]

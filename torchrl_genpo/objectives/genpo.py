@@ -142,22 +142,13 @@ class GenPOLoss(PairLoss):
         if self.ratio == "action":
             self._in_keys += [key for key in DRAWN_KEYS if key not in self._in_keys]
 
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``ClipPPOLoss``, ``inversion_error``, and those of what else was asked for."""
-        if self._out_keys is None:
-            self._out_keys = super().out_keys
-            if self.memory_density is not None:
-                self._out_keys += ["action_entropy", "loss_action_entropy"]
-            if self.reference is not None:
-                self._out_keys += ["kl_reference", "loss_reference"]
-            if self.anchor_coeff:
-                self._out_keys.append("loss_anchor")
-        return self._out_keys
-
-    @out_keys.setter
-    def out_keys(self, values: list[NestedKey]) -> None:
-        self._out_keys = values
+    def _own_out_keys(self) -> list[NestedKey]:
+        keys = super()._own_out_keys()
+        if self.memory_density is not None:
+            keys += ["action_entropy", "loss_action_entropy"]
+        if self.reference is not None:
+            keys += ["kl_reference", "loss_reference"]
+        return [*keys, "loss_anchor"] if self.anchor_coeff else keys
 
     def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Prepares a collected batch for its updates: draws memories if the ratio is that of the action.

@@ -134,18 +134,23 @@ class PairLoss(ClipPPOLoss):
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
-        self._in_keys += [key for key in (self.tensor_keys.action_memory,) if key not in self._in_keys]
+        if self.tensor_keys.action_memory not in self._in_keys:
+            self._in_keys.append(self.tensor_keys.action_memory)
 
     @property
     def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``ClipPPOLoss``, and ``inversion_error``."""
+        """The outputs of ``ClipPPOLoss``, ``inversion_error``, and those of what else was asked for."""
         if self._out_keys is None:
-            self._out_keys = [*super().out_keys, "inversion_error"]
+            self._out_keys = [*super().out_keys, *self._own_out_keys()]
         return self._out_keys
 
     @out_keys.setter
     def out_keys(self, values: list[NestedKey]) -> None:
         self._out_keys = values
+
+    def _own_out_keys(self) -> list[NestedKey]:
+        """What is written beside the outputs of ``ClipPPOLoss``."""
+        return ["inversion_error"]
 
     def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Prepares a collected batch for its updates.
