@@ -12,14 +12,14 @@ from __future__ import annotations
 import argparse
 
 import torch
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictSequential
+from tensordict.nn import AddStateIndependentNormalScale, ProbabilisticTensorDictSequential, TensorDictSequential
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.modules import RunningNormalizer
 from torchrl_genpo.training import evaluate
@@ -35,12 +35,13 @@ torch.set_num_threads(1)  # small networks are no faster with more
 env = make_env("pendulum", num_envs=16, seed=options.seed)
 obs_dim, action_dim = env.observation_spec["observation"].shape[-1], env.action_spec.shape[-1]
 
-# The policy normalises the observation, integrates a velocity network with the solver, and starts from noise.
+# The policy normalises the observation; a velocity, integrated by the solver, bends the noise of a Gaussian network.
 normalizer = RunningNormalizer(obs_dim)
+mean = MLP(in_features=obs_dim, out_features=action_dim, num_cells=[64, 64], activation_class=nn.Tanh)
 actor = ReversibleFlowActor(
     VelocityMLP(obs_dim, action_dim, num_cells=(64, 64)),
     solver=ReversibleSolver(num_steps=5, sigma=0.75),
-    start=IndependentStart("learned", action_dim),
+    gaussian=nn.Sequential(mean, AddStateIndependentNormalScale(action_dim)),
     in_keys=["normalized_observation"],
 )
 policy = ProbabilisticTensorDictSequential(normalizer, actor)

@@ -15,7 +15,12 @@ import argparse
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import (
+    AddStateIndependentNormalScale,
+    ProbabilisticTensorDictModule,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+)
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from torchrl.collectors import Collector
@@ -26,7 +31,7 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 
 GEARS, HORIZON = 4, 16
 OBS_DIM = 2 + GEARS  # the way to the goal, and the ground
@@ -70,7 +75,7 @@ def make_policy() -> ProbabilisticTensorDictSequential:
         TensorDictModule(MLP(OBS_DIM, GEARS, num_cells=[64]), in_keys=["observation"], out_keys=["logits"]),
         ReversibleFlowActor(
             VelocityMLP(OBS_DIM, action_dim=2, num_cells=(64, 64)),
-            start=IndependentStart("learned", action_dim=2),
+            gaussian=nn.Sequential(nn.Linear(OBS_DIM, 2), AddStateIndependentNormalScale(2)),
             action_key="direction",
             memory_key="direction_memory",
             log_prob_key="direction_log_prob",

@@ -15,6 +15,7 @@ import argparse
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 from torchrl.data import Composite, LazyTensorStorage, SamplerWithoutReplacement, TensorDictReplayBuffer, Unbounded
@@ -22,7 +23,7 @@ from torchrl.envs import EnvBase, ExplorationType, StepCounter, TransformedEnv, 
 from torchrl.modules import MultiAgentMLP, ValueOperator
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 
 AGENTS, HORIZON = 3, 16
 OBS_DIM = 2 + 2 * AGENTS + 1  # the way to the goal, or zeros; the ways to all agents; whether this one leads
@@ -71,7 +72,7 @@ def make_models() -> tuple[ReversibleFlowActor, ValueOperator]:
     """Builds a flow for every agent, and a critic that reads the observations of all."""
     policy = ReversibleFlowActor(
         VelocityMLP(OBS_DIM, action_dim=2, num_cells=(64, 64)),
-        start=IndependentStart("learned", action_dim=2),
+        gaussian=nn.Sequential(nn.Linear(OBS_DIM, 2), AddStateIndependentNormalScale(2)),
         in_keys=[("agents", "observation")],
         action_key=("agents", "action"),
         memory_key=("agents", "action_memory"),

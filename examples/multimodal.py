@@ -18,13 +18,13 @@ import argparse
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import NormalParamExtractor, TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale, NormalParamExtractor, TensorDictModule
 from torch import nn
 from torchrl.envs import ExplorationType
 from torchrl.modules import MLP, IndependentNormal, ProbabilisticActor
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 
 TARGETS = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 BONUS = 0.3  # weight of the entropy of the action, beside advantages of standard deviation 1
@@ -38,7 +38,7 @@ def reward(action: torch.Tensor) -> torch.Tensor:
 
 def flow() -> ReversibleFlowActor:
     velocity = VelocityMLP(in_features=1, action_dim=2, num_cells=(64, 64), activation_class=nn.Tanh)
-    return ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2))
+    return ReversibleFlowActor(velocity, gaussian=nn.Sequential(nn.Linear(1, 2), AddStateIndependentNormalScale(2)))
 
 
 def gaussian() -> ProbabilisticActor:

@@ -15,7 +15,7 @@ import argparse
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 from torchrl.data import (
@@ -30,7 +30,7 @@ from torchrl.envs import EnvBase, ExplorationType, StepCounter, TransformedEnv, 
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 
 SIZE = 24  # of the image, in pixels
 STEP = 0.25  # longest move; the image is 2 wide
@@ -97,9 +97,10 @@ def make_policy() -> ProbabilisticTensorDictSequential:
     """Builds an encoder that writes features, and a flow that reads them."""
     encoder = Encoder()
     velocity = VelocityMLP(encoder.out_features, action_dim=2, num_cells=(64, 64))
+    gaussian = nn.Sequential(nn.Linear(encoder.out_features, 2), AddStateIndependentNormalScale(2))
     return ProbabilisticTensorDictSequential(
         TensorDictModule(encoder, in_keys=["pixels"], out_keys=["features"]),
-        ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2), in_keys=["features"]),
+        ReversibleFlowActor(velocity, gaussian=gaussian, in_keys=["features"]),
     )
 
 

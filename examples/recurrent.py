@@ -15,7 +15,12 @@ import argparse
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule, TensorDictSequential
+from tensordict.nn import (
+    AddStateIndependentNormalScale,
+    ProbabilisticTensorDictSequential,
+    TensorDictModule,
+    TensorDictSequential,
+)
 from torch import Tensor, nn
 from torchrl.collectors import Collector
 from torchrl.data import (
@@ -29,7 +34,7 @@ from torchrl.envs import EnvBase, ExplorationType, StepCounter, TransformedEnv, 
 from torchrl.modules import MLP, GRUModule, ValueOperator
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 
 STEP = 0.4  # longest move; goals are at most 1 away from the middle, along each axis
 HORIZON = 10
@@ -82,7 +87,8 @@ def make_policy(memory: str) -> ProbabilisticTensorDictSequential:
         mlp = MLP(in_features=5, out_features=FEATURES, num_cells=[FEATURES], activation_class=nn.Tanh)
         encoder = TensorDictModule(mlp, in_keys=["observation"], out_keys=["features"])
     velocity = VelocityMLP(FEATURES, action_dim=2, num_cells=(64, 64), activation_class=nn.Tanh)
-    actor = ReversibleFlowActor(velocity, start=IndependentStart("learned", action_dim=2), in_keys=["features"])
+    gaussian = nn.Sequential(nn.Linear(FEATURES, 2), AddStateIndependentNormalScale(2))
+    actor = ReversibleFlowActor(velocity, gaussian=gaussian, in_keys=["features"])
     return ProbabilisticTensorDictSequential(encoder, actor)
 
 

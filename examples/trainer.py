@@ -13,13 +13,15 @@ import argparse
 import warnings
 
 import torch
+from tensordict.nn import AddStateIndependentNormalScale
+from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
 from torchrl.envs import RewardScaling, TransformedEnv
 from torchrl.modules import MLP, ValueOperator
 from torchrl.record import CSVLogger
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.training import GenPOTrainer, evaluate
 
@@ -37,7 +39,7 @@ env = TransformedEnv(env, RewardScaling(loc=0.0, scale=0.1))  # values of order 
 policy = ReversibleFlowActor(
     VelocityMLP(OBS_DIM, ACTION_DIM, num_cells=(64, 64)),
     solver=ReversibleSolver(num_steps=5, sigma=0.75),
-    start=IndependentStart("learned", ACTION_DIM),
+    gaussian=nn.Sequential(nn.Linear(OBS_DIM, ACTION_DIM), AddStateIndependentNormalScale(ACTION_DIM)),
 )
 critic = ValueOperator(MLP(in_features=OBS_DIM, out_features=1, num_cells=[64, 64]))
 loss = GenPOLoss(policy, critic, clip_epsilon=0.2, normalize_advantage=True)

@@ -27,7 +27,7 @@ FIRST = {
     ),
     "flow/reversible.py": (),
     "flow/solver.py": (),
-    "flow/start.py": ("Start.set_first_std",),
+    "flow/start.py": (),
     "flow/velocity.py": (),
     "modules/actor.py": (
         "ReversibleFlowActor._draw_memories",

@@ -10,7 +10,7 @@ BASELINES = {
     "genpo": ("GenPO (dummy action)", ["policy=genpo"]),
     "genpo_published": (
         "GenPO (dummy action), its own setting",
-        ["policy=genpo", "start=paper", "optim.target_kl=0.01"],
+        ["policy=genpo", "policy.scale=unit", "optim.target_kl=0.01"],
     ),
     "fpo": ("FPO++", ["policy=fpo"]),
     "fpo_published": (

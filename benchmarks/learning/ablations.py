@@ -37,7 +37,7 @@ def name_of(sigma: float, steps: int) -> str:
 
 def ablation_run(task: str, sigma: float, steps: int, seed: int, frames: int) -> Run:
     """Returns the run of one pair of sigma and M."""
-    options = ("start=paper", f"solver.sigma={sigma}", f"solver.num_steps={steps}")
+    options = ("policy.scale=unit", f"solver.sigma={sigma}", f"solver.num_steps={steps}")
     return Run("ablations", task, name_of(sigma, steps), options, seed, frames)
 
 

@@ -25,8 +25,8 @@ from benchmarks._lib.runs import Run, draw, execute_all, last, read_results
 
 POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
-    "paper": ("flow, paper's start", ["start=paper"]),
-    "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
+    "paper": ("flow, unit noise", ["policy.scale=unit"]),
+    "learned_scale": ("flow, learned scale", ["policy.scale=learned"]),
     **BASELINES,
 }
 SMALL = ("device=cpu", "env.num_envs=256", "collector.iterations=150")

@@ -29,8 +29,7 @@ from benchmarks._lib.runs import Run, execute_all, last, read_results
 TASK = "xhand/nut_bolt"
 POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
-    "learned_scale": ("flow, learned scale", ["start=learned_scale"]),
-    "paper": ("flow, paper's start", ["start=paper"]),
+    "reversible_flow": ("flow", ["policy=reversible_flow"]),
 }
 NUTS = ("hexagon", "square", "round")
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -240,7 +239,7 @@ def report_robustness(source: Path) -> None:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("stage", choices=("throughput", "train", "robustness", "report"))
-    arguments.add_argument("--policies", nargs="+", default=["gaussian", "learned_scale"], choices=POLICIES)
+    arguments.add_argument("--policies", nargs="+", default=list(POLICIES), choices=POLICIES)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
     arguments.add_argument("--workers", type=int, default=1, help="runs at a time; each simulates on all processors")
     options = arguments.parse_args()

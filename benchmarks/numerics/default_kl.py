@@ -11,19 +11,21 @@ as the velocity. Writes ``default_kl.md`` to ``benchmarks/results``.
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 
 import torch
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
 from torch import Tensor, nn
 
 from benchmarks._lib.origin import RESULTS, origin
 from benchmarks._lib.report import parser, save
-from torchrl_genpo import IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import ReversibleFlowActor, ReversibleSolver, VelocityMLP
 
 ACTION_DIM, FEATURES, SAMPLES, MEMORIES = 6, 64, 512, 128
 STEPS = (1, 2, 3, 5, 8)
-PARTS = {"mean": "loc", "head": "velocity", "scale": "start"}
+PARTS = {"mean": "gaussian.0", "head": "velocity", "scale": "gaussian.1"}
 """What is changed, and the attribute of the actor that it is."""
 SIZE = 0.01
 """The deviation of the change of each parameter."""
@@ -31,11 +33,11 @@ SIZE = 0.01
 
 def make_actor(num_steps: int, gain: float) -> ReversibleFlowActor:
     """Returns an actor as training has it, which bends the noise by a head with a last layer of a given size."""
-    solver, start = ReversibleSolver(num_steps), IndependentStart("learned", ACTION_DIM)
-    start.set_first_std(0.5, solver)
+    scale = AddStateIndependentNormalScale(ACTION_DIM, init_value=math.log(0.5))
     velocity = VelocityMLP(FEATURES, ACTION_DIM, (64,))
     nn.init.normal_(velocity.trunk[-1].weight, std=gain)
-    return ReversibleFlowActor(velocity, solver=solver, start=start, loc=nn.Linear(FEATURES, ACTION_DIM)).double()
+    gaussian = nn.Sequential(nn.Linear(FEATURES, ACTION_DIM), scale)
+    return ReversibleFlowActor(velocity, solver=ReversibleSolver(num_steps), gaussian=gaussian).double()
 
 
 def divergence(log_ratio: Tensor) -> float:
@@ -49,7 +51,7 @@ def ratio_of_divergences(actor: ReversibleFlowActor, part: str) -> float:
     features = torch.randn(SAMPLES, FEATURES, dtype=torch.float64)
     data = actor(TensorDict(observation=features, batch_size=[SAMPLES]))
     moved = copy.deepcopy(actor)
-    for parameter in getattr(moved, part).parameters():
+    for parameter in moved.get_submodule(part).parameters():
         parameter.add_(SIZE * torch.randn_like(parameter))
     pair = moved.log_prob(data) - actor.log_prob(data)
     drawn = actor.draw_memories(data.clone(), MEMORIES)

@@ -78,7 +78,7 @@ def test_help_explains_groups_common_options_and_all_options(run):
     [
         (["env=half_cheeta"], ["half_cheeta", "Did you mean half_cheetah"]),
         (["loss.clip_epsilonn=0.1"], ["clip_epsilonn", "Did you mean clip_epsilon?"]),
-        (["start=pape"], ["start/pape", "learned_scale", "Did you mean paper?"]),
+        (["start=pape"], ["start/pape", "pretrained", "Did you mean paper?"]),
         (["seed=-1"], ["ValueError: seed=-1: Input should be greater than or equal to 0."]),
         (["policy=gaussian", "start=consistent"], ["has neither solver nor start", "'start=consistent'"]),
     ],

@@ -20,7 +20,7 @@ CONFIG = Path(__file__).parents[2] / "torchrl_genpo" / "config"
 FILES = sorted(str(path.relative_to(CONFIG / "env").with_suffix("")) for path in (CONFIG / "env").rglob("*.yaml"))
 TASKS = [name for name in FILES if not name.endswith("/base")]
 POLICIES = [*alternatives(TrainOptions.model_fields["policy"].annotation), "transformer_flow"]
-STARTS = ("paper", "learned_scale", "steered", "independent", "consistent", "pretrained")
+STARTS = ("paper", "steered", "independent", "consistent", "pretrained")
 CHOICES = [
     *(f"start={name}" for name in STARTS),
     *(f"logger={name}" for name in ("csv", "tensorboard", "wandb")),
@@ -125,7 +125,7 @@ REFUSED = [
     "start=consistent start.tau=-1",
     "start=consistent start.tau=0",
     "start=consistent start.learn_tau=each",
-    "start=learned_scale start.scale=huge",
+    "policy.scale=huge",
     "solver=three_step",
     "solver.sigma=[0.5,0.5]",
     "solver.sigma=null",

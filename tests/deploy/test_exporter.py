@@ -235,8 +235,8 @@ def test_an_export_that_differs_from_its_policy_is_refused(hand_env, hand_actor,
 
 KINDS = {
     "coupling": lambda: {"solver": AlternatingCoupling()},
-    "consistent": lambda: {"start": ConsistentStart(0.1, learn_tau="per_dimension", action_dim=ACTION)},
-    "steered": lambda: {"start": SteeredStart(IndependentStart("learned", ACTION), ACTION, 32)},
+    "consistent": lambda: {"start": ConsistentStart(0.1, ACTION)},
+    "steered": lambda: {"start": SteeredStart(IndependentStart(), ACTION, 32)},
     "transformer": lambda: {
         "velocity": VelocityTransformer(OBS, ACTION, chunk_size=2, width=16, num_layers=1, num_heads=2)
     },

@@ -22,21 +22,25 @@ def random_velocity(d: int, generator: torch.Generator):
 
 STARTS = {  # name -> start for states of size d
     "unit": lambda d: IndependentStart(),
-    "learned": lambda d: IndependentStart("learned", d),
-    "steered": lambda d: SteeredStart(IndependentStart("learned", d), d, 5),
+    "scaled": lambda d: IndependentStart(),
+    "steered": lambda d: SteeredStart(IndependentStart(), d, 5),
     "consistent": lambda d: ConsistentStart(0.3),
-    "consistent, all learned": lambda d: ConsistentStart(0.3, "per_dimension", "learned", d),
+    "consistent, learned tau": lambda d: ConsistentStart(0.3, d),
 }
 
 
 def make_dist(d: int, solver: ReversibleSolver, start: str, generator: torch.Generator, batch_shape=()):
+    location = {}
+    if start == "scaled":
+        loc, scale = torch.randn(2, *batch_shape, d, generator=generator, dtype=torch.float64)
+        location = {"loc": loc, "scale": scale.exp(), "memory_weight": 0.8}
     start = STARTS[start](d).double()
     with torch.no_grad():
         for parameter in start.parameters():
             parameter.add_(0.5 * torch.randn(parameter.shape, generator=generator))
     field, context = random_velocity(d, generator), torch.randn(*batch_shape, 5, generator=generator).double()
     velocity = ConditionedVelocity(lambda x, t, _: field(x, t), context)
-    return ReversibleFlow(velocity, d, solver, start, batch_shape, dtype=torch.float64)
+    return ReversibleFlow(velocity, d, solver, start, batch_shape, dtype=torch.float64, **location)
 
 
 @pytest.mark.parametrize("sigma", SIGMAS)
@@ -74,7 +78,8 @@ def test_density_of_noise_to_pair_equals_autograd_jacobian(sigma, start):
 
     def flat_map(z):
         velocity = dist.velocity
-        return torch.cat(solver.integrate(velocity, *dist.start.from_noise(velocity, *z.split(2), solver=solver)))
+        pair = solver.integrate(velocity, *dist.start.from_noise(velocity, *z.split(2), solver=solver))
+        return torch.cat(dist.from_standard(*pair))
 
     z = torch.randn(4, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
     log_det = torch.linalg.slogdet(torch.autograd.functional.jacobian(flat_map, z)).logabsdet
@@ -83,7 +88,7 @@ def test_density_of_noise_to_pair_equals_autograd_jacobian(sigma, start):
     torch.testing.assert_close(log_prob, expected, atol=1e-8, rtol=0)
 
 
-@pytest.mark.parametrize("scale", ["unit", "learned", "consistent"])
+@pytest.mark.parametrize("scale", ["unit", "scaled", "consistent"])
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_density_of_the_pair_integrates_to_one(sigma, scale):
     dist = make_dist(1, ReversibleSolver(3, sigma), scale, torch.Generator().manual_seed(1))

@@ -65,21 +65,21 @@ def test_the_proposal_is_close_where_the_flow_is_smooth(d, size, solver):
 
 
 def test_the_estimate_has_a_gradient():
-    scale = IndependentStart("learned", 1).double()
-    dist = make_dist(start=scale, gain=0.0)
     torch.manual_seed(4)
     action = torch.tensor([[0.7]], dtype=torch.float64)
-    # without a velocity the action is normal, with this variance for unit scale
-    s = 0.75
-    weights = torch.tensor([(1 + s * (-s) ** 5) / (1 + s), (s - s * (-s) ** 5) / (1 + s)], dtype=torch.float64)
-    log_scale = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    deviation = (weights * log_scale.exp()).norm()
-    expected = torch.distributions.Normal(0.0, deviation).log_prob(action).sum()
+    location = torch.tensor([[0.2], [1.3]], dtype=torch.float64, requires_grad=True)
+    loc, scale = location.unsqueeze(1)
+    dist = ReversibleFlow(
+        lambda x, t: 0 * x, 1, ReversibleSolver(), IndependentStart(), (1,), dtype=torch.float64, loc=loc, scale=scale
+    )
+    # without a velocity the action is normal
+    deviation = scale * IndependentStart().width(ReversibleSolver())
+    expected = torch.distributions.Normal(loc, deviation).log_prob(action).sum()
     estimate = dist.action_log_prob(action, 2048).log_prob.sum()
     torch.testing.assert_close(estimate, expected, atol=0.02, rtol=0)
-    (ours,) = torch.autograd.grad(estimate, scale.log_scale)
-    (exact,) = torch.autograd.grad(expected, log_scale)
-    torch.testing.assert_close(ours.squeeze(), exact, atol=0.05, rtol=0)
+    (ours,) = torch.autograd.grad(estimate, location)
+    (exact,) = torch.autograd.grad(expected, location)
+    torch.testing.assert_close(ours, exact, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("num_samples", [0, -3, 2.5])

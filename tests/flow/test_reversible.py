@@ -28,7 +28,7 @@ def make_actors(dtype, num_steps=5, start=None, sigma=0.75):
     velocity = VelocityMLP(4, 3, (32, 32))
     nn.init.normal_(velocity.trunk[-1].weight, std=0.5)
     if start is None:
-        start = SteeredStart(IndependentStart("learned", 3), 3, 32)
+        start = SteeredStart(IndependentStart(), 3, 32)
         nn.init.normal_(start.network[-1].weight, std=0.1)  # every layer gets a gradient
     return [
         ReversibleFlowActor(velocity, solver=ReversibleSolver(num_steps, sigma, gradient=gradient), start=start).to(
@@ -42,7 +42,7 @@ def relative_error(a, b):
     return ((a - b).norm() / a.norm()).item()
 
 
-@pytest.mark.parametrize("start", [None, ConsistentStart(0.3, "shared")])
+@pytest.mark.parametrize("start", [None, ConsistentStart(0.3, 3)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("sigma", SIGMAS)
 def test_log_prob_gradients_equal_the_stored_ones(sigma, dtype, start):
@@ -93,7 +93,7 @@ def test_memory_does_not_grow_with_the_number_of_steps():
     """Bytes that autograd keeps for the backward pass, counted by its own hooks."""
     kept = {}
     for num_steps in (1, 20):
-        for actor in make_actors(torch.float32, num_steps, IndependentStart("learned", 3)):
+        for actor in make_actors(torch.float32, num_steps, IndependentStart()):
             td = actor(TensorDict(observation=torch.randn(64, 4), batch_size=[64])).detach()
             sizes = []
             with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.nbytes) or t, lambda t: t):

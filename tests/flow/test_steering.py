@@ -24,9 +24,8 @@ from torchrl_genpo.flow import ConditionedVelocity
 D = 2
 BASES = {
     "unit": IndependentStart,
-    "learned": lambda: IndependentStart("learned", D, initial_scale=0.7),
     "consistent": lambda: ConsistentStart(0.2),
-    "consistent_learned": lambda: ConsistentStart(0.2, "per_dimension", "learned", D),
+    "consistent_learned": lambda: ConsistentStart(0.2, D),
 }
 
 
@@ -61,7 +60,7 @@ def test_its_density_is_that_of_an_autograd_jacobian(base):
 
 
 def test_at_first_it_is_its_base_and_within_its_bound_ever_after():
-    flow = make_flow("learned", is_steered=False)
+    flow = make_flow("consistent_learned", is_steered=False)
     pair = flow.sample()
     torch.testing.assert_close(flow.log_prob(*pair), flow.with_start(flow.start.base).log_prob(*pair))
     with torch.no_grad():
@@ -98,7 +97,7 @@ def test_ppo_trains_the_start_alone_and_keeps_it_near_a_reference():
     ("make", "message"),
     [
         (lambda: SteeredStart(SteeredStart(IndependentStart(), D, 8), D, 8), "steered already"),
-        (lambda: SteeredStart(IndependentStart("learned", 3), D, 8), "action_dim=3, not 2"),
+        (lambda: SteeredStart(ConsistentStart(0.2, 3), D, 8), "action_dim=3, not 2"),
         (lambda: SteeredStart(IndependentStart(), D, 8).sample(lambda x, t: x, (4, D)), "ConditionedVelocity"),
     ],
 )

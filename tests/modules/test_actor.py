@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import Bounded, Composite
@@ -29,6 +30,10 @@ def make_actor(**kwargs):
     return actor
 
 
+def make_gaussian():
+    return nn.Sequential(nn.Linear(4, 2), AddStateIndependentNormalScale(2, init_value=-0.4))
+
+
 def observations(*batch):
     return TensorDict(observation=torch.randn(*batch, 4), batch_size=batch)
 
@@ -48,7 +53,7 @@ def test_writes_action_memory_and_log_prob(batch):
     assert actor.out_keys == ["action", "action_memory", "action_log_prob"]
 
 
-@pytest.mark.parametrize("start", [IndependentStart(), IndependentStart("learned", 2)])
+@pytest.mark.parametrize("start", [IndependentStart(), ConsistentStart(0.3, 2)])
 def test_stored_and_recomputed_log_prob_agree_in_float32(start):
     actor = make_actor(start=start)
     td = torch.cat([actor(observations(16)) for _ in range(64)]).detach()  # collected in small batches
@@ -83,10 +88,10 @@ def test_collection_costs_one_velocity_evaluation_a_step_and_no_inversion():
     "options",
     [
         {},
-        {"start": IndependentStart("learned", 2, initial_scale=0.7)},
+        {"gaussian": make_gaussian()},
         {"start": ConsistentStart(0.3), "solver": ReversibleSolver(num_steps=4, sigma=0.9)},
     ],
-    ids=["paper", "learned scale", "consistent"],
+    ids=["paper", "gaussian", "consistent"],
 )
 def test_a_deterministic_action_costs_no_more_and_its_density_is_that_of_the_inversion(options):
     actor = make_actor(**options)
@@ -159,10 +164,10 @@ def test_keyword_call():
     assert action.shape == memory.shape == (8, 2) and log_prob.shape == (8,)
 
 
-def test_parameters_include_velocity_and_start():
-    actor = make_actor(start=IndependentStart("learned", 2))
+def test_parameters_include_those_of_its_parts():
+    actor = make_actor(start=ConsistentStart(0.3, 2), gaussian=make_gaussian())
     names = {name.split(".")[0] for name, _ in actor.named_parameters()}
-    assert names == {"velocity", "start"}
+    assert names == {"velocity", "start", "gaussian"}
 
 
 def test_pickles_and_keeps_its_function():
@@ -231,7 +236,7 @@ def test_spec_is_recorded_and_checked():
 
 def test_mismatched_sizes_are_refused():
     with pytest.raises(ValueError, match="action_dim=3, the velocity action_dim=2"):
-        make_actor(start=IndependentStart("learned", 3))
+        make_actor(start=ConsistentStart(0.3, 3))
     actor = make_actor()
     td = observations(8)
     with pytest.raises(ValueError, match="actions of size 2, got 3"):

@@ -16,7 +16,6 @@ from torchrl_genpo import (
     ConsistentStart,
     FlowMatchingLoss,
     GenPOLoss,
-    IndependentStart,
     ReversibleFlowActor,
     ReversibleSolver,
     VelocityMLP,
@@ -105,8 +104,8 @@ def test_an_activation_that_is_no_class_is_named(activation):
 
 
 def test_the_representation_shows_velocity_solver_and_start():
-    text = repr(make_actor(solver=ReversibleSolver(3, 0.9), start=IndependentStart("learned", action_dim=D)))
-    for part in ("VelocityMLP", "num_steps=3", "sigma=0.9", "scale='learned'", "action_memory"):
+    text = repr(make_actor(solver=ReversibleSolver(3, 0.9), start=ConsistentStart(0.3, D)))
+    for part in ("VelocityMLP", "num_steps=3", "sigma=0.9", f"tau=0.3, action_dim={D}", "action_memory"):
         assert part in text
 
 

@@ -65,9 +65,8 @@ def scale():
 
 POLICIES = {
     "bare": lambda: flow(),
-    "learned scale": lambda: flow(IndependentStart("learned", ACTION)),
-    "steered": lambda: flow(SteeredStart(IndependentStart("learned", ACTION), ACTION, 16)),
-    "consistent": lambda: flow(ConsistentStart(0.2, learn_tau="shared")),
+    "steered": lambda: flow(SteeredStart(IndependentStart(), ACTION, 16)),
+    "consistent": lambda: flow(ConsistentStart(0.2, ACTION)),
     "float64 state": lambda: flow(solver=ReversibleSolver(num_steps=20, sigma=0.6)),
     "reversible gradient": lambda: flow(solver=ReversibleSolver(gradient="reversible")),
     "normalised": lambda: Sequence(normalizer(), flow(in_keys=["normalized_observation"])),

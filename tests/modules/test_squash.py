@@ -7,10 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictSequential
+from tensordict.nn import AddStateIndependentNormalScale, ProbabilisticTensorDictSequential
 from torchrl.envs import ExplorationType, set_exploration_type
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.modules import Squash, flow_of
 from torchrl_genpo.training.build import build_env, build_models
@@ -23,8 +23,8 @@ def make_policy(seed=0):
     torch.manual_seed(seed)
     velocity = VelocityMLP(OBS, D, (16, 16))
     torch.nn.init.normal_(velocity.trunk[-1].weight, std=0.5)  # a flow that bends
-    start = IndependentStart("learned", action_dim=D, initial_scale=1.5)
-    actor = ReversibleFlowActor(velocity, start=start, action_key="raw_action")
+    gaussian = torch.nn.Sequential(torch.nn.Linear(OBS, D), AddStateIndependentNormalScale(D, init_value=0.4))
+    actor = ReversibleFlowActor(velocity, gaussian=gaussian, action_key="raw_action")
     return ProbabilisticTensorDictSequential(actor, Squash(LOW, HIGH)).double()
 
 
@@ -46,9 +46,7 @@ def test_the_density_of_the_bounded_pair_is_that_of_an_autograd_jacobian():
     noise = torch.cat(dist.to_noise(td["raw_action"], td["action_memory"]), -1)[0]
 
     def push(noise):
-        x, memory = (part.unsqueeze(0) for part in noise.chunk(2))
-        x, memory = actor.start.from_noise(dist.velocity, x, memory, solver=actor.solver)
-        x, memory = actor.solver.integrate(dist.velocity, x, memory)
+        x, memory = dist.from_noise(*(part.unsqueeze(0) for part in noise.chunk(2)))
         return torch.cat([squash.denormalize(x), memory], -1)[0]
 
     jacobian = torch.autograd.functional.jacobian(push, noise)

@@ -7,17 +7,18 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.config.compose import compose
 
 
 @pytest.fixture
 def actor():
     torch.manual_seed(0)
-    actor = ReversibleFlowActor(VelocityMLP(3, 2, (16,)), start=IndependentStart("learned", action_dim=2))
-    actor.start.set_first_std(0.5, actor.solver)
-    return actor.double()
+    scale = AddStateIndependentNormalScale(2, init_value=math.log(0.5))
+    gaussian = torch.nn.Sequential(torch.nn.Linear(3, 2), scale)
+    return ReversibleFlowActor(VelocityMLP(3, 2, (16,)), gaussian=gaussian).double()
 
 
 def collect(actor, size=256):
@@ -48,8 +49,8 @@ def test_it_is_one_more_loss_whose_gradient_widens_the_policy_and_fits_the_densi
     assert {"action_entropy", "loss_action_entropy"} <= set(loss.out_keys)
     out["loss_action_entropy"].backward()
     gradients = {name: parameter.grad for name, parameter in loss.named_parameters()}
-    (scale,) = (gradient for name, gradient in gradients.items() if "log_scale" in name)
-    assert (scale[0] < 0).all()  # a wider action has a larger entropy
+    (scale,) = (gradient for name, gradient in gradients.items() if "state_independent_scale" in name)
+    assert (scale < 0).all()  # a wider action has a larger entropy
     # the last layer is 0 at first, so that those before it have no gradient yet
     assert sum(gradient.abs().sum() > 0 for name, gradient in gradients.items() if "memory_density" in name) == 2
 

@@ -26,7 +26,7 @@ class TestFlowMatching(LossModuleTestBase):
     """What TorchRL asks of every loss."""
 
     def test_reset_parameters_recursive(self):
-        self.reset_parameters_recursive_test(FlowMatchingLoss(make_actor(start=ConsistentStart(0.1, "shared"))))
+        self.reset_parameters_recursive_test(FlowMatchingLoss(make_actor(start=ConsistentStart(0.1, 2))))
 
     def test_tensordict_keys(self):
         defaults = {"action": "action", "action_is_pad": "action_is_pad"}
@@ -95,7 +95,7 @@ def test_state_dict_round_trip():
 
 
 def test_only_the_velocity_gets_a_gradient():
-    actor = make_actor(start=ConsistentStart(0.1, "shared"))
+    actor = make_actor(start=ConsistentStart(0.1, 2))
     loss = FlowMatchingLoss(actor)
     loss(make_data())["loss_flow_matching"].backward()
     with_gradient = {name for name, p in loss.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}

@@ -7,18 +7,22 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import set_composite_lp_aggregate
+from tensordict.nn import AddStateIndependentNormalScale, set_composite_lp_aggregate
 from torch import nn
 from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE, TD1Estimator, TDLambdaEstimator
 
-from torchrl_genpo import IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.objectives import PairLoss
 
 from ._objectives_common import LossModuleTestBase
 
 LOSS_KEYS = ("loss_objective", "loss_critic")
+
+
+def make_gaussian():
+    return nn.Sequential(nn.Linear(4, 2), AddStateIndependentNormalScale(2))
 
 
 def make_models(start=None, **keys):
@@ -71,15 +75,13 @@ class TestPairLoss(LossModuleTestBase):
 
     @pytest.mark.parametrize("delay_actor", [False, True])
     def test_reset_parameters_recursive(self, delay_actor):
-        self.reset_parameters_recursive_test(
-            PairLoss(*make_models(IndependentStart("learned", 2)), delay_actor=delay_actor)
-        )
+        self.reset_parameters_recursive_test(PairLoss(*make_models(), delay_actor=delay_actor))
 
     @pytest.mark.parametrize("functional", [True, False])
     @pytest.mark.parametrize("estimator", [None, *PairLoss.SUPPORTED_VALUE_ESTIMATORS])
     @pytest.mark.parametrize("advantage", [None, GAE, TD1Estimator, TDLambdaEstimator])
     def test_objective_and_value_loss_train_their_own_network(self, advantage, estimator, functional):
-        actor, critic = make_models(IndependentStart("learned", 2))
+        actor, critic = make_models(gaussian=make_gaussian())
         td = make_trajectories(actor)
         loss = PairLoss(actor, critic, functional=functional)
         if estimator is not None:
@@ -101,13 +103,13 @@ class TestPairLoss(LossModuleTestBase):
             torch.testing.assert_close(td[key], before[key], atol=0, rtol=0)
 
     def test_state_dict(self):
-        actor, critic = make_models(IndependentStart("learned", 2))
+        actor, critic = make_models(gaussian=make_gaussian())
         loss = PairLoss(actor, critic)
         state = copy.deepcopy(loss.state_dict())
         td = make_data(actor)
         expected = loss(td)
         perturb(loss)
-        other = PairLoss(*make_models(IndependentStart("learned", 2)))
+        other = PairLoss(*make_models(gaussian=make_gaussian()))
         other.load_state_dict(state)
         for key in LOSS_KEYS:
             torch.testing.assert_close(other(td)[key], expected[key])
@@ -193,7 +195,7 @@ class TestPairLoss(LossModuleTestBase):
 
 @pytest.mark.parametrize("scale", ["unit", "learned"])
 def test_ratio_is_one_before_the_first_step(scale):
-    actor, critic = make_models(IndependentStart(scale, 2 if scale == "learned" else None))
+    actor, critic = make_models(gaussian=make_gaussian() if scale == "learned" else None)
     out = PairLoss(actor, critic)(make_data(actor, (512,)))
     assert (out["max_ratio"] - 1).abs() < 1e-4 and (out["mean_ratio"] - 1).abs() < 1e-4
     assert out["inversion_error"] < 1e-4 and out["clip_fraction"] == 0
@@ -213,9 +215,9 @@ def test_ratio_is_the_closed_form_in_the_recovered_noise():
     torch.testing.assert_close(loss(td)["loss_objective"].squeeze(-1), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("start", [None, IndependentStart("learned", 2)])
-def test_stock_clip_ppo_gives_the_same_numbers(start):
-    actor, critic = make_models(start)
+@pytest.mark.parametrize("gaussian", [None, make_gaussian()])
+def test_stock_clip_ppo_gives_the_same_numbers(gaussian):
+    actor, critic = make_models(gaussian=gaussian)
     td = make_data(actor)
     ours, stock = PairLoss(actor, critic), ClipPPOLoss(actor, critic, entropy_bonus=False)
     perturb(actor)
@@ -230,7 +232,7 @@ def test_stock_clip_ppo_gives_the_same_numbers(start):
 
 
 def test_every_parameter_of_actor_and_critic_gets_a_gradient():
-    actor, critic = make_models(IndependentStart("learned", 2))
+    actor, critic = make_models(gaussian=make_gaussian())
     loss = PairLoss(actor, critic)
     grads = gradients(loss, make_data(actor))
     assert set(grads) == {name for name, p in loss.named_parameters() if p.requires_grad}
@@ -297,7 +299,7 @@ def test_vmap_over_parameters():
 
 @pytest.mark.parametrize("scale", ["unit", "learned"])
 def test_compiled_loss_equals_eager(scale):
-    actor, critic = make_models(IndependentStart(scale, 2 if scale == "learned" else None))
+    actor, critic = make_models(gaussian=make_gaussian() if scale == "learned" else None)
     loss = PairLoss(actor, critic, entropy_bonus=scale == "learned")
     td = make_data(actor)
     perturb(actor)
@@ -308,7 +310,7 @@ def test_compiled_loss_equals_eager(scale):
 
 
 def test_out_keys_name_what_is_written():
-    actor, critic = make_models(IndependentStart("learned", 2))
+    actor, critic = make_models(gaussian=make_gaussian())
     loss = PairLoss(actor, critic, entropy_bonus=True, clip_value=0.2)
     out = loss(make_data(actor).set("state_value", torch.randn(8, 1)))
     assert set(loss.out_keys) <= set(out.keys())
@@ -316,13 +318,13 @@ def test_out_keys_name_what_is_written():
 
 
 def test_entropy_bonus_has_the_gradient_of_the_closed_form():
-    actor, critic = make_models(IndependentStart("learned", 2))
+    actor, critic = make_models(gaussian=make_gaussian())
     loss = PairLoss(actor, critic, entropy_bonus=True, entropy_coeff=0.1)
     td = make_data(actor)
     torch.testing.assert_close(loss(td)["entropy"], actor.get_dist(td).entropy().mean())
     grads = gradients(loss, td, keys=("loss_entropy",))
-    (gradient,) = (g for name, g in grads.items() if "log_scale" in name)
-    torch.testing.assert_close(gradient, torch.full((2, 2), -0.1))
+    (gradient,) = (g for name, g in grads.items() if "state_independent_scale" in name)
+    torch.testing.assert_close(gradient, torch.full((2,), -0.2))  # one scale for both halves
 
 
 def test_entropy_bonus_with_a_fixed_scale_is_refused_with_the_reason():

@@ -7,18 +7,21 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.baselines import FPOActor
 from torchrl_genpo.config.compose import compose
 
 
 def make_actor(std=0.5, action_dim=2, seed=0, **kwargs):
     torch.manual_seed(seed)
-    start = IndependentStart("learned", action_dim=action_dim)
-    actor = ReversibleFlowActor(VelocityMLP(3, action_dim, (16,)), start=start, **kwargs)
-    start.set_first_std(std, actor.solver)
-    return actor.double()
+    scale = AddStateIndependentNormalScale(action_dim, init_value=math.log(std))
+    gaussian = torch.nn.Sequential(torch.nn.Linear(3, action_dim), scale)
+    with torch.no_grad():
+        gaussian[0].weight.zero_()
+        gaussian[0].bias.zero_()
+    return ReversibleFlowActor(VelocityMLP(3, action_dim, (16,)), gaussian=gaussian, **kwargs).double()
 
 
 def collect(actor, size=256):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import (
+    AddStateIndependentNormalScale,
     ProbabilisticTensorDictModule,
     ProbabilisticTensorDictSequential,
     TensorDictModule,
@@ -15,7 +16,7 @@ from torch import nn
 from torchrl.modules import MLP, LSTMModule, OneHotCategorical, ValueOperator, set_recurrent_mode
 from torchrl.objectives import ClipPPOLoss, SoftUpdate
 
-from torchrl_genpo import FlowMatchingLoss, GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import FlowMatchingLoss, GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.modules import ActionScale, EulerActor, RunningNormalizer, encode
 
 D = 2
@@ -33,12 +34,12 @@ def make_actor(obs_dim=4, in_key="normalized_observation", action_key="raw_actio
     return actor
 
 
-def make_policy(kind=ProbabilisticTensorDictSequential, start=None):
+def make_policy(kind=ProbabilisticTensorDictSequential, **keys):
     """A normaliser, an encoder, the actor and the units of its action."""
     return kind(
         make_normalizer(),
         TensorDictModule(MLP(in_features=4, out_features=6, num_cells=[8]), ["normalized_observation"], ["features"]),
-        make_actor(6, "features", start=start),
+        make_actor(6, "features", **keys),
         ActionScale(torch.tensor([1.0, -1.0]), torch.tensor([3.0, 0.5])),
     )
 
@@ -89,7 +90,7 @@ def test_default_keys_are_those_of_the_actor():
 
 @pytest.mark.parametrize("ratio", ["pair", "action"])
 def test_genpo_gradients_are_those_of_the_actor_given_what_the_encoder_writes(ratio):
-    policy = make_policy(start=IndependentStart("learned", D))
+    policy = make_policy(gaussian=torch.nn.Sequential(torch.nn.Linear(6, D), AddStateIndependentNormalScale(D)))
     encoder, actor = policy[1], policy[2]
     data = GenPOLoss(policy, critic_coeff=None, ratio=ratio).before_updates(collect(policy))
     perturb(policy)

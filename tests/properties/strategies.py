@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
 from torch import nn
 
 from torchrl_genpo import (
@@ -96,16 +97,13 @@ def velocities(draw: st.DrawFn, d: int | None = None) -> VelocityMLP | VelocityT
 @st.composite
 def starts(draw: st.DrawFn, velocity: nn.Module) -> Start:
     """Every start that fits a velocity."""
-    d, scale = velocity.action_dim, draw(st.sampled_from(["unit", "learned"]))
-    sizes = {} if scale == "unit" else {"action_dim": d, "initial_scale": draw(st.floats(0.3, 3.0))}
+    d = velocity.action_dim
     kind = draw(st.sampled_from(["independent", "consistent", "steered"]))
     if kind == "steered":
-        return randomized(SteeredStart(IndependentStart(scale, **sizes), d, velocity.context_dim, (8,)))
+        return randomized(SteeredStart(IndependentStart(), d, velocity.context_dim, (8,)))
     if kind == "independent":
-        return randomized(IndependentStart(scale, **sizes))
-    learn_tau = draw(st.sampled_from([None, "shared", "per_dimension"]))
-    sizes |= {"action_dim": d} if learn_tau == "per_dimension" else {}
-    return randomized(ConsistentStart(draw(st.floats(0.05, 3.0)), learn_tau, scale, **sizes))
+        return IndependentStart()
+    return randomized(ConsistentStart(draw(st.floats(0.05, 3.0)), draw(st.sampled_from([None, d]))))
 
 
 @st.composite
@@ -113,9 +111,12 @@ def actors(draw: st.DrawFn, solvers: st.SearchStrategy = pair_solvers, nested: b
     """Policies of any solver, start, network and keys."""
     torch.manual_seed(draw(seeds))
     solver, velocity = draw(solvers), draw(velocities())
-    start = draw(starts(velocity))
+    start, gaussian = draw(starts(velocity)), None
+    if draw(st.booleans()):
+        scale = AddStateIndependentNormalScale(velocity.action_dim, init_value=draw(st.floats(-1.0, 1.0)))
+        gaussian = nn.Sequential(nn.Linear(velocity.in_features, velocity.action_dim), scale)
     if not nested:
-        return ReversibleFlowActor(velocity, solver=solver, start=start)
+        return ReversibleFlowActor(velocity, solver=solver, start=start, gaussian=gaussian)
     prefixes = [draw(st.sampled_from([(), ("agent",), ("agents", "first")])) for _ in range(4)]
     observation, action, memory, log_prob = (
         (*prefix, name) if prefix else name
@@ -125,6 +126,7 @@ def actors(draw: st.DrawFn, solvers: st.SearchStrategy = pair_solvers, nested: b
         velocity,
         solver=solver,
         start=start,
+        gaussian=gaussian,
         in_keys=[observation],
         action_key=action,
         memory_key=memory,

@@ -205,7 +205,7 @@ def test_resume_refuses_another_configuration(finished):
         ("solver.num_steps=0", ["solver.num_steps=0", "greater than or equal to 1"]),
         ("solver.num_steps=100 solver.sigma=0.5", ["sigma=0.5", "num_steps=100", "at most"]),
         ("policy.time_embedding_dim=3", ["policy.time_embedding_dim=3"]),
-        ("start=pape", ["start/pape", "learned_scale", "paper"]),
+        ("start=pape", ["start/pape", "pretrained", "paper"]),
         ("optim.schedule=linera", ["optim.schedule=linera", "Did you mean linear?"]),
         ("loss.entropy_coeff=0.01 start=paper", ["entropy_bonus=True has no effect", "learned"]),
         ("start.name=indep", ["start.name=indep", "Did you mean independent?"]),

@@ -45,8 +45,8 @@ def learn(*overrides, batches=1):
 @pytest.mark.parametrize(
     ("policy", "noise"),
     [
-        (["start=learned_scale"], "module.2.start.log_scale"),
-        (["start=consistent", "start.scale=unit", "start.learn_tau=per_dimension"], "module.2.start.log_tau"),
+        ([], "module.2.gaussian.1.state_independent_scale"),
+        (["start=pretrained"], "module.2.start.log_tau"),
         (["policy=gaussian"], "module.1.module.1.state_independent_scale"),
     ],
 )
@@ -62,7 +62,7 @@ def test_the_noise_has_a_rate_of_its_own(policy, noise):
 
 def test_an_adaptive_rate_moves_that_of_the_noise_and_leaves_the_critics_alone():
     rates = ["optim.lr=1e-4", "optim.critic_lr=1e-3", "optim.noise_lr=4e-4", "optim.target_kl=100"]
-    learner, _ = learn("start=learned_scale", *rates, batches=2)
+    learner, _ = learn(*rates, batches=2)
     actor, critic, noise = (group["lr"] for group in learner.optimizer.param_groups)
     assert actor == pytest.approx(1.5**2 * 1e-4)
     assert (critic, noise) == (1e-3, pytest.approx(4 * actor))
@@ -75,10 +75,10 @@ def test_a_linear_schedule_leaves_a_rate_of_the_critics_own_alone():
         assert [group["lr"] for group in learner.optimizer.param_groups] == [5e-5, expected]
 
 
-def test_a_rate_of_the_noise_does_nothing_where_the_noise_has_no_parameters():
-    learner, moved = learn("start=paper", "optim.noise_lr=0.01")
-    assert len(learner.optimizer.param_groups) == 2
-    assert moved == learn("start=paper")[1]
+@pytest.mark.parametrize("policy", ["policy.scale=unit", "policy=fpo"])
+def test_a_rate_of_the_noise_is_refused_where_the_noise_has_no_parameters(policy):
+    with pytest.raises(ValueError, match=r"optim.noise_lr=0.01 has no effect: .* no parameters"):
+        learn(policy, "optim.noise_lr=0.01")
 
 
 def test_the_critic_alone_learns_during_its_warm_up():
@@ -193,7 +193,7 @@ def test_an_action_in_the_tasks_units_is_the_scaled_one():
     [
         (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; policy=fpo has none"),
         (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action needs a flow with a memory"),
-        (["loss.entropy_coeff=0.01", "start=paper"], "entropy_bonus=True has no effect"),
+        (["loss.entropy_coeff=0.01", "policy.scale=unit"], "the entropy of the pair is a constant"),
     ],
 )
 def test_what_an_objective_cannot_do_is_explained(overrides, message):

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModule
+from tensordict.nn import AddStateIndependentNormalScale, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import nn
 from torchrl.checkpoint import Checkpoint
 from torchrl.collectors import Collector
@@ -17,7 +17,7 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR
 from torchrl.objectives.value import GAE
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.training import GenPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:GenPOTrainer is an experimental:UserWarning")
@@ -26,7 +26,8 @@ FRAMES = 64  # of a batch
 
 
 def make_actor(**keys):
-    actor = ReversibleFlowActor(VelocityMLP(3, 1, (16, 16)), start=IndependentStart("learned", 1), **keys)
+    gaussian = nn.Sequential(nn.Linear(3, 1), AddStateIndependentNormalScale(1))
+    actor = ReversibleFlowActor(VelocityMLP(3, 1, (16, 16)), gaussian=gaussian, **keys)
     nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
     return actor
 

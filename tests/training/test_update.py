@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 
-from torchrl_genpo import GenPOLoss, IndependentStart, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.training import (
     DivergedError,
@@ -22,7 +23,8 @@ from torchrl_genpo.training import (
 
 
 def make_actor(solver=None):
-    return ReversibleFlowActor(VelocityMLP(4, 1, (16, 16)), solver=solver, start=IndependentStart("learned", 1))
+    gaussian = torch.nn.Sequential(torch.nn.Linear(4, 1), AddStateIndependentNormalScale(1))
+    return ReversibleFlowActor(VelocityMLP(4, 1, (16, 16)), solver=solver, gaussian=gaussian)
 
 
 def make_critic():

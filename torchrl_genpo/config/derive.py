@@ -12,7 +12,8 @@ from torchrl_genpo.config.env_options import FAMILIES, family
 __all__ = ["with_policy_of_task", "with_sizes_of_batches"]
 
 BATCHES_OF_A_CHECKPOINT = 50
-LEARNS_NOISE = ("reversible_flow", "gaussian", "genpo", "genpo_jacobian")
+PAIR_FLOWS = ("reversible_flow", "genpo", "genpo_jacobian")
+LEARNS_NOISE = ("gaussian", *PAIR_FLOWS)
 
 MOST = {"collector.steps_per_env": 10**6, "collector.iterations": 10**9, "loss.mini_batches": 10**6}
 """The bounds of options that are filled in even where they are given, because a number of frames wins over them."""
@@ -96,7 +97,7 @@ def with_sizes_of_batches(values: Mapping[str, Any], defaults: Mapping[str, int 
 
 
 def with_policy_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fills in what of a policy follows from its task: the first noise, the head, and the chunks of a transformer."""
+    """Fills in what of a policy follows from its task: its noise, the head, and the chunks of a transformer."""
     given = dict(values)
     policy, env = given.get("policy", {}), given.get("env")
     if not isinstance(policy, Mapping):
@@ -104,6 +105,11 @@ def with_policy_of_task(values: Mapping[str, Any]) -> dict[str, Any]:
     name, transformer = policy.get("name", "reversible_flow"), policy.get("transformer")
     if name in LEARNS_NOISE and policy.get("initial_std") is None:
         policy = {**policy, "initial_std": 0.5 if family(env) == "gymnasium" else 1.0}
+    if name in PAIR_FLOWS and policy.get("scale") is None:
+        start = given.get("start", {})
+        is_consistent = isinstance(start, Mapping) and start.get("name") == "consistent"
+        is_unit = is_consistent or family(env) in ("robomimic", "isaaclab")
+        policy = {**policy, "scale": "unit" if is_unit else "learned"}
     if name == "reversible_flow" and policy.get("head_sizes") is None:
         policy = {**policy, "head_sizes": () if transformer is not None or family(env) == "robomimic" else (64,)}
     if isinstance(transformer, Mapping) and transformer.get("chunk_size") is None:

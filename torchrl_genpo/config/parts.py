@@ -75,12 +75,9 @@ SolverOptions: TypeAlias = Annotated[
     Discriminator(chosen_by("name", "two_step")),
 ]
 
-Scale: TypeAlias = Literal["unit", "learned"]
-
 
 class _Start(Options):
     name: str
-    scale: Scale = Field(default="unit", description="The scale of the noise: 1, or learned.")
     steering_sizes: AnySizes = Field(
         default=(),
         description="The widths of a network that moves and scales the noise by the observation, for "
@@ -92,7 +89,7 @@ class IndependentStartOptions(_Start):
     """Independent normal noise and memory."""
 
     tau: ClassVar[None] = None
-    learn_tau: ClassVar[None] = None
+    learn_tau: ClassVar[bool] = False
 
     name: Literal["independent"] = Field(default="independent", description="Independent normal noise and memory.")
 
@@ -106,11 +103,9 @@ class ConsistentStartOptions(_Start):
     tau: Positive = Field(
         default=0.3, description="The size of the memory's own noise, without which it has no density."
     )
-    learn_tau: Literal["shared", "per_dimension"] | None = Field(
-        default=None,
-        description="Whether tau is learned: one for all numbers of an action, one for each, or not at all.",
+    learn_tau: bool = Field(
+        default=False, description="Whether tau is learned, one for each number of an action; it begins at start.tau."
     )
-    scale: Scale = Field(default="learned", description="The scale of x_0: 1, or learned.")
 
 
 StartOptions: TypeAlias = Annotated[

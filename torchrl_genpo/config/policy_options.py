@@ -110,7 +110,7 @@ class _LearnedNoise(Options):
     initial_std: Positive = Field(
         default=FOLLOWS,
         description="The standard deviation of the first actions, whose range is 2 where the task bounds them; null "
-        "for 0.5 of Gymnasium's tasks and 1 of others. A start of unit scale has its own.",
+        "for 0.5 of Gymnasium's tasks and 1 of others. A flow of unit scale has its own.",
     )
     min_std: NonNegative = Field(
         default=0.0, description="The deviation of actions below which no scale of the noise is learned."
@@ -140,13 +140,22 @@ class GaussianOptions(_LearnedNoise, _OneNetwork, _NoActorOptions, _NoLossOption
     )
 
 
+class _LearnedScale(_LearnedNoise):
+    scale: Literal["learned", "unit"] = Field(
+        default=FOLLOWS,
+        description="The scale of a flow's actions: a deviation that is learned for each of their numbers, or that "
+        "which unit noise gives them, as in the paper; null for learned, or unit for start=pretrained and "
+        "the tasks of RoboMimic and Isaac Lab.",
+    )
+
+
 class _Flow(_Policy):
     time_embedding_dim: int = Field(
         default=32, ge=4, le=10**4, multiple_of=2, description="The number of sines and cosines that encode the time."
     )
 
 
-class ReversibleFlowOptions(_LearnedNoise, _NoActorOptions, _NoLossOptions, _Flow):
+class ReversibleFlowOptions(_LearnedScale, _NoActorOptions, _NoLossOptions, _Flow):
     """The flow of GenPO++ with the exact density of an action and its memory."""
 
     has_pair: ClassVar[bool] = True
@@ -186,7 +195,7 @@ class CompressionOptions(Options):
     )
 
 
-class _DummyFlow(_LearnedNoise, _OneNetwork, _NoActorOptions, _Flow):
+class _DummyFlow(_LearnedScale, _OneNetwork, _NoActorOptions, _Flow):
     has_pair: ClassVar[bool] = True
     has_density: ClassVar[bool] = True
     solver: ClassVar[str | None] = "alternating_coupling"

@@ -83,9 +83,7 @@ class TrainOptions(_Root):
     env: EnvOptions = Field(
         default_factory=lambda: GymnasiumOptions(name="half_cheetah"), description="The task and its simulator."
     )
-    start: StartOptions = Field(
-        default_factory=lambda: IndependentStartOptions(scale="learned"), description="Where a flow begins."
-    )
+    start: StartOptions = Field(default_factory=IndependentStartOptions, description="Where a flow begins.")
     collector: CollectorOptions = Field(default_factory=SyncOptions, description="How data is collected.")
     critic: CriticOptions = Field(default_factory=CriticOptions, description="The value network.")
     loss: LossOptions = Field(default_factory=LossOptions, description="The objective.")
@@ -178,6 +176,12 @@ class TrainOptions(_Root):
                 f"loss.action_entropy_coeff={loss.action_entropy_coeff:g} needs a flow with a memory; "
                 f"policy={policy.name} has none, and loss.entropy_coeff is that of its action."
             )
+        is_fixed = getattr(policy, "scale", "") == "unit" and not (self.start.learn_tau or self.start.steering_sizes)
+        if loss.entropy_coeff and is_fixed:
+            raise ValueError(
+                f"loss.entropy_coeff={loss.entropy_coeff:g} has no effect with policy.scale=unit, for which "
+                "the entropy of the pair is a constant: use policy.scale=learned, or loss.action_entropy_coeff."
+            )
         if loss.reference_target is not None and not loss.reference_coeff:
             raise ValueError(
                 f"loss.reference_target={loss.reference_target:g} adapts a weight that is 0: set loss.reference_coeff."
@@ -215,8 +219,8 @@ class TrainOptions(_Root):
             raise ValueError(f"{trainable} keeps what policy.init holds, which is null: name a checkpoint.")
         if policy.trainable == "head" and not (policy.head_sizes or policy.encoder):
             raise ValueError(f"{trainable} needs a network before the head: policy.head_sizes, or policy.encoder.")
-        if policy.trainable == "start" and start.scale == "unit" and not (start.learn_tau or start.steering_sizes):
-            raise ValueError(f"{trainable} needs a start that learns: start.steering_sizes=[64], or start.scale.")
+        if policy.trainable == "start" and not (start.learn_tau or start.steering_sizes):
+            raise ValueError(f"{trainable} needs a start that learns: start.steering_sizes=[64].")
 
 
 class PretrainOptions(_Root):
@@ -230,7 +234,7 @@ class PretrainOptions(_Root):
         default_factory=lambda: RoboMimicOptions(name="robomimic/can"), description="The task and its simulator."
     )
     start: StartOptions = Field(
-        default_factory=lambda: ConsistentStartOptions(tau=0.1, learn_tau="per_dimension", scale="unit"),
+        default_factory=lambda: ConsistentStartOptions(tau=0.1, learn_tau=True),
         description="Where a flow begins.",
     )
     pretrain: PretrainSection = Field(default_factory=PretrainSection, description="Pre-training on demonstrations.")

@@ -53,7 +53,7 @@ class LossOptions(Options):
     clip_value: bool | None = Field(default=None, description="Whether the value is clipped by clip_epsilon, too.")
     critic_coeff: NonNegative = Field(default=0.5, description="The weight of the value network's loss.")
     entropy_coeff: NonNegative = Field(
-        default=0.0, description="The weight of the entropy, which needs a start with a learned scale, or a Gaussian."
+        default=0.0, description="The weight of the entropy, which needs policy.scale=learned, or a Gaussian."
     )
     action_entropy_coeff: NonNegative = Field(
         default=0.0, description="The weight of a lower bound on the entropy of a flow's action, its memory left out."
@@ -103,7 +103,7 @@ class OptimOptions(Options):
     max_grad_norm: Positive = Field(default=0.5, description="The norm that gradients are clipped to.")
     noise_lr: Positive | None = Field(
         default=None,
-        description="The rate at first of the noise's parameters (a start's scale and tau, a Gaussian's deviation); "
+        description="The rate at first of the noise's parameters (the deviation of actions, a start's tau); "
         "null for lr.",
     )
     critic_lr: Positive | None = Field(default=None, description="A constant rate of the critic's own; null for lr.")

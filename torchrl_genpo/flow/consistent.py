@@ -5,13 +5,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from torchrl_genpo.flow.solver import PairSolver, VelocityField
-from torchrl_genpo.flow.start import DEFAULT_SOLVER, Scale, Start
+from torchrl_genpo.flow.start import DEFAULT_SOLVER, Start
 
 __all__ = ["ConsistentStart"]
 
@@ -28,14 +28,11 @@ class ConsistentStart(Start):
 
     Args:
         tau (float, optional): size of the memory's noise, positive. Defaults to ``0.3``.
-        learn_tau (str, optional): ``"shared"`` makes tau a parameter, ``"per_dimension"`` one for each
-            action dimension. Defaults to ``None``, a fixed one.
-        scale (str, optional): how :math:`x_0` is scaled, see :class:`Start`. Defaults to ``"unit"``.
-        action_dim (int, optional): ``d``; needed for ``"per_dimension"`` and a scale that is not ``"unit"``.
-        initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
+        action_dim (int, optional): ``d``, for a tau that is learned, one for each number of an action, and begins at
+            ``tau``. Defaults to ``None``, for a fixed one.
 
     Raises:
-        ValueError: if tau is not positive, or an option is unknown or lacks a size.
+        ValueError: if tau or the size is not positive.
 
     References:
         This start is ours, for pre-trained flows (``benchmarks/results/fidelity.md``).
@@ -52,66 +49,51 @@ class ConsistentStart(Start):
     def __init__(
         self,
         tau: float = 0.3,
-        learn_tau: Literal["shared", "per_dimension"] | None = None,
-        scale: Scale = "unit",
         action_dim: int | None = None,
-        initial_scale: float = 1.0,
     ) -> None:
         if not isinstance(tau, (int, float)) or not (math.isfinite(tau) and tau > 0):
             raise ValueError(
                 f"tau must be a positive finite number, got {tau!r}: without noise of its own the memory is a function "
                 "of x_0 and the pair has no density. Small values, such as 0.1, come closest to that."
             )
-        if learn_tau not in (None, "shared", "per_dimension"):
-            raise ValueError(f"learn_tau must be None, 'shared' or 'per_dimension', got {learn_tau!r}.")
-        if learn_tau == "per_dimension" and action_dim is None:
-            raise ValueError("learn_tau='per_dimension' needs action_dim, the size of the action.")
-        if action_dim is not None and scale == "unit" and learn_tau != "per_dimension":
-            raise ValueError(f"action_dim={action_dim} has no effect with a unit scale and learn_tau={learn_tau!r}.")
+        if action_dim is not None and action_dim < 1:
+            raise ValueError(f"action_dim must be at least 1, got {action_dim}.")
+        super().__init__()
         self.tau = float(tau)
-        self.learn_tau = learn_tau
-        super().__init__(scale, 1, action_dim, initial_scale)
-        size = () if learn_tau == "shared" else (action_dim or 1,)
-        self.log_tau = nn.Parameter(torch.full(size, math.log(tau))) if learn_tau else None
+        self.action_dim = action_dim
+        self.log_tau = None if action_dim is None else nn.Parameter(torch.full((action_dim,), math.log(tau)))
 
     def reset_parameters(self) -> None:
-        """Puts scale and tau back to their first values."""
-        super().reset_parameters()
-        if getattr(self, "log_tau", None) is not None:
-            nn.init.constant_(self.log_tau, math.log(self.tau))  # type: ignore[arg-type]
+        """Puts tau back to its first value."""
+        if self.log_tau is not None:
+            nn.init.constant_(self.log_tau, math.log(self.tau))
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {**super().settings, "learn_tau": self.learn_tau, "tau": None if self.learn_tau else self.tau}
+        return {**super().settings, "tau": self.tau if self.log_tau is None else "learned"}
 
     @property
     def has_constant_entropy(self) -> bool:
-        return self.scale == "unit" and self.log_tau is None
+        return self.log_tau is None
 
     def from_noise(
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales()
-        x = noise if log_scales is None else noise * log_scales.squeeze(-2).exp()
         tau = self.tau if self.log_tau is None else self.log_tau.exp()
-        return x, self._centre(velocity, x, solver) + tau * memory_noise
+        return noise, self._centre(velocity, noise, solver) + tau * memory_noise
 
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales()
         tau = self.tau if self.log_tau is None else self.log_tau.exp()
-        memory_noise = (memory - self._centre(velocity, x, solver)) / tau
-        return x if log_scales is None else x * log_scales.squeeze(-2).neg().exp(), memory_noise
+        return x, (memory - self._centre(velocity, x, solver)) / tau
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
-        log_scales = self.log_scales()
-        log_tau = math.log(self.tau) if self.log_tau is None else self.log_tau.mean()
-        return d * log_tau + (0.0 if log_scales is None else log_scales.sum((-2, -1)))
+        return d * (math.log(self.tau) if self.log_tau is None else self.log_tau.mean())
 
     @staticmethod
     def _centre(velocity: VelocityField, x: Tensor, solver: PairSolver) -> Tensor:
         return x.sub(velocity(x, 0.0), alpha=solver.dt)
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, learn_tau={self.learn_tau!r}, {super().extra_repr()}"
+        return f"tau={self.tau}" + ("" if self.action_dim is None else f", action_dim={self.action_dim}")

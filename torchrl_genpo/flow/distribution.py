@@ -30,10 +30,10 @@ class ReversibleFlow(Distribution):
 
     .. math:: \log p(\text{action}, \text{memory}) = \log p_\text{start}(x_0, x_{-1}) - M d \log|\sigma| .
 
-    With a ``loc`` :math:`\mu` the flow moves the deviation from it: the action is shifted by :math:`\mu` and the memory
-    by :math:`w \mu`, which changes no volume. Where :math:`w` is the regression of the memory on the action
-    (:meth:`~torchrl_genpo.flow.Start.memory_weight`), another :math:`\mu` changes the density of the pair no more than
-    that of the action.
+    With a ``loc`` :math:`\mu` and a ``scale`` :math:`s` the flow makes a standardised pair :math:`(x, m)` of the noise,
+    the action is :math:`\mu + s x` and the memory :math:`w \mu + s m`, and :math:`-2 \sum \log s` is added. Where
+    :math:`w` is the regression of the memory on the action (:meth:`~torchrl_genpo.flow.Start.memory_weight`), another
+    :math:`\mu` changes the density of the pair no more than that of the action.
 
     It is the density of the *pair*, constants included.
 
@@ -56,9 +56,11 @@ class ReversibleFlow(Distribution):
         scored (tuple of Tensor, optional): a pair to score at construction, whose density
             ``log_prob(action)`` then returns without the memory. For losses that score the action
             alone, at a time when the parameters are no longer in place (stock ``ClipPPOLoss``).
-        loc (Tensor, optional): the shift :math:`\mu` of the actions, ``[*batch, d]``. Defaults to none.
-        memory_weight (Tensor or float, optional): :math:`w`, the part of it by which memories are shifted. Defaults to
-            ``1``.
+        loc (Tensor, optional): the mean :math:`\mu` of the actions, ``[*batch, d]``, if the velocity is zero. Defaults
+            to none.
+        scale (Tensor, optional): the positive scale :math:`s` of the pairs, ``[*batch, d]``. Defaults to none.
+        memory_weight (Tensor or float, optional): :math:`w`, the part of ``loc`` by which memories are shifted.
+            Defaults to ``1``.
 
     Examples:
         >>> import torch
@@ -85,6 +87,7 @@ class ReversibleFlow(Distribution):
         device: torch.device | None = None,
         scored: Pair | None = None,
         loc: Tensor | None = None,
+        scale: Tensor | None = None,
         memory_weight: Tensor | float = 1.0,
     ) -> None:
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
@@ -96,10 +99,13 @@ class ReversibleFlow(Distribution):
         self.start = start
         self._velocity = velocity
         self._shift = None if loc is None else (loc, memory_weight * loc)
+        self._scale = scale
         # an event has the 2 x d numbers of action and memory
         super().__init__(torch.Size(batch_shape), torch.Size((2, action_dim)), validate_args=False)
         # computed now, while the parameters are surely in place; losses ask for it later
-        self._entropy = start.entropy(self.velocity, action_dim, solver=solver) + solver.log_abs_det(action_dim)
+        self._log_scales = 0.0 if scale is None else 2 * scale.log().sum(-1)
+        of_noise = start.entropy(self.velocity, action_dim, solver=solver)
+        self._entropy = of_noise + solver.log_abs_det(action_dim) + self._log_scales
         self._zero_noise: tuple[Pair, Tensor] | None = None
         self._scored = None if scored is None else (scored[0], self.log_prob(*scored))
 
@@ -119,8 +125,8 @@ class ReversibleFlow(Distribution):
         shape, velocity = (*sample_shape, *self.batch_shape, self.action_dim), self.velocity
         dtype = self.solver.state_dtype(self.dtype)
         x, memory, log_prob = self.start.sample(velocity, shape, solver=self.solver, dtype=dtype, device=self.device)
-        pair = self._shifted(self.solver.integrate(velocity, x, memory))
-        return pair, (log_prob - self._log_abs_det(x, memory)).to(self.density_dtype)
+        pair = self.from_standard(*self.solver.integrate(velocity, x, memory))
+        return pair, self._of_pair(log_prob, x, memory)
 
     @torch.no_grad()
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
@@ -154,14 +160,19 @@ class ReversibleFlow(Distribution):
         if self._zero_noise is not None and action is self._zero_noise[0][0] and memory is self._zero_noise[0][1]:
             return self._zero_noise[1]  # a deterministic actor scores what it has just made
         velocity = self.velocity
-        x, memory = self.solver.invert(velocity, *self.centred(action, memory))
-        log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
-        return (log_prob - self._log_abs_det(x, memory)).to(self.density_dtype)
+        x, memory = self.solver.invert(velocity, *self.to_standard(action, memory))
+        return self._of_pair(self.start.log_prob(velocity, x, memory, solver=self.solver), x, memory)
+
+    def from_noise(self, noise: Tensor, memory_noise: Tensor) -> Pair:
+        """The pair that is made from two standard normal tensors ``[..., d]``."""
+        velocity = self.velocity
+        pair = self.start.from_noise(velocity, noise, memory_noise, solver=self.solver)
+        return self.from_standard(*self.solver.integrate(velocity, *pair))
 
     def to_noise(self, action: Tensor, memory: Tensor) -> Pair:
         """The two standard normal tensors ``[..., d]`` that the pair was made from."""
         velocity = self.velocity
-        x, memory = self.solver.invert(velocity, *self.centred(action, memory))
+        x, memory = self.solver.invert(velocity, *self.to_standard(action, memory))
         return self.start.to_noise(velocity, x, memory, solver=self.solver)
 
     def action_log_prob(self, action: Tensor, num_samples: int = 64, memory: Tensor | None = None) -> MarginalEstimate:
@@ -234,14 +245,15 @@ class ReversibleFlow(Distribution):
         zeros = torch.zeros(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device)
         velocity = self.velocity
         x, memory = self.start.from_noise(velocity, zeros, zeros, solver=self.solver)
-        log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver) - self._log_abs_det(x, memory)
-        return self._shifted(self.solver.integrate(velocity, x, memory)), log_prob.to(self.density_dtype)
+        log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
+        pair = self.from_standard(*self.solver.integrate(velocity, x, memory))
+        return pair, self._of_pair(log_prob, x, memory)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.
 
-        :math:`d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinant of the start: a
-        constant unless the start has a learned scale.
+        :math:`d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinants of start and scale: a constant without
+        a scale that is learned, and a start with parameters.
         """
         entropy = torch.as_tensor(self._entropy, dtype=self.density_dtype, device=self.device)
         return entropy.expand(self.batch_shape)
@@ -262,12 +274,11 @@ class ReversibleFlow(Distribution):
             ValueError: for another batch shape or size of action, or ``num_samples`` below 1.
 
         Examples:
-            >>> import torch
-            >>> from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
-            >>> wide, narrow = (IndependentStart("learned", 2, initial_scale=scale) for scale in (1.0, 0.5))
+            >>> from torchrl_genpo import ConsistentStart, ReversibleFlow, ReversibleSolver
+            >>> wide, narrow = ConsistentStart(tau=0.2), ConsistentStart(tau=0.1)
             >>> flow = ReversibleFlow(lambda x, t: -x, 2, ReversibleSolver(), narrow)
-            >>> round(flow.kl_divergence(flow.with_start(wide)).item(), 3)  # 4 (log 2 + 1/8 - 1/2)
-            1.273
+            >>> round(flow.kl_divergence(flow.with_start(wide)).item(), 3)  # 2 (log 2 + 1/8 - 1/2)
+            0.636
         """
         return divergence(self, other, num_samples)
 
@@ -282,22 +293,30 @@ class ReversibleFlow(Distribution):
             dtype=self.dtype,
             device=self.device,
         )
-        other._shift = self._shift
+        other._shift, other._scale, other._log_scales = self._shift, self._scale, self._log_scales
         return other
 
     def moves_noise_as(self, other: ReversibleFlow) -> bool:
         """Whether both are one map of the pair at time zero, as those that :meth:`with_start` makes."""
-        is_one_velocity = self._velocity is other._velocity and self._shift is other._shift
-        return is_one_velocity and self.solver.settings == other.solver.settings
+        mine, others = ((flow._velocity, flow._shift, flow._scale) for flow in (self, other))
+        is_one_map = all(a is b for a, b in zip(mine, others, strict=True))
+        return is_one_map and self.solver.settings == other.solver.settings
 
-    def centred(self, action: Tensor, memory: Tensor) -> Pair:
-        """The pair without its shift, which is what the solver inverts."""
-        if self._shift is None:
-            return self._checked(action), memory
-        return self._checked(action) - self._shift[0], memory - self._shift[1]
+    def to_standard(self, action: Tensor, memory: Tensor) -> Pair:
+        """The pair without its mean and scale, which is what the solver inverts."""
+        pair = self._checked(action), memory
+        if self._shift is not None:
+            pair = pair[0] - self._shift[0], pair[1] - self._shift[1]
+        return pair if self._scale is None else (pair[0] / self._scale, pair[1] / self._scale)
 
-    def _shifted(self, pair: Pair) -> Pair:
+    def from_standard(self, x: Tensor, memory: Tensor) -> Pair:
+        """Undoes :meth:`to_standard`."""
+        pair = (x, memory) if self._scale is None else (x * self._scale, memory * self._scale)
         return pair if self._shift is None else (pair[0] + self._shift[0], pair[1] + self._shift[1])
+
+    def _of_pair(self, log_prob: Tensor, x: Tensor, memory: Tensor) -> Tensor:
+        """The log density of what becomes of a pair at time zero, from that of this pair."""
+        return (log_prob - self._log_abs_det(x, memory) - self._log_scales).to(self.density_dtype)
 
     def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor | float:
         """Log determinant of the solver's map at the start pair, the same everywhere."""

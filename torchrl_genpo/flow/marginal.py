@@ -120,11 +120,9 @@ def propose_memory(
 
 def _straight_memory(flow: ReversibleFlow, action: Tensor) -> Tensor:
     """The memory ``[*batch, d]`` of a state that came with the velocity that it has at the action."""
-    zero = torch.zeros_like(action)
-    at, _ = flow.centred(action, zero)
-    _, shift = flow.centred(zero, zero)
+    at, _ = flow.to_standard(action, torch.zeros_like(action))
     dt = flow.solver.dt
-    return at - dt * flow.velocity(at, 1 - dt).double() - shift
+    return flow.from_standard(at, at - dt * flow.velocity(at, 1 - dt).double())[1]
 
 
 def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor, Tensor]:

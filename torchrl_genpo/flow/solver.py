@@ -7,7 +7,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -68,15 +67,6 @@ class PairSolver(ABC):
     @abstractmethod
     def log_abs_det(self, d: int) -> float:
         """Log absolute determinant of :meth:`integrate` for states of size ``d``."""
-
-    @cached_property
-    def free_direction(self) -> tuple[float, float]:
-        """The unit vector of pairs ``(x_0, memory_0)`` that a velocity of zero carries to the action."""
-        basis = torch.eye(2, dtype=torch.float64)
-        with torch.no_grad():
-            action, _ = self.integrate(lambda x, t: torch.zeros_like(x), basis[0], basis[1])
-        x, memory = (action / action.norm()).tolist()
-        return x, memory
 
     def state_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype that carries the states for noise of ``dtype``: the same one, or a wider one if need be."""

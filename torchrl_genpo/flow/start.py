@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
 
 __all__ = ["IndependentStart", "Start"]
-
-Scale: TypeAlias = Literal["unit", "learned"]
 
 DEFAULT_SOLVER = ReversibleSolver()  # the actor's default too
 
@@ -29,57 +27,23 @@ class Start(nn.Module, ABC):
     follow from these three. Each of them is given ``velocity``, the conditioned velocity ``(x, t) -> [..., d]``, of
     which some starts need a value or the ``context``, and ``solver``, the solver that integrates
     (``ReversibleSolver()`` by default), of which some need the size of a step.
-
-    The noise may be scaled by one positive factor for each number: ``"unit"`` (the factor is 1) or ``"learned"`` (it is
-    a parameter; :class:`SteeredStart` makes it a function of the observation). The log of the scale enters the density,
-    which stays exact and Jacobian-free, and the entropy of the pair becomes a differentiable closed form.
-
-    Args:
-        scale (str): ``"unit"`` or ``"learned"``.
-        rows (int): number of states that are scaled: 2 for the whole pair, 1 for :math:`x_0` alone.
-        action_dim (int, optional): ``d``; needed unless the scale is ``"unit"``.
-        initial_scale (float, optional): value of every scale at first; :meth:`set_first_std` chooses it by the
-            deviation of actions. Defaults to ``1``.
-
-    Raises:
-        ValueError: for an unknown scale, or a size that is missing or has no effect.
     """
 
-    def __init__(self, scale: Scale, rows: int, action_dim: int | None, initial_scale: float = 1.0) -> None:
-        super().__init__()
-        if not (math.isfinite(initial_scale) and initial_scale > 0):
-            raise ValueError(f"initial_scale must be positive and finite, got {initial_scale}.")
-        if scale == "unit" and initial_scale != 1:
-            raise ValueError(
-                f"initial_scale={initial_scale} has no effect with scale='unit'; drop it or use 'learned'."
-            )
-        if scale not in get_args(Scale):
-            raise ValueError(f"scale must be one of {', '.join(map(repr, get_args(Scale)))}, got {scale!r}.")
-        if scale != "unit" and (action_dim is None or action_dim < 1):
-            raise ValueError(f"scale={scale!r} needs action_dim, the size of the action; got {action_dim!r}.")
-        self.scale = scale
-        self.initial_scale, self.min_scale = float(initial_scale), 0.0
-        self.rows = rows
-        self.action_dim = action_dim
-        # the log keeps the scale positive
-        self.log_scale = nn.Parameter(torch.zeros(rows, action_dim)) if scale == "learned" and action_dim else None
-        self.reset_parameters()
+    action_dim: int | None = None
+    """The size ``d`` of the states, of a start that is made for one."""
 
     def reset_parameters(self) -> None:
-        """Puts the scale back to its first value."""
-        if self.log_scale is not None:
-            nn.init.constant_(self.log_scale, math.log(self.initial_scale))
+        """Puts the parameters back to their first values, if there are any."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """What fixes the map beside the parameters, as plain values by name."""
-        floor = {"min_scale": self.min_scale} if self.min_scale else {}
-        return {"kind": type(self).__name__, "scale": self.scale, **floor}
+        return {"kind": type(self).__name__}
 
     @property
     def has_constant_entropy(self) -> bool:
         """Whether the entropy of the pair does not depend on any parameter."""
-        return self.scale == "unit"
+        return True
 
     @torch.no_grad()
     def free_pair(self, solver: PairSolver) -> Tensor:
@@ -90,7 +54,7 @@ class Start(nn.Module, ABC):
 
         Returns:
             ``[2, 2]``: by how much action and memory (rows) move with the noise of each (columns), in the first number
-            of an action, at the present scales.
+            of an action.
         """
         like = next(self.parameters(), torch.empty(()))
 
@@ -106,43 +70,9 @@ class Start(nn.Module, ABC):
         action, memory = self.free_pair(solver)
         return float(action @ memory / (action @ action))
 
-    def set_first_std(self, std: float, solver: PairSolver, min_std: float = 0.0) -> None:
-        """Puts the scale to where actions have a standard deviation, while the velocity is zero.
-
-        Args:
-            std (float): the deviation of a first action.
-            solver (PairSolver): the solver.
-            min_std (float, optional): the deviation below which the scale is not learned. Defaults to ``0``.
-
-        Raises:
-            ValueError: for a unit scale, a deviation that is not positive, or one that the memory's noise exceeds.
-
-        Examples:
-            >>> import torch
-            >>> from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
-            >>> start, solver = IndependentStart("learned", action_dim=1), ReversibleSolver()
-            >>> start.set_first_std(0.5, solver)
-            >>> flow = ReversibleFlow(lambda x, t: 0 * x, 1, solver, start, (100_000,))
-            >>> round(flow.sample()[0].std().item(), 2)
-            0.5
-        """
-        if self.scale == "unit":
-            raise ValueError(f"The deviation {std} of a first action has no effect on a scale of 1; use 'learned'.")
-        if not 0 <= min_std <= std < math.inf or std == 0:
-            raise ValueError(f"The deviations must be finite and 0 <= min_std <= std, got {min_std} and {std}.")
-        self.initial_scale, self.min_scale = 1.0, 0.0
-        self.reset_parameters()
-        scaled, rest = self.free_pair(solver)[0].square().tolist()
-        if self.rows == 2:  # both noises are scaled
-            scaled, rest = scaled + rest, 0.0
-        if std**2 <= rest:
-            raise ValueError(
-                f"The noise of the memory alone gives actions a deviation of {rest**0.5:.3g}, more than {std}: use a "
-                "smaller tau."
-            )
-        self.initial_scale = math.sqrt((std**2 - rest) / scaled)
-        self.min_scale = math.sqrt(max(min_std**2 - rest, 0) / scaled)
-        self.reset_parameters()
+    def width(self, solver: PairSolver) -> float:
+        """The standard deviation of an action for a velocity of zero."""
+        return float(self.free_pair(solver)[0].norm())
 
     @abstractmethod
     def from_noise(
@@ -199,36 +129,17 @@ class Start(nn.Module, ABC):
         """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
         return d * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
 
-    def log_scales(self) -> Tensor | None:
-        """Logs of the scales, ``[rows, d]``, or ``None`` for a unit scale."""
-        if self.log_scale is None or not self.min_scale:
-            return self.log_scale
-        return self.log_scale.clamp_min(math.log(self.min_scale))
-
-    def extra_repr(self) -> str:
-        return f"scale={self.scale!r}" + ("" if self.action_dim is None else f", action_dim={self.action_dim}")
-
 
 class IndependentStart(Start):
-    r"""The start of the paper, in which :math:`x_0` and :math:`x_{-1}` are independent and normal.
-
-    Scales that are learned belong to two directions of the pair: the one that a velocity of zero carries to the action,
-    and the one across it, which stays in the memory (:attr:`~torchrl_genpo.flow.PairSolver.free_direction`). So the
-    width of the action is one number, learned as that of a Gaussian policy is. At equal scales the pair is the paper's.
-
-    Args:
-        scale (str, optional): ``"unit"``, the paper's standard normal pair, or ``"learned"``, one positive
-            scale for each number and direction of the pair. See :class:`Start`. Defaults to ``"unit"``.
-        action_dim (int, optional): ``d``; needed for, and only for, a scale that is not ``"unit"``.
-        initial_scale (float, optional): value of every scale at first. Defaults to ``1``.
+    r"""The start of the paper, in which :math:`x_0` and :math:`x_{-1}` are independent and standard normal.
 
     References:
-        GenPO++, arXiv 2606.06967 (unit scale). The learned scale is ours.
+        GenPO++, arXiv 2606.06967.
 
     Examples:
         >>> import torch
         >>> from torchrl_genpo import IndependentStart
-        >>> start = IndependentStart(scale="learned", action_dim=3)
+        >>> start = IndependentStart()
         >>> x, memory, log_prob = start.sample(None, (4, 3))
         >>> x.shape, log_prob.shape
         (torch.Size([4, 3]), torch.Size([4]))
@@ -236,39 +147,18 @@ class IndependentStart(Start):
         True
     """
 
-    def __init__(self, scale: Scale = "unit", action_dim: int | None = None, initial_scale: float = 1.0) -> None:
-        super().__init__(scale, 2, action_dim, initial_scale)
-        if scale == "unit" and action_dim is not None:
-            raise ValueError(f"action_dim={action_dim} has no effect with scale='unit'; drop it or use 'learned'.")
-
     def from_noise(
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales()
-        if log_scales is None:
-            return noise, memory_noise
-        return _rotate(*self._scaled(noise, memory_noise, log_scales.exp()), *solver.free_direction)
+        return noise, memory_noise
 
     def to_noise(
         self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
     ) -> tuple[Tensor, Tensor]:
-        log_scales = self.log_scales()
-        if log_scales is None:
-            return x, memory
-        cos, sin = solver.free_direction
-        return self._scaled(*_rotate(x, memory, cos, -sin), log_scales.neg().exp())
+        return x, memory
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
-        log_scales = self.log_scales()
-        return 0.0 if log_scales is None else log_scales.sum((-2, -1))
-
-    @staticmethod
-    def _scaled(x: Tensor, memory: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-        return x * scales[..., 0, :], memory * scales[..., 1, :]
-
-
-def _rotate(x: Tensor, memory: Tensor, cos: float, sin: float) -> tuple[Tensor, Tensor]:
-    return (x * cos).sub(memory, alpha=sin), (memory * cos).add(x, alpha=sin)
+        return 0.0
 
 
 def _normal_log_density(noise: Tensor, memory_noise: Tensor) -> Tensor:

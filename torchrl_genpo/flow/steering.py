@@ -61,7 +61,7 @@ class SteeredStart(Start):
             raise ValueError("The base of a SteeredStart is steered already: give it more num_cells instead.")
         if base.action_dim not in (None, action_dim):
             raise ValueError(f"The base has action_dim={base.action_dim}, not {action_dim}.")
-        super().__init__("unit", 2, None)
+        super().__init__()
         self.action_dim = action_dim
         self.base = base
         sizes = [context_dim, *num_cells, 4 * action_dim]  # mean and log scale of both noises
@@ -88,9 +88,6 @@ class SteeredStart(Start):
 
     def free_pair(self, solver: PairSolver) -> Tensor:
         return self.base.free_pair(solver)  # the noise is not steered at first
-
-    def set_first_std(self, std: float, solver: PairSolver, min_std: float = 0.0) -> None:
-        self.base.set_first_std(std, solver, min_std)
 
     def from_noise(
         self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER

@@ -168,7 +168,7 @@ class VelocityMLP(nn.Module):
     It is the same function as the undivided layer.
 
     An observation that passes a large network in every step is dear. A small velocity that reads the features of an
-    encoder, about a mean that the actor computes of them (``loc``), costs little more than a Gaussian policy.
+    encoder, which bends the noise of a Gaussian of these features, costs little more than a Gaussian policy.
 
     Args:
         in_features (int): size of the observation (of all observations together, if there are several).

@@ -53,9 +53,11 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     Keyword Args:
         solver (PairSolver, optional): defaults to ``ReversibleSolver()``.
         start (Start, optional): defaults to ``IndependentStart()``, the paper's.
-        loc (nn.Module, optional): a module from the observations to a mean ``[..., d]``, computed once, about which
-            the velocity moves the noise. Where an encoder stands before the actor, a linear layer and a small velocity
-            read its features for the price of a Gaussian policy. Defaults to none.
+        gaussian (nn.Module, optional): a module from the observations to ``loc`` and ``scale`` ``[..., d]`` of a
+            Gaussian policy, computed once, such as a network and ``AddStateIndependentNormalScale``. The actor is that
+            policy while its velocity is zero, and the velocity bends its standardised noise. Where an encoder stands
+            before the actor, a linear layer and a small velocity read its features for the price of a Gaussian policy.
+            Defaults to none, for which the actions are what the solver makes of the start.
         in_keys (NestedKey or list of NestedKey, optional): the observations, passed to
             ``velocity.condition`` in this order; a tuple is one nested key. Defaults to ``"observation"``.
         action_key (NestedKey, optional): defaults to ``"action"``.
@@ -93,7 +95,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         *,
         solver: PairSolver | None = None,
         start: Start | None = None,
-        loc: nn.Module | None = None,
+        gaussian: nn.Module | None = None,
         in_keys: NestedKey | Sequence[NestedKey] = "observation",
         action_key: NestedKey = "action",
         memory_key: NestedKey = "action_memory",
@@ -140,9 +142,10 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         self.velocity = velocity
         self.start = start
         self.solver = solver
-        self.loc = loc
-        if loc is not None:
+        self.gaussian = gaussian
+        if gaussian is not None:
             self.register_buffer("memory_weight", torch.tensor(start.memory_weight(solver)))
+            self.register_buffer("width", torch.tensor(start.width(solver)))
 
     @property
     def action_key(self) -> NestedKey:
@@ -310,7 +313,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
 
     def __repr__(self) -> str:
         keys = f"in_keys={self.in_keys}, out_keys={self.out_keys}"
-        parts = {"velocity": self.velocity, "solver": self.solver, "start": self.start, "loc": self.loc}
+        parts = {"velocity": self.velocity, "solver": self.solver, "start": self.start, "gaussian": self.gaussian}
         lines = [f"{name}={part!r}".replace("\n", "\n    ") for name, part in parts.items()]
         return f"{type(self).__name__}(\n    " + ",\n    ".join([*lines, keys]) + ")"
 
@@ -357,14 +360,20 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             dtype=network_dtype(self.velocity, observations[0]),
             device=observations[0].device,
             scored=scored,
-            **self._shift(observations),
+            **self.location(*observations),
         )
 
-    def _shift(self, observations: Sequence[Tensor]) -> dict[str, Any]:
-        """The mean of the actions, and by what part of it the memories are shifted."""
-        if self.loc is None:
+    def location(self, *observations: Tensor) -> dict[str, Any]:
+        """The mean and the scale of the pairs for these observations, as keywords of :class:`ReversibleFlow`."""
+        if self.gaussian is None:
             return {}
-        loc = self.loc(*observations)
+        found = self.gaussian(*observations)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise TypeError(
+                f"gaussian must return a loc and a scale, got {type(found).__name__}: add a scale to the mean of a "
+                "network by tensordict.nn.AddStateIndependentNormalScale."
+            )
+        loc, scale = found
         if loc.shape[-1] != self.velocity.action_dim:
-            raise ValueError(f"loc must return {self.velocity.action_dim} numbers an action, got {loc.shape[-1]}.")
-        return {"loc": loc, "memory_weight": self.memory_weight}
+            raise ValueError(f"gaussian must return {self.velocity.action_dim} numbers an action, got {loc.shape[-1]}.")
+        return {"loc": loc, "scale": scale / self.width, "memory_weight": self.memory_weight}

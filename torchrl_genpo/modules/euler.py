@@ -68,11 +68,11 @@ class EulerActor(TensorDictModuleBase):
             num_steps (int, optional): velocity evaluations an action. Defaults to ``solver.num_steps`` of the actor.
 
         Raises:
-            ValueError: for an actor with a ``loc``.
+            ValueError: for an actor with a ``gaussian``.
         """
         actor = flow_of(policy)
-        if getattr(actor, "loc", None) is not None:
-            raise ValueError("Euler's rule samples a velocity alone, and this actor adds a mean to it (loc).")
+        if getattr(actor, "gaussian", None) is not None:
+            raise ValueError("Euler's rule samples a velocity alone, and this actor bends a gaussian.")
         num_steps = actor.solver.num_steps if num_steps is None else num_steps
         euler_actor = cls(actor.velocity, num_steps, in_keys=actor.in_keys, action_key=actor.action_key)
         if policy is actor:

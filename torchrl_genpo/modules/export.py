@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import IndependentNormal, set_recurrent_mode
 
-from torchrl_genpo.flow import ConditionedVelocity
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.inputs import read
 from torchrl_genpo.modules.sequence import steps
@@ -30,19 +29,16 @@ class FlowFromNoise(TensorDictModuleBase):
 
     def __init__(self, actor: ReversibleFlowActor) -> None:
         super().__init__()
-        self.velocity, self.start, self.solver, self.loc = actor.velocity, actor.start, actor.solver, actor.loc
+        self.actor = actor
         self.in_keys, self.out_keys = [*actor.in_keys, NOISE], [actor.action_key]
         self.noise_size = 2 * actor.velocity.action_dim
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes the action."""
-        *observations, noise = read(tensordict, *self.in_keys)
-        velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations), noise.dtype)
-        x, memory = noise.to(self.solver.state_dtype(noise.dtype)).chunk(2, -1)
-        x, memory = self.start.from_noise(velocity, x, memory, solver=self.solver)
-        action = self.solver.integrate(velocity, x, memory)[0]
-        if self.loc is not None:
-            action = action + self.loc(*observations)
+        (noise,) = read(tensordict, NOISE)
+        dist = self.actor.get_dist(tensordict.select(*self.actor.in_keys))
+        pair = noise.to(self.actor.solver.state_dtype(noise.dtype)).chunk(2, -1)
+        action, _ = dist.from_noise(*pair)
         return tensordict.set(self.out_keys[0], action.to(noise.dtype))
 
 

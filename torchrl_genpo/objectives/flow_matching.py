@@ -94,8 +94,8 @@ class FlowMatchingLoss(LossModule):
 
     Raises:
         TypeError: if ``actor_network`` has no velocity.
-        ValueError: for an actor with a ``loc``, or an unknown reduction; in ``forward``, for the mean over an empty
-            batch.
+        ValueError: for an actor with a ``gaussian``, or an unknown reduction; in ``forward``, for the mean over an
+            empty batch.
         KeyError: in ``forward``, if the data lacks the action of the flow.
 
     Examples:
@@ -127,8 +127,8 @@ class FlowMatchingLoss(LossModule):
 
     def __init__(self, actor_network: TensorDictModuleBase, *, reduction: str = "mean") -> None:
         actor = flow_of(actor_network)
-        if getattr(actor, "loc", None) is not None:
-            raise ValueError("Flow matching trains a velocity alone, and this actor adds a mean to it: leave loc out.")
+        if getattr(actor, "gaussian", None) is not None:
+            raise ValueError("Flow matching trains a velocity alone, and this actor bends a gaussian: leave that out.")
         if reduction not in ("none", "mean", "sum"):
             raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}.")
         self._in_keys: list[NestedKey] | None = None

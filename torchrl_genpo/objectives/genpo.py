@@ -70,7 +70,7 @@ class GenPOLoss(PairLoss):
             :class:`~torchrl_genpo.ReversibleFlowActor`, or, for ``action_entropy_coeff``, a velocity has no
             ``in_features``.
         ValueError: beside those cases, for an unknown ratio, a reference with actions of another size, a coefficient
-            below zero, an anchor of an actor with a ``loc``, or a keyword that has no effect.
+            below zero, an anchor of an actor with a ``gaussian``, or a keyword that has no effect.
         KeyError: in ``forward``, if the data lacks what :meth:`draw_memories` writes, or the anchor.
 
     Examples:
@@ -131,9 +131,9 @@ class GenPOLoss(PairLoss):
             )
         if reference is not None:
             self.register_coeff_buffer("reference_coeff", 0.1 if reference_coeff is None else reference_coeff)
-        if anchor_coeff < 0 or (anchor_coeff and actor.loc is not None):
+        if anchor_coeff < 0 or (anchor_coeff and actor.gaussian is not None):
             raise ValueError(
-                f"anchor_coeff={anchor_coeff} must not be negative, and flow matching trains no actor with a loc."
+                f"anchor_coeff={anchor_coeff} must not be negative, and flow matching trains no actor with a gaussian."
             )
         self.anchor_coeff = anchor_coeff
 

@@ -51,15 +51,15 @@ class PairLoss(ClipPPOLoss):
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
-        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. It needs a start
-            with a learned scale: with a fixed one that entropy is a constant. Defaults to ``False``.
+        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. It needs an actor with
+            a ``gaussian``, whose scale is learned: else that entropy is a constant. Defaults to ``False``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
     Raises:
         TypeError: if ``actor_network`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, or more than one
             probabilistic module.
-        ValueError: for ``entropy_bonus=True`` with a start of constant entropy, or a keyword that has no effect; in
+        ValueError: for ``entropy_bonus=True`` where that entropy is constant, or a keyword that has no effect; in
             ``forward``, for an empty batch, or random actions that the flow did not draw.
         KeyError: in ``forward``, if the data lacks the memory.
 
@@ -116,11 +116,11 @@ class PairLoss(ClipPPOLoss):
                     f"{type(self).__name__} scores the ReversibleFlowActor of a policy alone, and this one also draws "
                     f"from a {type(step).__name__}. Use torchrl.objectives.ClipPPOLoss, which scores both."
                 )
-        if entropy_bonus and actor.start.has_constant_entropy:
+        if entropy_bonus and actor.gaussian is None and actor.start.has_constant_entropy:
             raise ValueError(
-                "entropy_bonus=True has no effect here: the map is volume-preserving up to a constant, so with a "
-                f"fixed start ({actor.start}) the entropy of the pair (action, memory) is a constant without "
-                "gradient. Use IndependentStart(scale='learned', action_dim=...) or entropy_bonus=False."
+                "entropy_bonus=True has no effect here: the map is volume-preserving up to a constant, so the entropy "
+                f"of the pair (action, memory) is a constant without gradient for a fixed start ({actor.start}) and no "
+                "scale. Give the actor a gaussian, whose scale is learned, or use entropy_bonus=False."
             )
         if kwargs.get("entropy_coeff") and not entropy_bonus:
             raise ValueError(f"entropy_coeff={kwargs['entropy_coeff']} has no effect without entropy_bonus=True.")

@@ -150,11 +150,12 @@ def build_models(options: TrainOptions, env: EnvBase) -> tuple[TensorDictSequent
 
 
 def noise_parameters(loss: ClipPPOLoss) -> list[nn.Parameter]:
-    """The parameters of the policy's noise that no network computes: a start's scale and tau, a Gaussian's deviation.
+    """The parameters of the policy's noise that no network computes: the deviation of actions, a start's tau.
 
     They are logarithms, for which the small rate of a pre-trained network would be none at all.
     """
-    return [parameter for name, parameter in _named(loss) if name.rpartition(".")[2] in NOISE_PARAMETERS]
+    named = ((name.rpartition(".")[2], value) for name, value in _named(loss))
+    return [value for name, value in named if name in NOISE_PARAMETERS and isinstance(value, nn.Parameter)]
 
 
 def _named(loss: ClipPPOLoss) -> Iterator[tuple[str, nn.Parameter]]:

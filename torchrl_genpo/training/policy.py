@@ -177,11 +177,12 @@ def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_
     modules: list[TensorDictModuleBase] = []
     velocity: VelocityMLP | VelocityTransformer
     keys: dict[str, Any] = {"action_key": action_key}
+    loc: nn.Module | None = None
     if chosen.head_sizes:
         trunk = make_mlp(size, chosen.hidden_sizes, ACTIVATIONS[chosen.activation], gain=2**0.5, activate=True)
         modules.append(TensorDictModule(trunk, in_keys=[key], out_keys=[TRUNK]))
         key, size = TRUNK, chosen.hidden_sizes[-1]
-        keys["loc"] = make_mlp(size, (action_dim,), nn.Identity, gain=0.01)
+        loc = make_mlp(size, (action_dim,), nn.Identity, gain=0.01)
     if chosen.transformer is not None:
         velocity = VelocityTransformer(
             size, action_dim, time_embedding_dim=chosen.time_embedding_dim, **chosen.transformer.model_dump()
@@ -193,29 +194,56 @@ def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_
     if chosen.name in SURROGATE_FLOWS:
         actor_class = SURROGATE_FLOWS[chosen.name]
         return [actor_class(velocity, **chosen.options.model_dump(), in_keys=[key], action_key=action_key)]
-    return [*modules, reversible_flow(options, velocity, in_keys=[key], **keys)]
+    return [*modules, reversible_flow(options, velocity, loc, in_keys=[key], **keys)]
 
 
-def reversible_flow(options: Options, velocity: Any, **keys: Any) -> ReversibleFlowActor:
-    """The actor that integrates a velocity by the solver and from the start of the options."""
+def reversible_flow(options: Options, velocity: Any, loc: nn.Module | None = None, **keys: Any) -> ReversibleFlowActor:
+    """The actor that integrates a velocity by the solver and from the start of the options, about a mean ``loc``."""
     settings = options.solver.model_dump()
     solver = SOLVERS[settings.pop("name")](**settings)
-    actor_class = PAIR_FLOWS[options.policy.name]
-    return actor_class(velocity, solver=solver, start=_start(options, velocity, solver), **keys)
+    start = _start(options, velocity)
+    gaussian = _gaussian(options, velocity.action_dim, loc, start.width(solver))
+    return PAIR_FLOWS[options.policy.name](velocity, solver=solver, start=start, gaussian=gaussian, **keys)
 
 
-def _start(options: Options, velocity: Any, solver: PairSolver) -> Start:
-    policy: Any = options.policy
-    settings = options.start.model_dump()
-    is_consistent, steering_sizes = settings.pop("name") == "consistent", settings.pop("steering_sizes")
-    if settings["scale"] != "unit" or settings.get("learn_tau") == "per_dimension":
-        settings["action_dim"] = velocity.action_dim
-    start: Start = ConsistentStart(**settings) if is_consistent else IndependentStart(**settings)
-    if start.scale != "unit":
-        start.set_first_std(policy.initial_std, solver, policy.min_std)
-    if steering_sizes:
-        start = SteeredStart(start, velocity.action_dim, velocity.context_dim, steering_sizes)
+def _start(options: Options, velocity: Any) -> Start:
+    chosen, action_dim = options.start, velocity.action_dim
+    start: Start = IndependentStart()
+    if chosen.tau is not None:
+        start = ConsistentStart(chosen.tau, action_dim if chosen.learn_tau else None)
+    if chosen.steering_sizes:
+        start = SteeredStart(start, action_dim, velocity.context_dim, chosen.steering_sizes)
     return start
+
+
+def _gaussian(options: Options, action_dim: int, loc: nn.Module | None, width: float) -> nn.Module | None:
+    """The Gaussian policy that a flow bends: a mean, of zero if there is none, and its scale."""
+    chosen: Any = options.policy
+    if chosen.scale == "learned":
+        scale = learned_scale(action_dim, chosen.initial_std, chosen.min_std)
+    elif loc is None:
+        return None
+    else:  # that of the unit noise, once and for all
+        scale = AddStateIndependentNormalScale(action_dim, init_value=math.log(width), make_param=False)
+    return nn.Sequential(_Zeros(action_dim) if loc is None else loc, scale)
+
+
+class _Zeros(nn.Module):
+    """The mean ``[..., d]`` of a policy without one."""
+
+    def __init__(self, action_dim: int) -> None:
+        super().__init__()
+        self.action_dim = action_dim
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation.new_zeros(*observation.shape[:-1], self.action_dim)
+
+
+def learned_scale(action_dim: int, initial_std: float, min_std: float) -> AddStateIndependentNormalScale:
+    """A deviation for each number of an action, which no network computes."""
+    return AddStateIndependentNormalScale(
+        action_dim, scale_lb=max(min_std, LEAST_STD), init_value=math.log(initial_std)
+    )
 
 
 def gaussian_steps(
@@ -254,7 +282,7 @@ def gaussian_steps(
         extractor = AddCovariance(action_dim, initial_std, lowest)
         keys, distribution = ["loc", "scale_tril"], MultivariateNormal
     else:
-        extractor = AddStateIndependentNormalScale(action_dim, scale_lb=lowest, init_value=math.log(initial_std))
+        extractor = learned_scale(action_dim, initial_std, min_std)
     net = nn.Sequential(network, extractor)
     return [
         TensorDictModule(net, in_keys=[in_key], out_keys=keys),

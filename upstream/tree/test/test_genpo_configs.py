@@ -147,8 +147,11 @@ policy:
 
 def make_loss(**kwargs):
     velocity = configs.VelocityMLPConfig(in_features=4, action_dim=2, num_cells=[16])
-    start = configs.IndependentStartConfig(scale="learned", action_dim=2)
-    actor = configs.ReversibleFlowActorConfig(velocity=velocity, start=start)
+    scale = {"_target_": "tensordict.nn.AddStateIndependentNormalScale", "scale_shape": 2}
+    mean = {"_target_": "torch.nn.Linear", "in_features": 4, "out_features": 2}
+    actor = configs.ReversibleFlowActorConfig(
+        velocity=velocity, gaussian={"_target_": "torch.nn.Sequential", "_args_": [mean, scale]}
+    )
     critic = ValueModelConfig(network=MLPConfig(in_features=4, out_features=1, num_cells=[16]), in_keys=["observation"])
     return instantiate(configs.GenPOLossConfig(actor_network=actor, critic_network=critic, **kwargs))
 

@@ -108,9 +108,6 @@ class StartConfig(ConfigBase):
 class IndependentStartConfig(StartConfig):
     """Hydra configuration for :class:`~torchrl.modules.IndependentStart`."""
 
-    scale: str = "unit"
-    action_dim: int | None = None
-    initial_scale: float = 1.0
     _target_: str = "torchrl.modules.IndependentStart"
 
 
@@ -119,10 +116,7 @@ class ConsistentStartConfig(StartConfig):
     """Hydra configuration for :class:`~torchrl.modules.ConsistentStart`."""
 
     tau: float = 0.3
-    learn_tau: str | None = None
-    scale: str = "unit"
     action_dim: int | None = None
-    initial_scale: float = 1.0
     _target_: str = "torchrl.modules.ConsistentStart"
 
 
@@ -154,7 +148,7 @@ class ReversibleFlowActorConfig(ConfigBase):
     velocity: Any = MISSING
     solver: Any = None
     start: Any = None
-    loc: Any = None
+    gaussian: Any = None
     in_keys: Any = "observation"
     action_key: Any = "action"
     memory_key: Any = "action_memory"
