@@ -71,14 +71,28 @@ def test_the_density_is_that_of_a_brute_force_jacobian(num_steps, start):
         x, memory = actor.start.from_noise(dist.velocity, *noise.view(2, 1, D), solver=actor.solver)
         x, memory = actor.solver.integrate(dist.velocity, x, memory)
         loc, scale = actor.gaussian(td["observation"])
-        scale = scale / actor.width
-        return torch.stack([scale * x + loc, scale * memory + actor.memory_weight * loc]).flatten()
+        return torch.stack([scale / actor.width * x + loc, memory - actor.memory_weight * x]).flatten()
 
     torch.testing.assert_close(push(noise), torch.stack([td["action"], td["action_memory"]]).flatten())
     jacobian = torch.autograd.functional.jacobian(push, noise)
     exact = torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum() - torch.linalg.slogdet(jacobian).logabsdet
     torch.testing.assert_close(td["action_log_prob"].sum(), exact, rtol=0, atol=1e-6)
     torch.testing.assert_close(actor.log_prob(td), td["action_log_prob"])
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("start", ["unit", "consistent"])
+def test_another_width_of_a_straight_flow_changes_the_pair_no_more_than_the_action(num_steps, start):
+    actor, other = (make_actor(num_steps, STARTS[start](), bend=0.0) for _ in range(2))
+    other.load_state_dict(actor.state_dict())
+    delta = 0.05
+    other.gaussian[1].state_independent_scale.data += delta
+    td = actor(observe(1000)).detach()
+    loc, scale = actor.gaussian(td["observation"])
+    before, after = (
+        torch.distributions.Normal(loc, scale * math.exp(d)).log_prob(td["action"]).sum(-1) for d in (0, delta)
+    )
+    torch.testing.assert_close(td["action_log_prob"] - other.log_prob(td), before - after, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 8])

@@ -324,7 +324,7 @@ def test_entropy_bonus_has_the_gradient_of_the_closed_form():
     torch.testing.assert_close(loss(td)["entropy"], actor.get_dist(td).entropy().mean())
     grads = gradients(loss, td, keys=("loss_entropy",))
     (gradient,) = (g for name, g in grads.items() if "state_independent_scale" in name)
-    torch.testing.assert_close(gradient, torch.full((2,), -0.2))  # one scale for both halves
+    torch.testing.assert_close(gradient, torch.full((2,), -0.1))
 
 
 def test_entropy_bonus_with_a_fixed_scale_is_refused_with_the_reason():

@@ -40,8 +40,8 @@ def test_it_is_zero_from_itself_and_then_a_closed_form_between_two_scales():
     data = collect(actor, 20_000)
     same, other = (make_loss(actor, reference=reference, reference_coeff=0.5)(data) for reference in (actor, wider))
     assert same["kl_reference"] == pytest.approx(0, abs=1e-12)
-    # without a velocity both scales of a pair are those of the action, 1 to 2, for 2 x 2 numbers
-    expected = 4 * (math.log(2) + 0.5 * (0.25 - 1))
+    # without a velocity the pair tells no more of a scale than the action, of two numbers
+    expected = 2 * (math.log(2) + 0.5 * (0.25 - 1))
     assert other["kl_reference"] == pytest.approx(expected, abs=0.03)
     torch.testing.assert_close(other["loss_reference"], 0.5 * other["kl_reference"])
 

@@ -171,8 +171,9 @@ class DummyActionLoss(GenPOLoss):
         td_out = super().forward(tensordict)
         if self._compresses:
             with self._in_place(self.actor_network_params):
-                _, memory = self._encode(tensordict)[1].rsample()
-            gap = (2 * memory).norm(dim=-1)
+                dist = self._encode(tensordict)[1]
+                _, half = dist.to_standard(*dist.rsample())
+            gap = (2 * half if dist.scale is None else 2 * half * dist.scale).norm(dim=-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
         return td_out
 

@@ -257,6 +257,8 @@ class PretrainOptions(_Root):
         _check_policy_and_solver(self)
         if self.policy.init is not None or self.policy.trainable != "all":
             raise ValueError("policy.init and policy.trainable are for the training that follows: leave them out.")
+        if self.policy.has_pair and getattr(self.policy, "scale", "unit") != "unit":
+            raise ValueError("policy.scale=learned: flow matching trains a flow of unit noise.")
         if self.policy.encoder not in (None, "mlp"):
             raise ValueError(
                 f"policy.encoder={self.policy.encoder}: demonstrations are single steps of vectors, for "

@@ -31,9 +31,9 @@ class ReversibleFlow(Distribution):
     .. math:: \log p(\text{action}, \text{memory}) = \log p_\text{start}(x_0, x_{-1}) - M d \log|\sigma| .
 
     With a ``loc`` :math:`\mu` and a ``scale`` :math:`s` the flow makes a standardised pair :math:`(x, m)` of the noise,
-    the action is :math:`\mu + s x` and the memory :math:`w \mu + s m`, and :math:`-2 \sum \log s` is added. Where
-    :math:`w` is the regression of the memory on the action (:meth:`~torchrl_genpo.flow.Start.memory_weight`), another
-    :math:`\mu` changes the density of the pair no more than that of the action.
+    the action is :math:`\mu + s x`, its memory :math:`m - w x`, and :math:`-\sum \log s` is added. Where :math:`w` is
+    the regression of :math:`m` on :math:`x` (:meth:`~torchrl_genpo.flow.Start.memory_weight`), another :math:`\mu` or
+    :math:`s` changes the density of the pair no more than that of the action.
 
     It is the density of the *pair*, constants included.
 
@@ -58,9 +58,9 @@ class ReversibleFlow(Distribution):
             alone, at a time when the parameters are no longer in place (stock ``ClipPPOLoss``).
         loc (Tensor, optional): the mean :math:`\mu` of the actions, ``[*batch, d]``, if the velocity is zero. Defaults
             to none.
-        scale (Tensor, optional): the positive scale :math:`s` of the pairs, ``[*batch, d]``. Defaults to none.
-        memory_weight (Tensor or float, optional): :math:`w`, the part of ``loc`` by which memories are shifted.
-            Defaults to ``1``.
+        scale (Tensor, optional): the positive scale :math:`s` of the actions, ``[*batch, d]``. Defaults to none.
+        memory_weight (Tensor or float, optional): :math:`w`, the part of a standardised action that its memory leaves
+            out. Defaults to none.
 
     Examples:
         >>> import torch
@@ -88,7 +88,7 @@ class ReversibleFlow(Distribution):
         scored: Pair | None = None,
         loc: Tensor | None = None,
         scale: Tensor | None = None,
-        memory_weight: Tensor | float = 1.0,
+        memory_weight: Tensor | float | None = None,
     ) -> None:
         self.dtype = torch.get_default_dtype() if dtype is None else dtype
         # a density of half precision has steps of some percent, and a ratio of two no meaning
@@ -98,12 +98,13 @@ class ReversibleFlow(Distribution):
         self.solver = solver
         self.start = start
         self._velocity = velocity
-        self._shift = None if loc is None else (loc, memory_weight * loc)
-        self._scale = scale
+        self.loc = loc
+        self.scale = scale
+        self.memory_weight = memory_weight
         # an event has the 2 x d numbers of action and memory
         super().__init__(torch.Size(batch_shape), torch.Size((2, action_dim)), validate_args=False)
         # computed now, while the parameters are surely in place; losses ask for it later
-        self._log_scales = 0.0 if scale is None else 2 * scale.log().sum(-1)
+        self._log_scales = 0.0 if scale is None else scale.log().sum(-1)
         of_noise = start.entropy(self.velocity, action_dim, solver=solver)
         self._entropy = of_noise + solver.log_abs_det(action_dim) + self._log_scales
         self._zero_noise: tuple[Pair, Tensor] | None = None
@@ -284,7 +285,7 @@ class ReversibleFlow(Distribution):
 
     def with_start(self, start: Start) -> ReversibleFlow:
         """The flow of the same velocity, for the same observations, from another start."""
-        other = type(self)(
+        return type(self)(
             self._velocity,
             self.action_dim,
             self.solver,
@@ -292,27 +293,33 @@ class ReversibleFlow(Distribution):
             self.batch_shape,
             dtype=self.dtype,
             device=self.device,
+            loc=self.loc,
+            scale=self.scale,
+            memory_weight=self.memory_weight,
         )
-        other._shift, other._scale, other._log_scales = self._shift, self._scale, self._log_scales
-        return other
 
     def moves_noise_as(self, other: ReversibleFlow) -> bool:
         """Whether both are one map of the pair at time zero, as those that :meth:`with_start` makes."""
-        mine, others = ((flow._velocity, flow._shift, flow._scale) for flow in (self, other))
+        mine, others = ((each._velocity, each.loc, each.scale, each.memory_weight) for each in (self, other))
         is_one_map = all(a is b for a, b in zip(mine, others, strict=True))
         return is_one_map and self.solver.settings == other.solver.settings
 
     def to_standard(self, action: Tensor, memory: Tensor) -> Pair:
-        """The pair without its mean and scale, which is what the solver inverts."""
-        pair = self._checked(action), memory
-        if self._shift is not None:
-            pair = pair[0] - self._shift[0], pair[1] - self._shift[1]
-        return pair if self._scale is None else (pair[0] / self._scale, pair[1] / self._scale)
+        """The standardised pair, which is what the solver inverts."""
+        x = self._checked(action)
+        if self.loc is not None:
+            x = x - self.loc
+        if self.scale is not None:
+            x = x / self.scale
+        return x, memory if self.memory_weight is None else memory + self.memory_weight * x
 
     def from_standard(self, x: Tensor, memory: Tensor) -> Pair:
         """Undoes :meth:`to_standard`."""
-        pair = (x, memory) if self._scale is None else (x * self._scale, memory * self._scale)
-        return pair if self._shift is None else (pair[0] + self._shift[0], pair[1] + self._shift[1])
+        if self.memory_weight is not None:
+            memory = memory - self.memory_weight * x
+        if self.scale is not None:
+            x = x * self.scale
+        return x if self.loc is None else x + self.loc, memory
 
     def _of_pair(self, log_prob: Tensor, x: Tensor, memory: Tensor) -> Tensor:
         """The log density of what becomes of a pair at time zero, from that of this pair."""
