@@ -107,12 +107,14 @@ def starts(draw: st.DrawFn, velocity: nn.Module) -> Start:
 
 
 @st.composite
-def actors(draw: st.DrawFn, solvers: st.SearchStrategy = pair_solvers, nested: bool = True) -> ReversibleFlowActor:
-    """Policies of any solver, start, network and keys."""
+def actors(
+    draw: st.DrawFn, solvers: st.SearchStrategy = pair_solvers, nested: bool = True, bare: bool = False
+) -> ReversibleFlowActor:
+    """Policies of any solver, start, network and keys; bare ones bend no Gaussian."""
     torch.manual_seed(draw(seeds))
     solver, velocity = draw(solvers), draw(velocities())
     start, gaussian = draw(starts(velocity)), None
-    if draw(st.booleans()):
+    if not bare and draw(st.booleans()):
         scale = AddStateIndependentNormalScale(velocity.action_dim, init_value=draw(st.floats(-1.0, 1.0)))
         gaussian = nn.Sequential(nn.Linear(velocity.in_features, velocity.action_dim), scale)
     if not nested:

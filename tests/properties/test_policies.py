@@ -144,11 +144,11 @@ def test_a_policy_with_normaliser_and_units_has_ratio_one_under_every_key(actor,
 def test_the_jacobian_of_a_solver_is_its_constant(actor):
     actor = actor.double()
     data = actor(observations(actor, (3,), torch.float64)).detach()
-    other = JacobianFlowActor(actor.velocity, solver=actor.solver, start=actor.start).double()
+    other = JacobianFlowActor(actor.velocity, solver=actor.solver, start=actor.start, gaussian=actor.gaussian).double()
     torch.testing.assert_close(other.log_prob(data), actor.log_prob(data), rtol=1e-6, atol=1e-6)
 
 
-@given(actors(), batches, st.booleans())
+@given(actors(bare=True), batches, st.booleans())
 def test_flow_matching_has_finite_gradients_and_padding_does_not_count(actor, batch, has_padding):
     data = observations(actor, batch)
     action = torch.randn(*batch, actor.velocity.action_dim)
@@ -166,7 +166,7 @@ def test_flow_matching_has_finite_gradients_and_padding_does_not_count(actor, ba
         assert loss(changed)["loss_flow_matching"] == 0 and expected.isfinite()
 
 
-@given(actors(), st.sampled_from(["ppo", "flow matching"]))
+@given(actors(bare=True), st.sampled_from(["ppo", "flow matching"]))
 def test_the_mean_over_an_empty_batch_is_refused_by_name(actor, which):
     data = collect(actor, (0,))
     loss = GenPOLoss(actor, make_critic(actor)) if which == "ppo" else FlowMatchingLoss(actor)
@@ -193,7 +193,7 @@ def test_the_gain_of_fpo_never_exceeds_that_of_the_plain_ratio(log_ratio, advant
     assert gain.isfinite() and gain <= plain + 1e-5 * plain.abs()
 
 
-@given(actors(), st.integers(1, 4), batches)
+@given(actors(bare=True), st.integers(1, 4), batches)
 def test_eulers_actor_uses_the_same_velocity_and_keys(actor, steps, batch):
     data = EulerActor.of(actor, steps)(observations(actor, batch))
     assert data[actor.action_key].shape == (*batch, actor.velocity.action_dim)

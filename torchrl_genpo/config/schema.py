@@ -246,7 +246,7 @@ class PretrainOptions(_Root):
         if not isinstance(values, Mapping):
             return values
         others = TrainOptions.model_fields.keys() - PretrainOptions.model_fields.keys() - {"video"}
-        values = {key: value for key, value in values.items() if key not in others}
+        values = {"env": {"name": "robomimic/can"}} | {key: value for key, value in values.items() if key not in others}
         if isinstance(values.get("eval"), Mapping):
             values["eval"] = {key: value for key, value in values["eval"].items() if key != "interval"}
         return with_policy_of_task(values)
