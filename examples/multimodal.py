@@ -15,6 +15,7 @@ The bonus is where an exact likelihood counts. The flow knows the density of the
 from __future__ import annotations
 
 import argparse
+import math
 
 import torch
 from tensordict import TensorDict
@@ -38,7 +39,8 @@ def reward(action: torch.Tensor) -> torch.Tensor:
 
 def flow() -> ReversibleFlowActor:
     velocity = VelocityMLP(in_features=1, action_dim=2, num_cells=(64, 64), activation_class=nn.Tanh)
-    return ReversibleFlowActor(velocity, gaussian=nn.Sequential(nn.Linear(1, 2), AddStateIndependentNormalScale(2)))
+    scale = AddStateIndependentNormalScale(2, init_value=math.log(0.7))
+    return ReversibleFlowActor(velocity, gaussian=nn.Sequential(nn.Linear(1, 2), scale))
 
 
 def gaussian() -> ProbabilisticActor:
