@@ -122,12 +122,12 @@ defaults:
   - model@policy: reversible_flow
   - network@policy.velocity: velocity_mlp
   - solver@policy.solver: reversible
-  - start@policy.start: independent
+  - start@policy.start: consistent
   - _self_
 policy:
   velocity: {in_features: 4, action_dim: 2, num_cells: [16, 16]}
   solver: {num_steps: 3, sigma: 0.7}
-  start: {scale: learned, action_dim: 2}
+  start: {tau: 0.2, action_dim: 2}
   in_keys: [[agent, observation]]
   memory_key: [agent, memory]
 """
