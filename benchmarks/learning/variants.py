@@ -37,13 +37,15 @@ VARIANTS = {
 
 
 def main() -> None:
+    arguments = parser(__doc__)
+    arguments.parse_known_args()  # --help comes before what is missing
     tuning = Tuning()
     chosen = tuning.chosen(METHOD)
     if chosen is None:
         raise SystemExit("The flow is not tuned yet: python -m benchmarks.learning.tuning first.")
     setting, options = chosen
     known = {key: (label, (f"policy={METHOD}", *options, *extra)) for key, (label, extra) in VARIANTS.items()}
-    records = execute_asked("variants", known, parser(__doc__), TASKS, SEEDS, frames=FRAMES)
+    records = execute_asked("variants", known, arguments, TASKS, SEEDS, frames=FRAMES)
     for record in records:
         tuning.ends[name(METHOD, record["policy"]), record["task"], record["seed"]] = both_ends(record)
     lines = [

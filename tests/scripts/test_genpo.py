@@ -207,7 +207,7 @@ def test_resume_refuses_another_configuration(finished):
         ("policy.time_embedding_dim=3", ["policy.time_embedding_dim=3"]),
         ("start=pape", ["start/pape", "pretrained", "paper"]),
         ("optim.schedule=linera", ["optim.schedule=linera", "Did you mean linear?"]),
-        ("loss.entropy_coeff=0.01 start=paper", ["entropy_bonus=True has no effect", "learned"]),
+        ("loss.entropy_coeff=0.01 policy.scale=unit", ["entropy of the pair is a constant", "policy.scale=learned"]),
         ("start.name=indep", ["start.name=indep", "Did you mean independent?"]),
         ("start=consistent start.tau=0", ["start.tau=0", "greater than 0"]),
         ("policy=gaussian start=consistent", ["policy=gaussian has neither solver nor start", "'start=consistent'"]),

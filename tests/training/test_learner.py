@@ -76,9 +76,10 @@ def test_a_linear_schedule_leaves_a_rate_of_the_critics_own_alone():
 
 
 @pytest.mark.parametrize("policy", ["policy.scale=unit", "policy=fpo"])
-def test_a_rate_of_the_noise_is_refused_where_the_noise_has_no_parameters(policy):
-    with pytest.raises(ValueError, match=r"optim.noise_lr=0.01 has no effect: .* no parameters"):
-        learn(policy, "optim.noise_lr=0.01")
+def test_a_rate_of_the_noise_does_nothing_where_the_noise_has_no_parameters(policy):
+    learner, moved = learn(policy, "optim.noise_lr=0.01")
+    assert len(learner.optimizer.param_groups) == 2
+    assert moved == learn(policy)[1]
 
 
 def test_the_critic_alone_learns_during_its_warm_up():

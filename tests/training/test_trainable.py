@@ -24,9 +24,13 @@ def trained_and_not(training):
 @pytest.mark.parametrize(
     ("options", "trained", "kept"),
     [
-        (("policy.trainable=start", "start=steered"), (".start.",), (".velocity.", "loc.", "module.0.", "module.1.")),
-        (("policy.trainable=start",), (".start.",), (".velocity.", "loc.", "module.0.", "module.1.")),
-        (("policy.trainable=head",), (".start.", ".velocity.", "loc."), ("module.0.", "module.1.")),
+        (
+            ("policy.trainable=start", "start=steered"),
+            (".start.",),
+            (".velocity.", "gaussian.", "module.0.", "module.1."),
+        ),
+        (("policy.trainable=start", "start=pretrained"), (".start.",), (".velocity.", "gaussian.", "module.0.")),
+        (("policy.trainable=head",), (".velocity.", "gaussian."), ("module.0.", "module.1.")),
     ],
 )
 def test_what_is_not_trained_stays_as_it_was_with_its_normalisation(make_training, begun, options, trained, kept):

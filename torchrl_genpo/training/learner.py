@@ -90,12 +90,8 @@ class Learner:
             {"params": self._actor_parameters, "lr": optim.lr},
             {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr},
         ]
-        if optim.noise_lr is not None:
-            noise = noise_parameters(loss)
-            if not noise:
-                raise ValueError(
-                    f"optim.noise_lr={optim.noise_lr:g} has no effect: the noise of this policy has no parameters."
-                )
+        noise = [] if optim.noise_lr is None else noise_parameters(loss)
+        if noise:
             groups[0]["params"] = [p for p in self._actor_parameters if all(p is not other for other in noise)]
             groups.append({"params": noise, "lr": optim.noise_lr})
         self._rates = [group["lr"] for group in groups]
