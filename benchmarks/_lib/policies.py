@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BASELINES", "UNEQUAL_NOISE"]
+__all__ = ["BASELINES"]
 
 BASELINES = {
     "genpo": ("GenPO (dummy action)", ["policy=genpo"]),
@@ -32,9 +32,3 @@ BASELINES = {
     ),
 }
 """The label and the options of the entry script of each method of others, in the shared and in its own setting."""
-
-UNEQUAL_NOISE = (
-    "**These rows do not compare policies like for like.** The Gaussian begins at a standard deviation of 1, the "
-    "reversible flows at 0.714 (and their KL target is another), which alone changes a curve as much as the policy "
-    "does. A comparison of equal settings is under way."
-)
