@@ -360,10 +360,10 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             dtype=network_dtype(self.velocity, observations[0]),
             device=observations[0].device,
             scored=scored,
-            **self.location(*observations),
+            **self._location(*observations),
         )
 
-    def location(self, *observations: Tensor) -> dict[str, Any]:
+    def _location(self, *observations: Tensor) -> dict[str, Any]:
         """The mean and the scale of the pairs for these observations, as keywords of :class:`ReversibleFlow`."""
         if self.gaussian is None:
             return {}
