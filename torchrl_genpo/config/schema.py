@@ -223,6 +223,10 @@ class TrainOptions(_Root):
             raise ValueError(f"{trainable} needs a start that learns: start.steering_sizes=[64].")
 
 
+FIRST_DEMONSTRATED = "robomimic/can"
+"""The task that pre-training has unless another is named."""
+
+
 class PretrainOptions(_Root):
     """The options of ``genpo-pretrain``.
 
@@ -231,7 +235,7 @@ class PretrainOptions(_Root):
 
     euler: bool = Field(default=False, description="Whether evaluate= samples by Euler's rule.")
     env: EnvOptions = Field(
-        default_factory=lambda: RoboMimicOptions(name="robomimic/can"), description="The task and its simulator."
+        default_factory=lambda: RoboMimicOptions(name=FIRST_DEMONSTRATED), description="The task and its simulator."
     )
     start: StartOptions = Field(
         default_factory=lambda: ConsistentStartOptions(tau=0.1, learn_tau=True),
@@ -246,7 +250,8 @@ class PretrainOptions(_Root):
         if not isinstance(values, Mapping):
             return values
         others = TrainOptions.model_fields.keys() - PretrainOptions.model_fields.keys() - {"video"}
-        values = {"env": {"name": "robomimic/can"}} | {key: value for key, value in values.items() if key not in others}
+        values = {key: value for key, value in values.items() if key not in others}
+        values.setdefault("env", {"name": FIRST_DEMONSTRATED})
         if isinstance(values.get("eval"), Mapping):
             values["eval"] = {key: value for key, value in values["eval"].items() if key != "interval"}
         return with_policy_of_task(values)

@@ -72,7 +72,7 @@ class SteeredStart(Start):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Puts the noise back to the standard normal one, and the base to its first scale."""
+        """Puts the noise back to the standard normal one, and the base to its first parameters."""
         if hasattr(self, "network"):
             self.base.reset_parameters()
             for parameter in self.network[-1].parameters():
