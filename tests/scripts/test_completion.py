@@ -11,7 +11,6 @@ import sys
 import pytest
 
 COMMANDS = {  # module, what is typed, what it becomes
-    "genpo-report": ("torchrl_genpo.commands.report", "out", "outputs"),
     "genpo-eval": ("torchrl_genpo.commands.evaluate", "out", "outputs"),
     "genpo-deploy": ("torchrl_genpo.commands.deploy", "--hand out", "outputs"),
     "genpo-collect": ("torchrl_genpo.commands.collect", "robomimic/ca", "robomimic/can"),

@@ -15,7 +15,6 @@ import torch
 import yaml
 
 from torchrl_genpo.commands import envs, evaluate
-from torchrl_genpo.report import write_report
 from torchrl_genpo.training.checkpoint import best_checkpoint, checkpoints_of, frames_of, read_checkpoint
 from torchrl_genpo.training.metrics import METRICS, read_metrics
 
@@ -92,12 +91,6 @@ def test_a_run_leaves_its_folder(finished):
     assert max(columns["train/inversion_error"]) < 1e-4
     assert not list(folder.rglob(".*")), "temporary files were left behind"
     assert str(folder) in output
-
-
-def test_a_run_has_a_report(finished, tmp_path):
-    folder, _ = finished
-    assert not write_report([folder], tmp_path / "report.html"), "warnings about a whole run"
-    assert "pendulum" in (tmp_path / "report.html").read_text()
 
 
 def test_evaluate_gives_what_training_reported(finished):
