@@ -20,6 +20,7 @@ from torchrl.envs import Compose, EnvBase, GymWrapper, RewardSum, StepCounter, T
 from torchrl_genpo.config.checks import check_memory, did_you_mean
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.gym.spaces import PolicySpaces
+from torchrl_genpo.envs.hidden_goals import HIDDEN_POINT, HIDDEN_REACH
 from torchrl_genpo.envs.multi_goal import MULTI_GOAL
 from torchrl_genpo.envs.seeds import SIMULATOR_BITS, spawn_generator, spawn_seed
 
@@ -28,6 +29,8 @@ __all__ = ["GYM_TASKS", "BatchedGymWrapper", "GymView", "batch_gym_envs", "make_
 GYM_TASKS = {
     "ant": "Ant-v5",
     "half_cheetah": "HalfCheetah-v5",
+    "hidden_point": HIDDEN_POINT,
+    "hidden_reach": HIDDEN_REACH,
     "hopper": "Hopper-v5",
     "humanoid": "Humanoid-v5",
     "multi_goal": MULTI_GOAL,

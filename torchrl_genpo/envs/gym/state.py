@@ -40,6 +40,8 @@ MUJOCO = "gymnasium.envs.mujoco."
 CLASSIC = (
     "gymnasium.envs.classic_control.continuous_mountain_car.Continuous_MountainCarEnv",
     "gymnasium.envs.classic_control.pendulum.PendulumEnv",
+    "torchrl_genpo.envs.hidden_goals.HiddenPointEnv",
+    "torchrl_genpo.envs.hidden_goals.HiddenReachEnv",
     "torchrl_genpo.envs.multi_goal.MultiGoalEnv",
 )
 """The tasks whose attribute ``state`` is all that they hold."""
