@@ -9,7 +9,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 PACKAGES = {
     "benchmarks": "rliable",
     "deploy": "onnxruntime",
-    "ray": "ray",
     "robomimic": "h5py",
     "sweeps": "submitit",
     "tensorboard": "tensorboard",

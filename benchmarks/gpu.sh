@@ -14,7 +14,7 @@ OUT=${OUT:-outputs/gpu}
 wheels() {
     rm -rf wheels && mkdir -p wheels/all
     local elsewhere='torch|triton|nvidia.*|cuda.*|torchrl[_-]genpo' # the machine has its own, or the tree is there
-    local unused='ray|imageio.*|playwright|onnx.*|wandb|pandas|statsmodels|rliable|arch|tensorboard.*|grpcio'
+    local unused='imageio.*|playwright|onnx.*|wandb|pandas|statsmodels|rliable|arch|tensorboard.*|grpcio'
     "$1" -m pip freeze --exclude-editable | grep -Evi "^($elsewhere|$unused)[=@ ]" >wheels/names.txt
     "$1" -m pip wheel --quiet --no-deps --wheel-dir wheels/all -r wheels/names.txt
     "$1" - <<'PYTHON'

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sys
+from importlib import resources
 
 import pytest
 
 from torchrl_genpo.commands import collect
-from torchrl_genpo.commands.envs import FAMILIES, names
 from torchrl_genpo.commands.pretrain import finetuning_options
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.envs import ROBOMIMIC_TASKS
 
-ROBOMIMIC = next(names(family) for family in FAMILIES if family.folder == "robomimic")
+CONFIGS = sorted((resources.files("torchrl_genpo.config") / "env" / "robomimic").iterdir())
+ROBOMIMIC = [f"robomimic/{file.name.removesuffix('.yaml')}" for file in CONFIGS if file.name != "base.yaml"]
 
 
 def refusal(monkeypatch, capsys, *arguments):

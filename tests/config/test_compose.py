@@ -24,7 +24,7 @@ STARTS = ("paper", "steered", "independent", "consistent", "pretrained")
 CHOICES = [
     *(f"start={name}" for name in STARTS),
     *(f"logger={name}" for name in ("csv", "tensorboard", "wandb")),
-    *(f"collector={name}" for name in ("sync", "multi_sync", "multi_async", "ray", "rpc")),
+    *(f"collector={name}" for name in ("sync", "multi_sync", "multi_async")),
 ]
 
 
@@ -179,7 +179,7 @@ REFUSED = [
     "collector=multi_sync collector.num_workers=0",
     "collector=multi_sync collector.num_workers=3",
     "collector=multi_async collector.max_staleness=-1",
-    "collector=rpc collector.port=70000",
+    "collector=multi_sync collector.num_workers=5000",
     "loss.proximal_decay=2",
     "policy=fpo loss.proximal_decay=0.9",
     "~loss.epochs",

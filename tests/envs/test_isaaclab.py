@@ -20,10 +20,9 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
-from torchrl_genpo.envs import DiscountedReturn, IsaacLabSymmetry, make_env, make_view, stagger_episodes
+from torchrl_genpo.envs import DiscountedReturn, make_env, make_view, stagger_episodes
 from torchrl_genpo.envs.isaaclab import INSTALL, LastObservationAtReset
 from torchrl_genpo.training.metrics import read_metrics
-from torchrl_genpo.training.update import augment
 
 HAS_ISAACLAB = importlib.util.find_spec("isaaclab") is not None
 needs_isaaclab = pytest.mark.skipif(not HAS_ISAACLAB, reason=f"needs Isaac Lab: {INSTALL}")
@@ -250,48 +249,6 @@ def test_the_critics_group_is_read_and_actions_are_clipped_as_the_reference_does
 
 
 @needs_isaaclab
-def test_mirror_images_are_one_signed_permutation_of_the_joints_for_actions_and_states_of_a_flow(make):
-    torch.manual_seed(0)
-    env = make("anymal_d_rough", num_envs=2)
-    symmetry = IsaacLabSymmetry(env)
-    assert symmetry.order == 4
-    with torch.no_grad():
-        data = env.rollout(3, make_actor(env)).reshape(-1)
-    data["raw_action"], data["flow_start"], data["flow_end"] = torch.randn(3, 6, 12)
-    out = symmetry(data)
-    assert out.batch_size == (24,)
-    states = ("action", "raw_action", "action_memory", "flow_start", "flow_end")
-    for key in ("observation", "action_log_prob", *states):
-        assert torch.equal(out[key][:6], data[key])
-    joints = torch.eye(12)
-    for image in range(1, 4):
-        signed = symmetry(data[:1].expand(12).clone().set("action", joints))["action"].view(4, 12, 12)[image]
-        assert torch.equal(signed.abs().sum(0), torch.ones(12)) and torch.equal(signed.abs().sum(1), torch.ones(12))
-        rows = slice(6 * image, 6 * image + 6)
-        for key in states:
-            torch.testing.assert_close(out[key][rows], data[key] @ signed)
-            again = symmetry(out[rows])[key].view(4, 6, 12)[image]
-            torch.testing.assert_close(again, data[key])
-    env.close()
-    with pytest.raises(ValueError, match="defines no symmetry"):
-        IsaacLabSymmetry(make("ant", num_envs=1))
-
-
-@needs_isaaclab
-def test_mirror_images_are_scored_by_the_behaviour_policy(make):
-    torch.manual_seed(0)
-    env = make("anymal_d_rough", num_envs=2)
-    actor, critic = make_actor(env), make_critic(env)
-    with torch.no_grad():
-        data = env.rollout(3, actor).reshape(-1)
-        data["state_value"] = critic(data.clone())["state_value"]
-        out = augment(data, IsaacLabSymmetry(env), actor, critic, batch_size=5)
-        torch.testing.assert_close(out["action_log_prob"][6:], actor.log_prob(out[6:]))
-        torch.testing.assert_close(out["state_value"][6:], critic(out[6:].clone())["state_value"])
-    assert not torch.isclose(out["action_log_prob"][6:12], data["action_log_prob"]).all()
-
-
-@needs_isaaclab
 def test_staggered_episodes_do_not_time_out_together(make):
     torch.manual_seed(0)
     env = make("cartpole", num_envs=16, steps=40)
@@ -352,8 +309,6 @@ def test_a_configuration_trains_by_the_entry_script(assets, tmp_path, task):
             "+env.options.overrides.scene.terrain.terrain_generator={num_rows:3,num_cols:3}",
             "+env.options.overrides.sim.physics.collision_cfg.max_triangle_pairs=200000",
         ]
-    if task == "anymal_d_rough":
-        overrides.append("env.symmetry=true")
     policy = "gaussian" if task == "humanoid" else "reversible_flow"
     output = train(assets, tmp_path, f"env=isaaclab/{task}", f"policy={policy}", *overrides)
     columns = read_metrics(tmp_path / "run" / "metrics.csv")

@@ -12,11 +12,12 @@ from gymnasium.wrappers import FrameStackObservation
 
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.envs import simulator_state
-from torchrl_genpo.training import Progress, evaluate
+from torchrl_genpo.training import evaluate
 from torchrl_genpo.training.build import build_env, build_models
 from torchrl_genpo.training.collection import make_collection
 from torchrl_genpo.training.learner import Learner
 from torchrl_genpo.training.loop import Training
+from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.run_folder import RunFolder
 

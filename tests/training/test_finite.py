@@ -15,7 +15,8 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.envs import make_env, name_worker_failure
-from torchrl_genpo.training import DivergedError, LastGood, check_data, check_finite, make_update
+from torchrl_genpo.training import DivergedError, check_finite, make_update
+from torchrl_genpo.training.finite import LastGood, check_data
 
 NAN, INF = float("nan"), float("inf")
 KEYS = [("next", "observation"), ("next", "reward"), "observation"]

@@ -11,15 +11,8 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.envs import make_env
-from torchrl_genpo.training import (
-    DivergedError,
-    augment,
-    check_finite,
-    compare_ratios,
-    episode_log,
-    evaluate,
-    make_update,
-)
+from torchrl_genpo.training import DivergedError, check_finite, evaluate, make_update
+from torchrl_genpo.training.evaluation import compare_ratios, episode_log
 
 
 def make_actor(solver=None):
@@ -58,32 +51,6 @@ def test_ratios_of_pair_and_action_are_compared(parts):
     moved = compare_ratios(actor, data, 0.2)
     assert moved["kl_pair"] > moved["kl_action"] > 0  # information is only lost by forgetting the memory
     assert moved["clip_fraction_pair"] > moved["clip_fraction_action"] > 0
-
-
-def test_mirror_images_have_the_ratio_of_their_own_action(parts):
-    """``env.symmetry=true loss.ratio=action``: memories are drawn for images as for what was collected."""
-    _, actor, _ = parts
-    critic = make_critic()
-    loss = GenPOLoss(actor, critic, clip_epsilon=0.2, ratio="action", num_memories=64)
-    torch.nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.3)
-
-    def mirror(data):
-        image = data.clone()
-        for key in ("observation", "action", "action_memory"):
-            image[key] = -image[key]
-        return torch.cat([data, image])
-
-    data = batch_of(actor)
-    data["state_value"] = critic(data.select("observation"))["state_value"].detach()
-    batch = loss.before_updates(augment(data, mirror, actor, critic, batch_size=10))
-    assert torch.equal(batch["action"][32:], -batch["action"][:32])
-    assert torch.equal(batch["advantage"][32:], batch["advantage"][:32])
-    expected = actor.get_dist(batch.select("observation")).action_log_prob(batch["action"], 2000).log_prob
-    torch.testing.assert_close(batch["marginal_log_prob"], expected.detach(), atol=0.1, rtol=0)
-    assert (batch["marginal_log_prob"][32:] - batch["marginal_log_prob"][:32]).abs().max() > 0.1
-    out = loss(batch)
-    assert abs(out["max_ratio"] - 1) < 1e-4 and out["inversion_error"] < 1e-4
-    torch.testing.assert_close(batch["action_log_prob"], actor.log_prob(batch), atol=1e-4, rtol=0)
 
 
 def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):

@@ -17,10 +17,11 @@ from torchrl_genpo.commands.train import train
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.envs import WorkerError
 from torchrl_genpo.modules import encode
-from torchrl_genpo.training import Progress, make_update
+from torchrl_genpo.training import make_update
 from torchrl_genpo.training.build import build_env, build_models, normalizers
 from torchrl_genpo.training.collection import make_collection
 from torchrl_genpo.training.metrics import read_metrics
+from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.run_folder import RunFolder
 
@@ -33,8 +34,6 @@ TINY = [
     "eval.num_envs=2",
     "eval.interval=100_000",
 ]
-RAY = [pytest.param(kind, marks=pytest.mark.extras("ray")) for kind in ("ray", "ray collector.synchronous=false")]
-KINDS = ["multi_sync", "multi_async", "rpc", *RAY]
 
 
 @pytest.fixture(autouse=True)
@@ -71,12 +70,11 @@ def start():
         collection.close()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["multi_sync", "multi_async"])
 def test_stored_log_probabilities_are_those_of_the_version_that_acted(start, kind):
-    kind, *options = kind.split()
-    collection, policy = start(f"collector={kind}", *options)
+    collection, policy = start(f"collector={kind}")
     (normalizer,) = normalizers(policy)
-    is_async = kind == "multi_async" or options
+    is_async = kind == "multi_async"
     policies, staleness = [], []
     for batch, _ in zip(collection, range(5), strict=False):
         policies.append(copy.deepcopy(policy))
@@ -173,14 +171,6 @@ def test_workers_that_die_are_replaced(tmp_path, monkeypatch):
 def test_what_cannot_be_is_explained(start, overrides, message):
     with pytest.raises(ValueError, match=message):
         start(*overrides)
-
-
-def test_ray_that_is_missing_is_named_with_its_installation(start, monkeypatch):
-    from torchrl_genpo.training import workers
-
-    monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "torchrl-genpo\[ray\]"'):
-        start("collector=ray")
 
 
 def test_a_failure_to_collect_is_a_failure_of_workers(start):

@@ -26,7 +26,6 @@ from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 from tqdm import tqdm
 
 from torchrl_genpo.commands.common import add_set, explain_errors
-from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.data import write_demonstrations
 from torchrl_genpo.data.robomimic import read_env_args
 from torchrl_genpo.envs.common import simulator
@@ -145,7 +144,6 @@ def main(description: str | None = __doc__) -> None:
     parser.add_argument("--seed", type=int, default=0, help="the seed of the first episode")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="the number of processes")
     add_set(parser)
-    add_completion(parser)
     options = parser.parse_args()
     if options.episodes < 1 or options.workers < 1:
         parser.error("--episodes and --workers must be at least 1")

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 from torchrl_genpo.commands.common import explain_errors
-from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.hand import DeployConfig, HandBackend, HandError, HandState, load_config
 from torchrl_genpo.deploy.loop import run_policy
@@ -108,7 +107,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--dry-run", action="store_true", help="read the hand, decide and log, but never command it")
     parser.add_argument("--yes", action="store_true", help="do not ask before the real hand moves")
-    add_completion(parser)
     return parser
 
 

@@ -13,7 +13,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.config.command_line import as_override
 from torchrl_genpo.trained import trained_policies
 
@@ -31,7 +30,6 @@ def main() -> None:
         nargs="*",
         help="of genpo-train, as name=value: video=true, eval.num_envs=50, eval.rounds=2, device=cuda",
     )
-    add_completion(parser)
     options = parser.parse_args()
     for option in options.option:
         if "=" not in option or option.startswith("evaluate="):

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from torchrl_genpo.commands.common import add_set, explain_errors
-from torchrl_genpo.commands.completion import add_completion
 from torchrl_genpo.deploy.exporter import PolicyExporter
 
 __all__ = ["main"]
@@ -33,7 +32,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="where to write the policy")
     parser.add_argument("--noise-input", action="store_true", help="take noise as an input, for a policy that samples")
     add_set(parser)
-    add_completion(parser)
     options = parser.parse_args(arguments)
     from torchrl_genpo.training.checkpoint import find_checkpoint, load_policy
 

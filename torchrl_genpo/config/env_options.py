@@ -34,18 +34,14 @@ ScaleReward: TypeAlias = Annotated[
 ]
 
 
-class _NoSymmetry:
-    symmetry: ClassVar[bool] = False
-
-
 class _Env(Options):
-    name: Text = Field(description="The task: a name of genpo-envs, or an id that the family's simulator registers.")
+    name: Text = Field(description="The task: a name of `env`, or an id that the simulator registers.")
     num_envs: NumEnvs = 16
     normalize_observation: NormalizeObservation = True
     scale_reward: ScaleReward = True
 
 
-class GymnasiumOptions(_NoSymmetry, _Env):
+class GymnasiumOptions(_Env):
     """A task of Gymnasium, or of a module that registers one: ``<module>:<id>``."""
 
     options: ClassVar[None] = None
@@ -77,9 +73,6 @@ class IsaacLabOptions(_Env):
     num_envs: NumEnvs = 4096
     normalize_observation: NormalizeObservation = False
     scale_reward: ScaleReward = False
-    symmetry: bool = Field(
-        default=False, description="Whether updates see mirror images of the data too, where the task defines them."
-    )
     options: IsaacLabTaskOptions = Field(
         default_factory=IsaacLabTaskOptions, description="The options of Isaac Lab's tasks."
     )
@@ -106,7 +99,7 @@ class RoboMimicTaskOptions(Options):
     num_workers: int = Field(default=2, ge=0, le=4096, description="The largest number of simulating processes.")
 
 
-class RoboMimicOptions(_NoSymmetry, _Env):
+class RoboMimicOptions(_Env):
     """A robosuite task for fine-tuning a policy that was pre-trained on demonstrations: ``robomimic/<task>``."""
 
     num_envs: NumEnvs = 20
@@ -164,7 +157,7 @@ class XHandTaskOptions(Options):
     )
 
 
-class XHandOptions(_NoSymmetry, _Env):
+class XHandOptions(_Env):
     """The XHand that loosens nuts: ``xhand/nut_bolt``."""
 
     num_envs: int = Field(default=128, ge=1, le=2**17, description="The number of hands of each process.")

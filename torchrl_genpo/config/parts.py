@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
@@ -26,8 +26,6 @@ __all__ = [
     "LoggerOptions",
     "MultiAsyncOptions",
     "MultiSyncOptions",
-    "RPCOptions",
-    "RayOptions",
     "SolverOptions",
     "StartOptions",
     "SyncOptions",
@@ -114,13 +112,6 @@ StartOptions: TypeAlias = Annotated[
 ]
 
 
-class _Waits:
-    """Of collectors whose workers wait for the update, so that data is never older than the policy."""
-
-    synchronous: ClassVar[bool] = True
-    max_staleness: ClassVar[int] = 0
-
-
 class _Collector(Options):
     kind: str
     total_frames: int = Field(
@@ -146,7 +137,7 @@ class _Collector(Options):
     )
 
 
-class SyncOptions(_Waits, _Collector):
+class SyncOptions(_Collector):
     """Collection in this process."""
 
     num_workers: ClassVar[int] = 1
@@ -162,7 +153,7 @@ class _Workers(_Collector):
     )
 
 
-class MultiSyncOptions(_Waits, _Workers):
+class MultiSyncOptions(_Workers):
     """Processes of this machine that wait for the update."""
 
     kind: Literal["multi_sync"] = Field(
@@ -173,8 +164,6 @@ class MultiSyncOptions(_Waits, _Workers):
 class MultiAsyncOptions(_Workers):
     """Processes of this machine that do not wait for the update."""
 
-    synchronous: ClassVar[bool] = False
-
     kind: Literal["multi_async"] = Field(
         default="multi_async", description="Processes of this machine that do not wait for the update."
     )
@@ -183,41 +172,10 @@ class MultiAsyncOptions(_Workers):
     )
 
 
-class RayOptions(_Workers):
-    """Actors of a Ray cluster."""
-
-    kind: Literal["ray"] = Field(default="ray", description="Actors of a Ray cluster.")
-    address: Text | None = Field(
-        default=None, description="The address of the cluster, or auto; null starts one on this machine."
-    )
-    cpus_per_worker: float = Field(default=1.0, ge=0, le=4096, description="The processors that a worker asks for.")
-    synchronous: bool = Field(
-        default=True, description="Whether workers wait for the update; false collects as multi_async does."
-    )
-    max_staleness: int = Field(default=2, ge=0, le=10**6, description="As of multi_async, where synchronous is false.")
-
-
-class RPCOptions(_Waits, _Workers):
-    """``torch.distributed.rpc``: processes of this machine or Slurm jobs, which wait for the update."""
-
-    kind: Literal["rpc"] = Field(
-        default="rpc", description="Processes of this machine or Slurm jobs, by PyTorch's RPC."
-    )
-    launcher: Literal["mp", "submitit"] = Field(
-        default="mp", description="Who starts the workers: this machine, or Slurm through submitit."
-    )
-    slurm: dict[str, Any] = Field(
-        default_factory=dict, description="The options of submitit, such as slurm_partition and timeout_min."
-    )
-    port: int | None = Field(default=None, ge=1, le=65535, description="The port of the first worker; null for any.")
-
-
 CollectorOptions: TypeAlias = Annotated[
     Annotated[SyncOptions, Tag("sync")]
     | Annotated[MultiSyncOptions, Tag("multi_sync")]
-    | Annotated[MultiAsyncOptions, Tag("multi_async")]
-    | Annotated[RayOptions, Tag("ray")]
-    | Annotated[RPCOptions, Tag("rpc")],
+    | Annotated[MultiAsyncOptions, Tag("multi_async")],
     Discriminator(chosen_by("kind", "sync")),
 ]
 

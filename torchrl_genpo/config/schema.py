@@ -155,7 +155,6 @@ class TrainOptions(_Root):
                 f"loss.mini_batch_size={self.loss.mini_batch_size} must not be less."
             )
         for name, value in (
-            ("env.symmetry", self.env.symmetry),
             ("compile.enabled", self.compile.enabled),
             ("compile.cudagraphs", self.compile.cudagraphs),
         ):

@@ -98,7 +98,7 @@ class OptimOptions(Options):
     target_kl: Positive = Field(
         default=0.03, description="The KL divergence after an update; of the pair, which overstates that of the action."
     )
-    min_lr: NonNegative = Field(default=1e-5, description="The lowest rate of schedule=kl_adaptive.")
+    min_lr: Positive = Field(default=1e-5, description="The lowest rate of schedule=kl_adaptive.")
     max_lr: Positive = Field(default=3e-3, description="The highest rate of schedule=kl_adaptive.")
     max_grad_norm: Positive = Field(default=0.5, description="The norm that gradients are clipped to.")
     noise_lr: Positive | None = Field(

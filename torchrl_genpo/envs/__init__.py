@@ -14,7 +14,6 @@ from torchrl_genpo.envs.common import WorkerError, close_quietly, name_worker_fa
 from torchrl_genpo.envs.gym import GYM_TASKS, GymState, GymView, make_gym_env
 from torchrl_genpo.envs.isaaclab import (
     ISAACLAB_TASKS,
-    IsaacLabSymmetry,
     IsaacLabView,
     make_isaaclab_env,
     stagger_episodes,
@@ -32,7 +31,6 @@ __all__ = [
     "DiscountedReturn",
     "GymState",
     "GymView",
-    "IsaacLabSymmetry",
     "IsaacLabView",
     "NutBoltEnv",
     "NutBoltView",

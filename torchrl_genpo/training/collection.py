@@ -124,7 +124,6 @@ def make_collection(
 
     Raises:
         ValueError: for a kind that the environment or the number of workers does not allow.
-        ImportError: if the kind needs a package that is missing.
     """
     kind = options.collector.kind
     if kind == "sync":

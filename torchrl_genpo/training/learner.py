@@ -16,7 +16,6 @@ from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR, SoftUpdate
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.envs import IsaacLabSymmetry
 from torchrl_genpo.modules import encode
 from torchrl_genpo.training.build import noise_parameters, normalizers, observation_keys
 from torchrl_genpo.training.demonstrations import Anchor
@@ -25,7 +24,7 @@ from torchrl_genpo.training.finite import check_data, check_finite
 from torchrl_genpo.training.policy import PAIR_FLOWS
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.reward_scale import RewardScale
-from torchrl_genpo.training.update import augment, batch_keys, make_update, update_metrics
+from torchrl_genpo.training.update import batch_keys, make_update, update_metrics
 
 __all__ = ["Learner"]
 
@@ -75,14 +74,12 @@ class Learner:
             average_gae=False,
             deactivate_vmap=self.is_recurrent,  # vmap cannot follow a GRU
         )
-        self.symmetry = IsaacLabSymmetry(env) if options.env.symmetry else None
-        images = 1 if self.symmetry is None else self.symmetry.order
         # a policy that remembers is trained on the sequences of whole environments, others on single steps
         steps = options.collector.steps_per_env if self.is_recurrent else 1
         self.buffer = TensorDictReplayBuffer(
-            storage=LazyTensorStorage(options.collector.frames_per_batch // steps * images, device=options.device),
+            storage=LazyTensorStorage(options.collector.frames_per_batch // steps, device=options.device),
             sampler=SamplerWithoutReplacement(),
-            batch_size=options.loss.mini_batch_size // steps * images,
+            batch_size=options.loss.mini_batch_size // steps,
         )
         self.anchor = Anchor(options, policy) if options.anchor.coeff else None
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
@@ -184,8 +181,6 @@ class Learner:
             self.gae(data)
         batch = data.select(*batch_keys(self.loss, self.policy), strict=False)
         batch = batch.reshape(-1, *batch.shape[-1:]) if self.is_recurrent else batch.reshape(-1)
-        if self.symmetry is not None:
-            batch = augment(batch, self.symmetry, self.policy, self.critic, self.options.loss.mini_batch_size)
         return self.loss.before_updates(batch) if hasattr(self.loss, "before_updates") else batch
 
     def _follow_kl(self, last_epoch: list[TensorDictBase]) -> None:

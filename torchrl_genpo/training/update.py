@@ -9,14 +9,13 @@ from collections.abc import Callable
 import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModule
-from torch import Tensor, nn
+from torch import nn
 from torchrl.objectives import ClipPPOLoss, TargetNetUpdater
 
-from torchrl_genpo.modules import encode, steps
 from torchrl_genpo.training.finite import DivergedError, check_finite
 from torchrl_genpo.training.ranks import Ranks
 
-__all__ = ["augment", "batch_keys", "make_update", "update_metrics"]
+__all__ = ["batch_keys", "make_update", "update_metrics"]
 
 WATCHED = ("kl_approx", "inversion_error")  # beside the losses, whose clip hides a ratio that is not finite
 CAPTURE_AFTER = 5  # calls, in the last of which a CUDA graph is captured
@@ -111,46 +110,6 @@ def batch_keys(loss: ClipPPOLoss, policy: TensorDictModule) -> list[NestedKey]:
     """What an update reads of the collected data, after the advantages were estimated."""
     read = [key for key in loss.in_keys if not (isinstance(key, tuple) and key[0] == "next")]
     return [*dict.fromkeys([*read, *policy.out_keys, "advantage", "value_target", "state_value"])]
-
-
-@torch.no_grad()
-def augment(
-    data: TensorDictBase,
-    mirror: Callable[[TensorDictBase], TensorDictBase],
-    policy: TensorDictModule,
-    critic: TensorDictModule,
-    batch_size: int,
-) -> TensorDictBase:
-    """Adds mirror images to flat data, with the log-probabilities and values that the present networks give them.
-
-    Args:
-        data (TensorDictBase): ``[n]``, collected by ``policy``.
-        mirror (Callable): see :class:`~torchrl_genpo.envs.IsaacLabSymmetry`.
-        policy (TensorDictModule): what collected the data.
-        critic (TensorDictModule): the value network.
-        batch_size (int): samples that are evaluated at a time.
-
-    Returns:
-        ``[k n]``, the data itself first. Advantages and value targets of an image are those of its original.
-    """
-    mirrored = mirror(data)
-    data, images = mirrored.split([len(data), len(mirrored) - len(data)])
-    log_probs, values = [], []
-    for part in images.split(batch_size):
-        values.append(critic(part.select(*critic.in_keys))["state_value"])
-        if "action_log_prob" in images.keys():
-            log_probs.append(_log_prob(policy, part))
-    images["state_value"] = torch.cat(values)
-    if log_probs:
-        images["action_log_prob"] = torch.cat(log_probs)
-    return torch.cat([data, images])
-
-
-def _log_prob(policy: TensorDictModule, data: TensorDictBase) -> Tensor:
-    if not any(hasattr(step, "velocity") for step in steps(policy)):
-        return policy.log_prob(data)
-    flow, seen = encode(policy, data)
-    return flow.log_prob(seen)
 
 
 def update_metrics(outputs: TensorDictBase) -> dict[str, float]:

@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Collection by TorchRL's distributed collectors, in processes of this machine or of others.
+"""Collection by TorchRL's collectors in several processes of this machine.
 
 Workers act by copies of the policy, its normaliser included. Every step tells which version of the policy acted.
 """
@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib.util
-import socket
-import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -36,7 +33,6 @@ __all__ = ["VersionedPolicy", "WorkerCollection", "make_worker_env"]
 COLUMNS = ("collect/staleness", "collect/max_staleness", "collect/dropped")  # that only workers have
 
 VERSION = "policy_version"
-Makers = list[Callable[[], EnvBase]]
 
 
 class VersionedPolicy(TensorDictModuleBase):
@@ -92,17 +88,15 @@ class _BetweenSteps(MultiProcessWeightSyncScheme):
                 break
 
 
-def make_worker_env(config: dict[str, Any], num_envs: int, seed: int, is_deaf: bool = False) -> EnvBase:
-    """The environment of one worker, on the CPU.
+def make_worker_env(config: dict[str, Any], num_envs: int, seed: int) -> EnvBase:
+    """The environment of one worker, on the CPU; signals are for the process of the run.
 
     Args:
         config (dict): the options of the run.
         num_envs (int): of this worker.
         seed (int): of this worker, for its policy too.
-        is_deaf (bool, optional): whether signals are ignored, see :func:`ignore_signals`. Defaults to ``False``.
     """
-    if is_deaf:
-        ignore_signals()
+    ignore_signals()
     options = TrainOptions.model_validate(config | {"device": "cpu"})
     torch.set_num_threads(options.num_threads)
     env = build_env(options, num_envs, seed)
@@ -110,20 +104,13 @@ def make_worker_env(config: dict[str, Any], num_envs: int, seed: int, is_deaf: b
     return env
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("", 0))
-        return listener.getsockname()[1]
-
-
 class WorkerCollection:
     """Collection by workers; see :class:`~torchrl_genpo.training.collection.Collection` for what the loop calls.
 
     Each of ``collector.num_workers`` has its part of ``env.num_envs`` environments, and a batch is one rollout of each.
-    Where workers do not wait for the learner (``multi_async``, ``ray`` with ``synchronous=false``), a batch is made of
-    the rollouts that come first, those with a step older than ``collector.max_staleness`` updates are dropped, and a
-    worker may be in it twice. Workers start with the first batch, and again after a restart or a resume, with new
-    episodes.
+    Where workers do not wait for the learner (``multi_async``), a batch is made of the rollouts that come first, those
+    with a step older than ``collector.max_staleness`` updates are dropped, and a worker may be in it twice. Workers
+    start with the first batch, and again after a restart or a resume, with new episodes.
 
     Args:
         options (TrainOptions): of the run.
@@ -140,11 +127,7 @@ class WorkerCollection:
         self.metrics: dict[str, float] = {}
         self._run, self._seed, self._progress = options, seed, progress
         self._options: Any = options.collector
-        if self._options.kind == "ray" and importlib.util.find_spec("ray") is None:
-            raise ImportError('collector=ray needs Ray: pip install "torchrl-genpo[ray]"')
-        self._is_async = self._options.kind == "multi_async" or not getattr(self._options, "synchronous", True)
-        if self._options.kind == "rpc" and torch.distributed.is_initialized():
-            raise ValueError("collector=rpc has a process group of its own: under torchrun use multi_sync or ray.")
+        self._is_async = self._options.kind == "multi_async"
         self._version = -1
         self._learner = VersionedPolicy(policy)
         self._collector: BaseCollector | None = None
@@ -196,53 +179,37 @@ class WorkerCollection:
             rollout = next(self._batches)
             rollout = rollout.reshape(-1, rollout.shape[-1])
             rollout.names = None
-            if self._version - int(rollout[VERSION].min()) > self._max_staleness:
+            if self._is_async and self._version - int(rollout[VERSION].min()) > self._options.max_staleness:
                 self.metrics["collect/dropped"] += rollout.numel()
             else:
                 rollouts.append(rollout)
         return rollouts
-
-    @property
-    def _max_staleness(self) -> int:
-        return getattr(self._options, "max_staleness", 0) if self._is_async else 0
 
     def _publish(self) -> None:
         """Makes a new version of the policy, and sends it."""
         self._version += 1
         self._learner.version.fill_(self._version)
         self._has_news = False
-        if self._collector is None:
-            return
-        weights = self._learner.weights().cpu()
-        if self._options.kind == "ray":
-            TensorDict.from_module(self._sent).data.update_(weights)
-        if not (self._options.kind == "ray" and self._is_async):  # which sends them to a worker that comes back
-            self._collector.update_policy_weights_(weights)
+        if self._collector is not None:
+            self._collector.update_policy_weights_(self._learner.weights().cpu())
 
     def _start(self) -> None:
         self._publish()
-        self._sent = copy.deepcopy(self._learner).cpu()
         options = self._options
-        num_envs = self._run.env.num_envs // options.num_workers
         makers = [
             partial(
                 make_worker_env,
                 self._run.model_dump(mode="json"),
-                num_envs,
+                self._run.env.num_envs // options.num_workers,
                 spawn_seed(self._seed, worker, self._progress.frames),
-                is_deaf=options.kind.startswith("multi"),
             )
             for worker in range(options.num_workers)
         ]
-        self._collector = getattr(self, f"_make_{options.kind}")(makers)
-        self._batches = iter(self._collector)
-        if not self._is_async:
-            self._collector.update_policy_weights_(self._learner.weights().cpu())
-
-    def _make_multi(self, kind: Callable[..., BaseCollector], makers: Makers, **options: Any) -> BaseCollector:
-        return kind(
+        kind: Any = MultiAsyncCollector if self._is_async else MultiSyncCollector
+        self._collector = collector = kind(
             makers,
-            self._sent,
+            copy.deepcopy(self._learner).cpu(),
+            frames_per_batch=options.frames_per_batch // (options.num_workers if self._is_async else 1),
             total_frames=-1,
             device="cpu",
             trust_policy=True,
@@ -250,50 +217,8 @@ class WorkerCollection:
             weight_sync_schemes={"policy": _BetweenSteps()},
             use_buffers=True,
             num_threads=torch.get_num_threads(),
-            **options,
+            **({} if self._is_async else {"cat_results": 0}),
         )
-
-    def _make_multi_sync(self, makers: Makers) -> BaseCollector:
-        return self._make_multi(
-            MultiSyncCollector, makers, frames_per_batch=self._options.frames_per_batch, cat_results=0
-        )
-
-    def _make_multi_async(self, makers: Makers) -> BaseCollector:
-        frames = self._options.frames_per_batch // self._options.num_workers
-        return self._make_multi(MultiAsyncCollector, makers, frames_per_batch=frames)
-
-    def _make_ray(self, makers: Makers) -> BaseCollector:
-        from torchrl.collectors.distributed import RayCollector
-
-        options = self._options
-        frames = options.frames_per_batch // (options.num_workers if self._is_async else 1)
-        return RayCollector(
-            makers,
-            self._sent,
-            frames_per_batch=frames,
-            total_frames=sys.maxsize,
-            device="cpu",
-            sync=not self._is_async,
-            update_after_each_batch=self._is_async,
-            trust_policy=True,
-            collector_kwargs=[{"auto_register_policy_transforms": False} for _ in makers],
-            ray_init_config={"address": options.address, "logging_level": "warning", "log_to_driver": False},
-            remote_configs={"num_cpus": options.cpus_per_worker},
-        )
-
-    def _make_rpc(self, makers: Makers) -> BaseCollector:
-        from torchrl.collectors.distributed import RPCCollector
-
-        options = self._options
-        return RPCCollector(
-            makers,
-            self._sent,
-            frames_per_batch=options.frames_per_batch,
-            total_frames=sys.maxsize,
-            device="cpu",
-            sync=True,
-            collector_kwargs={"trust_policy": True, "auto_register_policy_transforms": False},
-            launcher=options.launcher,
-            slurm_kwargs=dict(options.slurm),
-            tcp_port=options.port or _free_port(),
-        )
+        self._batches = iter(collector)
+        if not self._is_async:
+            collector.update_policy_weights_(self._learner.weights().cpu())

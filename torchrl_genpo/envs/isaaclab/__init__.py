@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 from torchrl_genpo.envs.isaaclab.env import INSTALL, ISAACLAB_TASKS, make_isaaclab_env
-from torchrl_genpo.envs.isaaclab.tools import IsaacLabSymmetry, IsaacLabView, stagger_episodes
+from torchrl_genpo.envs.isaaclab.tools import IsaacLabView, stagger_episodes
 from torchrl_genpo.envs.isaaclab.transforms import LastObservationAtReset
 
 __all__ = [
     "INSTALL",
     "ISAACLAB_TASKS",
-    "IsaacLabSymmetry",
     "IsaacLabView",
     "LastObservationAtReset",
     "make_isaaclab_env",

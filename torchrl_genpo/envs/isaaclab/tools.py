@@ -1,71 +1,19 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Tools for Isaac Lab environments: mirror images of data, ages of episodes, and pictures."""
+"""Tools for Isaac Lab environments: ages of episodes, and pictures."""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.envs.common import simulator
 
-__all__ = ["IsaacLabSymmetry", "IsaacLabView", "stagger_episodes"]
-
-
-class IsaacLabSymmetry:
-    """Makes the mirror images of data of an Isaac Lab task, where the task defines them.
-
-    ANYmal, for example, has three: left-right, front-back, and both. It is called on flat data ``[n]`` with
-    ``observation`` and ``action``, and returns ``[order * n]``, the data itself first. What a flow adds
-    (``raw_action``, ``action_memory``, ``flow_start``, ``flow_end``) has the shape of the action and is mirrored like
-    it. Everything else is repeated: what belongs to a policy, such as log-probabilities and values, has to be computed
-    again, see :func:`~torchrl_genpo.training.augment`.
-
-    Observations must be as the task gives them: running statistics of an observation would not be symmetric.
-
-    Args:
-        env (EnvBase): an environment of :func:`make_isaaclab_env`.
-
-    Attributes:
-        order (int): the number of images, the data itself included.
-
-    Raises:
-        ValueError: if the task defines no symmetry.
-    """
-
-    ENTRY_POINT = "rsl_rl_with_symmetry_cfg_entry_point"
-    STATES = ("raw_action", "action_memory", "flow_start", "flow_end")
-    GROUPS: ClassVar = {"observation": "policy", "critic_observation": "critic"}
-
-    def __init__(self, env: EnvBase) -> None:
-        import gymnasium
-        from isaaclab_tasks.utils import load_cfg_from_registry
-
-        raw = simulator(env)
-        task_id = raw.spec.id
-        if gymnasium.spec(task_id).kwargs.get(self.ENTRY_POINT) is None:
-            raise ValueError(f"{task_id} defines no symmetry; use env.symmetry=false.")
-        config = load_cfg_from_registry(task_id, self.ENTRY_POINT)
-        self._mirror = config.algorithm.symmetry_cfg.data_augmentation_func
-        self._env = raw.unwrapped
-        self.order = len(self._mirror(self._env, None, env.action_spec.zero())[1]) // env.batch_size.numel()
-
-    def __call__(self, data: TensorDictBase) -> TensorDictBase:
-        """Returns the data and its images."""
-        out: Any = torch.cat([data] * self.order)
-        present = {name: group for name, group in self.GROUPS.items() if name in data.keys()}
-        observations = TensorDict({group: data[name] for name, group in present.items()}, data.batch_size)
-        mirrored, out["action"] = self._mirror(self._env, observations, data["action"])
-        for name, group in present.items():
-            out[name] = mirrored[group]
-        for key in self.STATES:
-            if key in data.keys():
-                out[key] = self._mirror(self._env, None, data[key])[1]
-        return out
+__all__ = ["IsaacLabView", "stagger_episodes"]
 
 
 def stagger_episodes(env: EnvBase) -> None:
