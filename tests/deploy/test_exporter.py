@@ -179,7 +179,8 @@ def test_the_folder_says_what_the_policy_is(policy_folder):
     assert metadata["dt"] == 0.05 and metadata["policy"]["num_steps"] == 5
     assert metadata["inputs"] == {"observation": [72]} and metadata["outputs"] == ["action"]
     assert metadata["action"] == {"shape": [8], "low": [-1.0] * 8, "high": [1.0] * 8}
-    assert [made.partition("(")[0] for made in metadata["observation_transforms"]] == ["Noise", "CatTensors", "History"]
+    made = [transform.partition("(")[0] for transform in metadata["observation_transforms"]]
+    assert made == ["Noise", "CatTensors", "History", "CatTensors"]
     assert metadata["hand"]["frames"] == 3 and metadata["hand"]["active"][-1] == "mid_2"
     assert metadata["largest_difference"] < 1e-5
     assert metadata["versions"]["torchrl"] == torchrl.__version__ and "onnx" in metadata["versions"]

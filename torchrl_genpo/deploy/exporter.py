@@ -9,26 +9,36 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModuleBase
+from tensordict.utils import unravel_key
 from torch import Tensor, nn
 from torchrl.data import TensorSpec
 from torchrl.data.tensor_specs import ContinuousBox
-from torchrl.envs import EnvBase
+from torchrl.envs import (
+    ClipTransform,
+    Compose,
+    EnvBase,
+    ExplorationType,
+    FrameSkipTransform,
+    Transform,
+    TransformedEnv,
+    set_exploration_type,
+)
 
 import torchrl_genpo
 from torchrl_genpo.deploy.policy import FORMAT, INSTALL, NAMES, ExportedPolicy
-from torchrl_genpo.deploy.transforms import BaseView
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.gym import PolicySpaces
 from torchrl_genpo.envs.xhand import JOINTS, DeltaTarget, History, NutBoltEnv
@@ -43,19 +53,26 @@ PACKAGES = ("torch", "torchrl", "tensordict", "onnx", "onnxruntime", "onnxscript
 
 
 class ExecutedPolicy(nn.Module):
-    """An exportable policy whose action is clipped to what the base environment takes."""
+    """An exportable policy whose action is clipped to what the environment takes.
 
-    def __init__(self, policy: ExportablePolicy, spec: TensorSpec) -> None:
+    Args:
+        policy (ExportablePolicy): the policy.
+        spec (TensorSpec): of the environment's action.
+        clips (sequence of ClipTransform): those of the environment that clip the action.
+    """
+
+    def __init__(self, policy: ExportablePolicy, spec: TensorSpec, clips: Sequence[ClipTransform]) -> None:
         super().__init__()
         self.policy = policy
         if not isinstance(spec.space, ContinuousBox):
             raise TypeError(f"An action of real numbers can be exported; the environment takes {type(spec).__name__}.")
-        shape = policy.action_shape
         self.low: Tensor
         self.high: Tensor
-        for name in ("low", "high"):
-            bound = getattr(spec.space, name).reshape(-1, *shape)[0].detach().float().cpu()
-            self.register_buffer(name, bound.clone())
+        for name, narrow in (("low", torch.maximum), ("high", torch.minimum)):
+            bound = getattr(spec.space, name).reshape(-1, *policy.action_shape)[0].detach().float().cpu().clone()
+            for limit in (getattr(clip, name) for clip in clips):
+                bound = bound if limit is None else narrow(bound, limit.cpu().float())
+            self.register_buffer(name, bound)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The action and the states, as :class:`~torchrl_genpo.modules.ExportablePolicy` returns them."""
@@ -66,14 +83,11 @@ class ExecutedPolicy(nn.Module):
 class PolicyExporter:
     """Turns a policy into a folder that holds all of it: ``policy.onnx`` and ``policy.json``.
 
-    The exported model stands where the base environment, below all transforms of TorchRL, met the policy. Its action is
-    the one that the base environment executed: the transforms of the action are inside, and what is beyond the bounds
-    of the base environment's ``action_spec`` is clipped to them. It reads what the base environment observes:
-    transforms that are functions of the observation are inside too, with running statistics as they are now. From a
-    transform that remembers (``CatFrames``), draws or is unknown the model reads what that makes, and
-    ``observation_transforms`` in ``policy.json`` lists what a robot has to do itself: that, and before it what
-    :class:`~torchrl_genpo.envs.gym.PolicySpaces` makes of a Gymnasium task's pictures, dictionaries and shapes. Of a
-    batch of environments it is the first, where each keeps statistics of its own.
+    The exported model is the policy, from what it reads to the action that the environment executes: normaliser,
+    encoders, units and squashing are modules of a policy, and what is beyond the bounds of the environment's action is
+    clipped to them. ``observation_transforms`` in ``policy.json`` lists what a robot has to do itself to make what the
+    model reads: what :class:`~torchrl_genpo.envs.gym.PolicySpaces` makes of a Gymnasium task's pictures, dictionaries
+    and shapes, and the environment's own transforms of observations.
 
     A recurrent policy has its state as inputs and outputs (see :class:`~torchrl_genpo.modules.ExportablePolicy`).
 
@@ -91,8 +105,8 @@ class PolicyExporter:
     Raises:
         KeyError: if the policy reads what the environment does not give.
         TypeError: if the policy or the environment's action cannot be exported.
-        ValueError: if a transform of the action is unknown or has a memory, the environment has several actions or
-            simulates in other processes, or the policy does not write the environment's action.
+        ValueError: if a transform of the environment changes the action, the environment has several actions, or the
+            policy does not write its action.
 
     Examples:
         >>> from tempfile import mkdtemp
@@ -112,28 +126,35 @@ class PolicyExporter:
     """
 
     def __init__(self, policy: TensorDictModuleBase, env: EnvBase, *, noise_input: bool = False) -> None:
-        self._policy = policy
-        self._view = BaseView(policy, env)
-        exportable = ExportablePolicy(
-            self._view.policy,
-            self._view.example(),
-            action_key=self._view.action_key,
-            noise_input=noise_input,
-        )
-        self.module = ExecutedPolicy(exportable, self._view.action_spec)
+        self._policy, self._env = policy, env
+        if len(env.action_keys) != 1:
+            raise ValueError(f"A policy of one action can be exported; the environment has {env.action_keys}.")
+        action_key = unravel_key(env.action_keys[0])
+        if action_key not in policy.out_keys:
+            raise ValueError(f"The environment takes {action_key!r}; the policy writes {policy.out_keys}.")
+        transforms, first = _transforms(env), env.reset()
+        exportable = ExportablePolicy(policy, first, action_key=action_key, noise_input=noise_input)
+        clips = [t for t in transforms if isinstance(t, ClipTransform) and action_key in t.in_keys_inv]
+        self.module = ExecutedPolicy(exportable, env.full_action_spec[action_key], clips)
+        hand = _describe_hand(env)
+        if not hand:  # which moves the targets of its joints by the action
+            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+                _check_execution(env, policy(first), action_key, self.module)
         period = _control_period(env)
+        skipped = math.prod(int(t.frame_skip) for t in transforms if isinstance(t, FrameSkipTransform))
+        made = _makers(transforms, {*exportable.observations.values()})
         self.metadata = {
             "format": FORMAT,
             "policy": _describe_policy(policy),
-            "dt": None if period is None else period * self._view.frame_skip,
+            "dt": None if period is None else period * skipped,
             "action": {"shape": list(exportable.action_shape), **_action_bounds(self.module)},
             "inputs": {name: list(shape) for name, shape in exportable.input_shapes.items()},
             "outputs": exportable.output_names,
             "observation_transforms": [
-                *_conversions(env, None if self._view.left else set(exportable.observations.values())),
-                *(" ".join(repr(transform).split()) for transform in self._view.left),
+                *_conversions(env, None if made else set(exportable.observations.values())),
+                *(" ".join(repr(transform).split()) for transform in made),
             ],
-            **_describe_hand(env),
+            **hand,
         }
 
     def save(self, folder: Path | str, source: Mapping[str, Any] | None = None) -> Path:
@@ -196,20 +217,62 @@ class PolicyExporter:
         """The largest difference of exported actions from the executed ones, relative to actions beyond 1.
 
         The deterministic policy plays two episodes in its environment, each to its end or for 128 steps. Every action
-        that the base environment receives is compared with the one that the exported policy makes of the same
-        observation, from the first step on with a state of its own.
+        is compared with the one that the exported policy makes of the same observation, from the first step on with a
+        state of its own.
         """
         largest = 0.0
+        policy = copy.deepcopy(self._policy).eval()
         low, high = self.module.low.numpy(), self.module.high.numpy()
-        observations = self.module.policy.observations
-        for is_first, observed, actions in self._view.play(copy.deepcopy(self._policy).eval(), EPISODES, STEPS):
-            if is_first:
-                exported.reset()
-            action = exported({name: observed.get(key).cpu().numpy() for name, key in observations.items()})
-            expected = np.clip(actions.cpu().numpy(), low, high)
-            error = np.abs(action - expected) / np.maximum(1.0, np.abs(expected))
-            largest = max(largest, float(np.nan_to_num(error, nan=np.inf).max()))
+        observations, action_key = self.module.policy.observations, self.module.policy.action_key
+        for _ in range(EPISODES):
+            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+                steps = _of_the_first(self._env, self._env.rollout(STEPS, policy))
+            exported.reset()
+            for step in steps:
+                action = exported({name: step.get(key).cpu().numpy() for name, key in observations.items()})
+                expected = np.clip(step.get(action_key).cpu().numpy(), low, high)
+                error = np.abs(action - expected) / np.maximum(1.0, np.abs(expected))
+                largest = max(largest, float(np.nan_to_num(error, nan=np.inf).max()))
         return largest
+
+
+def _of_the_first(env: EnvBase, data: TensorDictBase) -> TensorDictBase:
+    """The steps of the first environment of a batch."""
+    return data.reshape(env.batch_size.numel(), -1)[0]
+
+
+def _transforms(env: EnvBase) -> list[Transform]:
+    """The transforms around an environment, innermost first."""
+    if not isinstance(env, TransformedEnv):
+        return []
+    transform = env.transform
+    return [*_transforms(env.base_env), *(transform if type(transform) is Compose else [transform])]
+
+
+def _check_execution(env: EnvBase, tensordict: TensorDictBase, key: NestedKey, module: ExecutedPolicy) -> None:
+    """Refuses transforms that change an action between the policy and the simulator, beyond clipping it."""
+    action = tensordict.get(key)
+    names = [type(transform).__name__ for transform in _transforms(env) if transform.in_keys_inv]
+    while isinstance(env, TransformedEnv):
+        tensordict, env = env.transform.inv(tensordict), env.base_env
+    executed = tensordict.get(env.action_keys[0]).reshape(-1, *module.policy.action_shape).cpu().float()
+    expected = action.reshape(executed.shape).cpu().float().clamp(module.low, module.high)
+    if not torch.allclose(executed.clamp(module.low, module.high), expected, atol=TOLERANCE):
+        raise ValueError(
+            "The transforms of the environment change the action between the policy and the simulator "
+            f"({', '.join(names) or 'one without keys'}): make that a module of the policy, behind the actor, so that "
+            "it is exported."
+        )
+
+
+def _makers(transforms: list[Transform], keys: set[NestedKey]) -> list[Transform]:
+    """The transforms that make these observations."""
+    found: list[Transform] = []
+    for transform in reversed(transforms):
+        if keys & set(map(unravel_key, transform.out_keys or ())):
+            found.insert(0, transform)
+            keys = keys | set(map(unravel_key, transform.in_keys or ()))
+    return found
 
 
 def _describe_policy(policy: TensorDictModuleBase) -> dict[str, Any]:
