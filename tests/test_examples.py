@@ -30,15 +30,15 @@ def run(tmp_path, example, *options):
     return output.read_text()
 
 
-def test_multimodal_keeps_four_modes_where_the_gaussian_cannot(tmp_path):
-    output = run(tmp_path, "multimodal.py", "--iterations", 60)
+def test_a_flow_tries_all_four_places_where_a_gaussian_cannot(tmp_path):
+    output = run(tmp_path, "multimodal.py")
     shares = {
         line.split(":")[0]: [int(share) for share in re.findall(r"(\d+) %", line)]
         for line in output.splitlines()
         if "%" in line
     }
     assert min(shares["flow"]) >= 12 and sum(shares["flow"]) >= 75, shares
-    assert sum(shares["Gaussian"]) <= 50, shares
+    assert sum(sorted(shares["Gaussian"])[:2]) <= 10, shares
     assert (tmp_path / "multimodal.png").stat().st_size > 10_000
 
 
