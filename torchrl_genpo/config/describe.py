@@ -1,6 +1,6 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""What the schema says of each option: for the documentation, for hints in errors, and for tests of every bound."""
+"""What the schema says of each option: for the documentation and for hints in errors."""
 
 from __future__ import annotations
 

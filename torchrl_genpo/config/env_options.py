@@ -60,7 +60,6 @@ class IsaacLabTaskOptions(Options):
     asset_root: Text | None = Field(
         default=None, description="A folder of Isaac Lab's assets, where its server cannot be reached."
     )
-    reward_scale: float = Field(default=1.0, ge=-1e6, le=1e6, description="A constant factor of the reward.")
     overrides: dict[str, Any] = Field(
         default_factory=dict,
         description="Changes to the task's configuration: +env.options.overrides.episode_length_s=5.",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import warnings
@@ -35,7 +34,6 @@ __all__ = [
 
 ROBOSUITE = 1  # robomimic's number for this family of environments
 FLOAT_SIZE = 4  # bytes of a number in memory
-MAX_COMPRESSION = 2000  # claimed bytes for each stored one; the best of HDF5's compressors reaches half of it
 OPTIONAL = ("rewards", "dones")  # neither pre-training nor the policy reads them
 INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
 
@@ -68,31 +66,24 @@ def _names(group: Any) -> str:
 
 
 def _find(group: Any, key: str, where: str) -> Any:
-    """Returns what a group has under a key, if it is in the file itself."""
+    """Returns what a group has under a key."""
     import h5py
 
     for name in key.split("/"):
         if not isinstance(group, h5py.Group) or name not in group:
             there = _names(group) if isinstance(group, h5py.Group) else "nothing"
             raise ValueError(f"{where} has no {key!r}; there are {there}.")
-        if isinstance(group.get(name, getlink=True), h5py.ExternalLink):
-            raise ValueError(f"{where}: {key!r} is a link to another file; copy it into this one.")
         group = group[name]
     return group
 
 
 def _find_data(group: Any, key: str, where: str) -> Any:
-    """Returns a dataset, unread, if it is in the file itself and holds as much as it claims, or nothing at all."""
+    """Returns a dataset, unread."""
     import h5py
 
     data = _find(group, key, where)
     if not isinstance(data, h5py.Dataset) or not data.shape:
         raise ValueError(f"{where}: {key!r} is no dataset with rows.")
-    if data.external or data.is_virtual:
-        raise ValueError(f"{where}: {key!r} is kept in other files; copy it into this one.")
-    size, stored = math.prod(data.shape) * data.dtype.itemsize, data.id.get_storage_size()
-    if stored and size > MAX_COMPRESSION * stored:  # HDF5 stores nothing of what was only allocated
-        raise ValueError(f"{where}: {key!r} claims {size} bytes, of which {stored} are stored: the file is damaged.")
     return data
 
 

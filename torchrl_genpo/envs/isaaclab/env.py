@@ -16,7 +16,7 @@ from typing import Any
 import gymnasium
 import torch
 from torchrl.data import Composite
-from torchrl.envs import ClipTransform, EnvBase, RenameTransform, RewardScaling, RewardSum, StepCounter
+from torchrl.envs import ClipTransform, EnvBase, RenameTransform, RewardSum, StepCounter
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.isaaclab.transforms import LOG, EpisodeLog, FinalObservation, LastObservationAtReset
@@ -56,7 +56,6 @@ def make_isaaclab_env(
     device: torch.device | str = "cuda:0",
     seed: int | None = None,
     *,
-    reward_scale: float = 1.0,
     overrides: Mapping[str, Any] | None = None,
     physics: str | None = None,
     asset_root: str | None = None,
@@ -84,7 +83,6 @@ def make_isaaclab_env(
         seed (int, optional): the seed of the task's randomisation.
 
     Keyword Args:
-        reward_scale (float, optional): a constant factor of the reward (not of ``episode_reward``).
         overrides (mapping, optional): changes to the task's configuration, nested as it is, such as
             ``{"episode_length_s": 5.0, "scene": {"env_spacing": 4.0}}``.
         physics (str, optional): the physics of Isaac Lab 3.x, such as ``newton_mjwarp`` (the default) or
@@ -169,8 +167,6 @@ def make_isaaclab_env(
     env.append_transform(StepCounter())
     if clip is not None:
         env.append_transform(ClipTransform(in_keys_inv=["action"], low=-clip, high=clip))
-    if reward_scale != 1.0:
-        env.append_transform(RewardScaling(loc=0.0, scale=reward_scale))
     return env
 
 
