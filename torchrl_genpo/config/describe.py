@@ -19,7 +19,6 @@ __all__ = [
     "alternatives",
     "default_values",
     "describe_type",
-    "limits_of",
     "members",
     "options_of",
     "options_table",
@@ -40,7 +39,6 @@ class Option:
         type (str): what it may be, with its bounds.
         default (Any): the default; ``???`` where there is none.
         description (str): what it is for.
-        field (FieldInfo): the field of the schema.
     """
 
     name: str
@@ -48,7 +46,6 @@ class Option:
     type: str
     default: Any
     description: str
-    field: FieldInfo
 
 
 def alternatives(annotation: Any) -> dict[str, type[BaseModel]]:
@@ -108,7 +105,7 @@ def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> It
             for tag, section in sections.items():
                 yield from options_of(section, f"{full}.", f"{full}={tag}" if tag else choice)
         else:
-            yield Option(full, choice, describe_type(field), _default(field), field.description or "", field)
+            yield Option(full, choice, describe_type(field), _default(field), field.description or "")
 
 
 def describe_type(field: FieldInfo) -> str:
@@ -116,11 +113,11 @@ def describe_type(field: FieldInfo) -> str:
     kinds = [kind for _, kind in members(field.annotation) if kind is not type(None)]
     is_optional = len(kinds) < len(list(members(field.annotation)))
     text = " or ".join(filter(None, (_in_words(kind) for kind in kinds)))
-    text += _bounds(limits_of(field))
+    text += _bounds(_limits_of(field))
     return f"{text}, or null" if is_optional or "; null" in (field.description or "") else text
 
 
-def limits_of(field: FieldInfo) -> list[Any]:
+def _limits_of(field: FieldInfo) -> list[Any]:
     """The bounds of a number, of the field itself and within an optional one."""
     found = list(field.metadata)
     stack = [field.annotation]
