@@ -35,6 +35,11 @@ class HiddenGoalEnv(gymnasium.Env):
 
     Args:
         action_dim (int): the size of an action.
+
+    Examples:
+        >>> from torchrl_genpo.envs import make_env
+        >>> make_env("hidden_point", num_envs=2, seed=0).reset()["success"].shape
+        torch.Size([2, 1])
     """
 
     THRESHOLD: float  # an attempt that ends this near finds the goal
