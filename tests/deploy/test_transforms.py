@@ -118,6 +118,7 @@ def clip(bound):
 CLIPS = {
     "clipped": (lambda: [clip(0.3)], {"bound": None}),
     "clipped twice": (lambda: [clip(0.8), RewardSum(), StepCounter(), clip(0.5)], {"bound": 3.0}),
+    "clipped in a part": (lambda: [StepCounter(), Compose(RewardSum(), clip(0.3))], {"bound": None}),
     "cast": (lambda: [DoubleToFloat(), clip(1.0)], {"dtype": torch.float64}),
 }
 
@@ -128,7 +129,7 @@ def test_the_robot_gets_the_action_that_the_base_environment_got(name, batch, tm
     make, options = CLIPS[name]
     base = Plant(batch=batch, **options)
     exported = replay(flow(), TransformedEnv(base, Compose(*make())), base, tmp_path)
-    bounds = {"clipped": 0.3, "clipped twice": 0.5, "cast": 1.0}
+    bounds = {"clipped": 0.3, "clipped twice": 0.5, "clipped in a part": 0.3, "cast": 1.0}
     assert exported.high.tolist() == pytest.approx([bounds[name]] * 2)
 
 

@@ -245,8 +245,13 @@ def _transforms(env: EnvBase) -> list[Transform]:
     """The transforms around an environment, innermost first."""
     if not isinstance(env, TransformedEnv):
         return []
-    transform = env.transform
-    return [*_transforms(env.base_env), *(transform if type(transform) is Compose else [transform])]
+    return [*_transforms(env.base_env), *_parts(env.transform)]
+
+
+def _parts(transform: Transform) -> list[Transform]:
+    if type(transform) is not Compose:  # a subclass does more than the parts
+        return [transform]
+    return [part for member in transform.transforms for part in _parts(member)]
 
 
 def _check_execution(env: EnvBase, tensordict: TensorDictBase, key: NestedKey, module: ExecutedPolicy) -> None:
