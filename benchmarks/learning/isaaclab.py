@@ -29,7 +29,7 @@ POLICIES = {
     "learned_scale": ("flow, learned scale", ["policy.scale=learned"]),
     **BASELINES,
 }
-SMALL = ("device=cpu", "env.num_envs=256", "collector.iterations=150")
+SMALL = ("device=cpu", "env.num_envs=256", "collector.total_frames=1_228_800")  # 150 updates
 TASKS = (
     *("ant", "humanoid", "open_drawer", "anymal_d_rough", "go2_rough"),
     *("g1_rough", "h1_rough", "digit_locomanip", "cartpole"),
@@ -83,14 +83,14 @@ def main() -> None:
     arguments.add_argument("--policies", nargs="+", default=["gaussian", "paper", "learned_scale"], choices=POLICIES)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
     arguments.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
-    arguments.add_argument("--iterations", type=int, help="updates of each run, instead of the configuration's")
+    arguments.add_argument("--frames", type=int, help="of each run, instead of the configuration's")
     arguments.add_argument("--workers", type=int, default=1, help="runs at a time; one measures time, more save it")
     arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
     options = arguments.parse_args()
     name = "isaaclab_small" if options.small else "isaaclab"
     settings = SMALL if options.small else ()
-    if options.iterations:
-        settings = (*settings, f"collector.iterations={options.iterations}")
+    if options.frames:
+        settings = (*settings, f"collector.total_frames={options.frames}")
     if not options.report:
         runs = [
             Run(name, f"isaaclab/{task}", policy, tuple(POLICIES[policy][1]), seed, None, settings)

@@ -45,6 +45,7 @@ def main() -> None:
         raise SystemExit("The flow is not tuned yet: python -m benchmarks.learning.tuning first.")
     setting, options = chosen
     known = {key: (label, (f"policy={METHOD}", *options, *extra)) for key, (label, extra) in VARIANTS.items()}
+    arguments.add_argument("--policies", nargs="+", default=list(known), choices=known, metavar="VARIANT")
     records = execute_asked("variants", known, arguments, TASKS, SEEDS, frames=FRAMES)
     for record in records:
         tuning.ends[name(METHOD, record["policy"]), record["task"], record["seed"]] = both_ends(record)

@@ -86,7 +86,7 @@ def test_what_depends_on_task_and_policy_gives_way_to_the_command_line(task, opt
 def test_sizes_of_batches_follow_the_number_of_environments():
     options = compose(["env=isaaclab/ant", "env.num_envs=64"])
     assert options.collector.frames_per_batch == 64 * 32 and options.collector.total_frames == 64 * 32 * 1000
-    assert options.loss.mini_batch_size == 64 * 32 // 4 and options.eval.interval == options.collector.total_frames
+    assert (options.loss.mini_batch_size, options.checkpoint.interval) == (64 * 32 // 4, 64 * 32 * 50)
     assert compose(["env=isaaclab/ant", "collector.total_frames=100"]).collector.total_frames == 100
 
 
@@ -173,9 +173,10 @@ REFUSED = [
     "collector.frames_per_batch=1000000000",
     "collector.frames_per_batch=33",
     "collector.kind=threads",
-    "collector.iterations=5",
-    "collector.steps_per_env=5",
-    "loss.mini_batches=3",
+    "collector.total_frames=null",
+    "collector.frames_per_batch=${mul:16,x}",
+    "loss.mini_batch_size=${div:16,0}",
+    "env=isaaclab/ant env.num_envs=x",
     "collector=multi_sync collector.num_workers=0",
     "collector=multi_sync collector.num_workers=3",
     "collector=multi_async collector.max_staleness=-1",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 
 import pytest
 import yaml
@@ -134,13 +133,6 @@ def test_each_option_says_what_it_is_for(schema, option):
         ),
         ({"collector": {"frames_per_batch": 100}}, "frames_per_batch=100 is no multiple .*: use 96 or 112"),
         ({"collector": {"frames_per_batch": 10}}, "frames_per_batch=10 is no multiple .*: use 16"),
-        ({"collector": {"frames_per_batch": None}}, "follows from collector.steps_per_env, which is null as well"),
-        ({"collector": {"total_frames": None}}, "follows from collector.iterations, which is null as well"),
-        ({"loss": {"mini_batch_size": None}}, "follows from loss.mini_batches, which is null as well"),
-        (
-            {"loss": {"mini_batch_size": None, "mini_batches": 4096}},
-            "loss.mini_batches=4096: .* 2048 frames cannot be split",
-        ),
     ],
     ids=str,
 )
@@ -154,25 +146,6 @@ def test_all_mistakes_are_named_at_once():
     with pytest.raises(ValueError) as caught:
         validate({"seed": -1, "loss": {"gamma": 2}})
     assert len(str(caught.value).splitlines()) == 2
-
-
-def test_numbers_that_follow_from_others_are_filled_in():
-    isaac = {
-        "env": {"name": "isaaclab/ant", "num_envs": 64},
-        "collector": {"frames_per_batch": None, "steps_per_env": 32, "total_frames": None, "iterations": 10},
-        "loss": {"mini_batch_size": None, "mini_batches": 4},
-        "eval": {"interval": None},
-        "checkpoint": {"interval": None},
-    }
-    options = validate(isaac)
-    assert (options.collector.frames_per_batch, options.collector.total_frames) == (2048, 20480)
-    assert (options.loss.mini_batch_size, options.eval.interval) == (512, 20480)
-    assert options.checkpoint.interval == 50 * 2048
-    given = deepcopy(isaac)
-    given["collector"] |= {"frames_per_batch": 128, "total_frames": 1000}
-    options = validate(given)
-    assert (options.collector.frames_per_batch, options.collector.steps_per_env) == (128, 2)
-    assert (options.collector.total_frames, options.collector.iterations) == (1000, 8)
 
 
 @pytest.mark.parametrize(("env", "size"), [({"name": "hopper"}, 1), ({"name": "robomimic/can"}, 4)])

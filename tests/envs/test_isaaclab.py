@@ -324,8 +324,8 @@ LENGTH = "+env.options.overrides.episode_length_s=0.3"
 
 
 def train(assets, tmp_path, *overrides):
-    command = [sys.executable, str(SCRIPT), "device=cpu", "env.num_envs=4", "collector.steps_per_env=16"]
-    command += ["collector.iterations=3", "loss.epochs=2", f"hydra.run.dir={tmp_path / 'run'}", *overrides]
+    command = [sys.executable, str(SCRIPT), "device=cpu", "env.num_envs=4", "collector.frames_per_batch=64"]
+    command += ["collector.total_frames=192", "loss.epochs=2", f"hydra.run.dir={tmp_path / 'run'}", *overrides]
     environment = os.environ | {"ISAACSIM_ASSET_ROOT": str(assets)}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900)
     assert result.returncode == 0, result.stdout + result.stderr

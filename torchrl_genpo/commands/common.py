@@ -51,13 +51,6 @@ MISTAKES = (ValueError, OSError, ImportError, HydraException, OmegaConfBaseExcep
 
 ALWAYS = ("evaluate", "resume", "hydra")  # options that change nothing of a run
 
-PARTS = {
-    "collector.steps_per_env": "collector.frames_per_batch",
-    "collector.iterations": "collector.total_frames",
-    "loss.mini_batches": "loss.mini_batch_size",
-}
-"""Options that count only where another one, a number of frames, is null."""
-
 
 @contextlib.contextmanager
 def explain_errors(*others: type[Exception]) -> Iterator[None]:
@@ -170,27 +163,22 @@ def refuse_unused(options: TrainOptions | PretrainOptions, overrides: Iterable[s
             raise ValueError(f"policy={policy.name} has neither solver nor start: leave {override!r} out.{own}")
         if name in ("policy.hidden_sizes", "policy.activation") and policy.transformer is not None:
             raise ValueError(f"A policy with policy.transformer has no MLP: leave {override!r} out.")
-        value = _value(options, name)
-        if value is _ABSENT:
+        if not _has(options, name):
             raise ValueError(f"{override!r} has no effect here: leave it out.")
-        if name in PARTS and OverridesParser.create().parse_override(override).value() not in (value, None):
-            whole = PARTS[name]
-            raise ValueError(
-                f"{override!r} has no effect, because {whole}={_value(options, whole)} is given: add {whole}=null."
-            )
 
 
-_ABSENT = object()
-
-
-def _value(options: Any, name: str) -> Any:
-    """The value of an option by its dotted name."""
+def _has(options: Any, name: str) -> bool:
+    """Whether there is an option of this dotted name."""
     for key in name.split("."):
         if isinstance(options, Mapping):
-            options = options.get(key, _ABSENT)
+            if key not in options:
+                return False
+            options = options[key]
+        elif key in getattr(type(options), "model_fields", {}):
+            options = getattr(options, key)
         else:
-            options = getattr(options, key) if key in getattr(type(options), "model_fields", {}) else _ABSENT
-    return options
+            return False
+    return True
 
 
 def resumed_config(

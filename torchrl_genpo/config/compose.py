@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, Literal, TypeAlias, TypeVar, overload
 
@@ -38,6 +39,20 @@ WITH_FILES = ("genpo", "genpo_jacobian")
 """Policies whose files choose a solver, too; so their defaults have other names than their files."""
 
 
+def _of_integers(rule: Callable[..., int]) -> Callable[..., Any]:
+    """A rule for files of options, ``${mul:${env.num_envs},32}``; of wrong numbers comes the first."""
+
+    def apply(*numbers: Any) -> Any:
+        wrong = [number for number in numbers if not isinstance(number, int)]
+        return wrong[0] if wrong else rule(*numbers)
+
+    return apply
+
+
+OmegaConf.register_new_resolver("mul", _of_integers(operator.mul), replace=True)
+OmegaConf.register_new_resolver("div", _of_integers(operator.floordiv), replace=True)
+
+
 @overload
 def compose(overrides: Sequence[str] = (), config_name: Literal["genpo"] = "genpo") -> TrainOptions: ...
 
@@ -59,8 +74,8 @@ def compose(overrides: Sequence[str] = (), config_name: ConfigName = "genpo") ->
 
     Examples:
         >>> options = compose(["env=hopper", "env.num_envs=4"])
-        >>> options.env.name, options.collector.steps_per_env
-        ('hopper', 512)
+        >>> options.env.name, options.env.num_envs
+        ('hopper', 4)
     """
     return validate(compose_config(overrides, config_name), SCHEMAS[config_name])
 

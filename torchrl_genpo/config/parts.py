@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from torchrl_genpo.config.fields import (
-    FOLLOWS,
     AnySizes,
     Options,
     Positive,
@@ -118,22 +117,10 @@ class _Collector(Options):
         default=500_000,
         ge=1,
         le=10**12,
-        description="The frames of the whole run, rounded up to whole batches; null for frames_per_batch * iterations.",
-    )
-    iterations: int = Field(
-        default=FOLLOWS, ge=1, le=10**9, description="The number of batches of the run, where total_frames is null."
+        description="The frames of the whole run, rounded up to whole batches.",
     )
     frames_per_batch: int = Field(
-        default=2048,
-        ge=1,
-        le=10**9,
-        description="The frames of an update, a multiple of env.num_envs; null for env.num_envs * steps_per_env.",
-    )
-    steps_per_env: int = Field(
-        default=FOLLOWS,
-        ge=1,
-        le=10**6,
-        description="The steps of each environment between two updates, where frames_per_batch is null.",
+        default=2048, ge=1, le=10**9, description="The frames between two updates, a multiple of env.num_envs."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeAlias
 from pydantic import AfterValidator, Field, model_validator
 
 from torchrl_genpo.config.checks import check_memory
-from torchrl_genpo.config.derive import with_policy_of_task, with_sizes_of_batches
+from torchrl_genpo.config.derive import with_policy_of_task
 from torchrl_genpo.config.env_options import EnvOptions, GymnasiumOptions, RoboMimicOptions
 from torchrl_genpo.config.fields import (
     Options,
@@ -71,12 +71,12 @@ class _Root(Options):
 
 
 class TrainOptions(_Root):
-    """The options of ``genpo-train``; derived numbers are filled in, and parts that do not fit are refused.
+    """The options of ``genpo-train``; what follows from the task is filled in, and parts that do not fit are refused.
 
     Examples:
-        >>> options = TrainOptions.model_validate({"collector": {"frames_per_batch": None, "steps_per_env": 32}})
-        >>> options.env.num_envs, options.collector.frames_per_batch
-        (16, 512)
+        >>> options = TrainOptions.model_validate({"collector": {"frames_per_batch": 512}})
+        >>> options.env.num_envs, options.collector.frames_per_batch, options.policy.head_sizes
+        (16, 512, (64,))
     """
 
     video: bool = Field(default=False, description="Whether an mp4 of the final zero-noise policy is written.")
@@ -101,21 +101,7 @@ class TrainOptions(_Root):
     @model_validator(mode="before")
     @classmethod
     def _derive(cls, values: Any) -> Any:
-        """Fills in what follows from other options; a number that is given wins over what it would follow from."""
-        if not isinstance(values, Mapping):
-            return values
-        sections: dict[str, type[Options]] = {
-            "collector": SyncOptions,
-            "loss": LossOptions,
-            "eval": EvalOptions,
-            "checkpoint": CheckpointOptions,
-        }
-        defaults = {
-            f"{section}.{name}": field.default
-            for section, options in sections.items()
-            for name, field in options.model_fields.items()
-        }
-        return with_policy_of_task(with_sizes_of_batches(values, defaults))
+        return with_policy_of_task(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainOptions:
@@ -146,7 +132,7 @@ class TrainOptions(_Root):
 
     def _check_sequences(self) -> None:
         """What training on sequences, one of each environment, does not allow."""
-        encoder, steps = f"policy.encoder={self.policy.encoder}", self.collector.steps_per_env
+        encoder, steps = f"policy.encoder={self.policy.encoder}", self.collector.frames_per_batch // self.env.num_envs
         if not self.policy.has_density:
             raise ValueError(f"{encoder} needs a policy with a density; policy={self.policy.name} has none.")
         if self.loss.mini_batch_size < steps:

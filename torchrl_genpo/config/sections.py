@@ -9,7 +9,6 @@ from typing import Literal
 from pydantic import Field
 
 from torchrl_genpo.config.fields import (
-    FOLLOWS,
     Activation,
     Fraction,
     Large,
@@ -80,12 +79,7 @@ class LossOptions(Options):
         "policy (0.9); null for none.",
     )
     epochs: int = Field(default=10, ge=1, le=10**6, description="The passes over a batch.")
-    mini_batch_size: int = Field(
-        default=512, ge=1, le=10**9, description="The frames of an update; null for frames_per_batch // mini_batches."
-    )
-    mini_batches: int = Field(
-        default=FOLLOWS, ge=1, le=10**6, description="The parts of a batch, where mini_batch_size is null."
-    )
+    mini_batch_size: int = Field(default=512, ge=1, le=10**9, description="The frames of an optimizer step.")
 
 
 class OptimOptions(Options):
@@ -129,7 +123,9 @@ class PretrainEvalOptions(Options):
 class EvalOptions(Options):
     """Evaluations during training."""
 
-    interval: Large = Field(default=100_000, description="The frames between evaluations; null for one, at the end.")
+    interval: Large | None = Field(
+        default=100_000, description="The frames between evaluations; null for one, at the end."
+    )
     num_envs: int = Field(default=10, ge=1, le=2**17, description="The episodes at a time.")
     rounds: int = Field(default=1, ge=0, le=10**6, description="How often, with zero noise and with random noise.")
 
@@ -138,8 +134,7 @@ class CheckpointOptions(Options):
     """What a run keeps."""
 
     interval: Large = Field(
-        default=100_000,
-        description="The frames between checkpoints; null for 50 batches. Each evaluation saves one, too.",
+        default=100_000, description="The frames between checkpoints. Each evaluation saves one, too."
     )
     keep_last: int = Field(default=2, ge=1, le=10**6, description="The number of newest checkpoints that are kept.")
     keep_best: Text | None = Field(

@@ -213,8 +213,9 @@ class Training:
             self._saved = self.progress.frames, path
         return self._saved[1]
 
-    def _is_due(self, interval: int, frames_before: int) -> bool:
-        return self.is_finished or frames_before // interval < self.progress.frames // interval
+    def _is_due(self, interval: int | None, frames_before: int) -> bool:
+        is_passed = interval is not None and frames_before // interval < self.progress.frames // interval
+        return self.is_finished or is_passed
 
     def learn(self, data: TensorDictBase, frames_before: int) -> dict[str, float]:
         """One update from a collected batch ``[*envs, time]``; returns what is logged of it."""
