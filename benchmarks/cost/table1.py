@@ -37,6 +37,8 @@ from benchmarks._lib.in_process import build_models, configure, prepare, start_t
 from benchmarks._lib.origin import RESULTS, commit, origin
 from benchmarks._lib.report import parser, pyplot, save
 from benchmarks._lib.timing import CLOCKS, medians, peak_megabytes, synchronized
+from benchmarks.cost.autograd_determinant import AutogradFlow
+from torchrl_genpo.modules import flow_of
 from torchrl_genpo.training import make_update
 
 SIZES = {"Humanoid": (87, 21, (400, 200, 100)), "G1 rough": (310, 37, (512, 256, 128))}
@@ -46,7 +48,7 @@ METHODS = {
     "reversible_flow": ("GenPO++ (reversible_flow)", ["policy=reversible_flow"]),
     "genpo_uncompressed": ("GenPO without its compression loss", ["policy=genpo", "policy.loss.compression_coeff=0"]),
     "genpo": ("GenPO (dummy action)", ["policy=genpo"]),
-    "genpo_jacobian": ("GenPO, determinant by autograd", ["policy=genpo_jacobian"]),
+    "genpo_jacobian": ("GenPO, determinant by autograd", ["policy=genpo"]),
     "policyflow": ("PolicyFlow", ["policy=policyflow"]),
     "fpo": ("FPO++, 10 steps, 8 samples", ["policy=fpo"]),
     "fpo_published": (
@@ -93,6 +95,8 @@ def make_size(
         observation_spec=spec, action_spec=Unbounded(action_dim), device=device, batch_size=torch.Size(())
     )
     actor, _, loss = build_models(cfg, sizes)
+    if method == JACOBIAN:
+        flow_of(actor).flow_class = AutogradFlow
     optimizer = torch.optim.Adam(loss.parameters(), lr=1e-5, fused=True)
     update = make_update(loss, optimizer, max_grad_norm=1.0, compile_mode=compile_mode, cudagraphs=cudagraphs)
     policy = actor if compile_mode is None else torch.compile(actor, mode=compile_mode)
@@ -144,6 +148,8 @@ def measure_task(
         for method in methods:
             cfg = configure(*METHODS[method][1], f"device={device}", f"env={task}", "seed=0", *overrides)
             trainings[method] = start_training(cfg, Path(folder) / method)
+            if method == JACOBIAN:
+                flow_of(trainings[method].policy).flow_class = AutogradFlow
         batches = {method: iter(training.collection) for method, training in trainings.items()}
         for i in range(repetitions + 1):  # the first warms up
             for method, training in trainings.items():

@@ -21,7 +21,6 @@ from torchrl_genpo.baselines import (
     DummyActionLoss,
     FPOActor,
     FPOLoss,
-    JacobianFlowActor,
     PolicyFlowActor,
     PolicyFlowLoss,
 )
@@ -32,7 +31,6 @@ from .common import make_velocity, perturb
 POLICIES = {
     "reversible_flow": (ReversibleFlowActor, {}, GenPOLoss),
     "genpo": (ReversibleFlowActor, {"solver": AlternatingCoupling()}, DummyActionLoss),
-    "genpo_jacobian": (JacobianFlowActor, {"solver": AlternatingCoupling()}, DummyActionLoss),
     "fpo": (FPOActor, {}, FPOLoss),
     "policyflow": (PolicyFlowActor, {}, PolicyFlowLoss),
 }

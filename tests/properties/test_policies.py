@@ -18,7 +18,6 @@ from torchrl_genpo.baselines import (
     DummyActionLoss,
     FPOActor,
     FPOLoss,
-    JacobianFlowActor,
     PolicyFlowActor,
     PolicyFlowLoss,
     asymmetric_gain,
@@ -138,14 +137,6 @@ def test_a_policy_with_normaliser_and_units_has_ratio_one_under_every_key(actor,
     finite_gradients(loss, data)
     _, seen = encode(policy, data)
     torch.testing.assert_close(actor.log_prob(seen), actor.log_prob(data))
-
-
-@given(actors(nested=False))
-def test_the_jacobian_of_a_solver_is_its_constant(actor):
-    actor = actor.double()
-    data = actor(observations(actor, (3,), torch.float64)).detach()
-    other = JacobianFlowActor(actor.velocity, solver=actor.solver, start=actor.start, gaussian=actor.gaussian).double()
-    torch.testing.assert_close(other.log_prob(data), actor.log_prob(data), rtol=1e-6, atol=1e-6)
 
 
 @given(actors(bare=True), batches, st.booleans())

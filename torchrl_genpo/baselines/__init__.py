@@ -3,7 +3,7 @@
 """The methods that GenPO++ is compared with, each as a policy of the same loop (``docs/methods.md``)."""
 
 from torchrl_genpo.baselines.fpo import FPOActor, FPOLoss, asymmetric_gain
-from torchrl_genpo.baselines.genpo import AlternatingCoupling, DummyActionLoss, JacobianFlow, JacobianFlowActor
+from torchrl_genpo.baselines.genpo import AlternatingCoupling, DummyActionLoss
 from torchrl_genpo.baselines.policyflow import PolicyFlowActor, PolicyFlowLoss
 
 __all__ = [
@@ -11,8 +11,6 @@ __all__ = [
     "DummyActionLoss",
     "FPOActor",
     "FPOLoss",
-    "JacobianFlow",
-    "JacobianFlowActor",
     "PolicyFlowActor",
     "PolicyFlowLoss",
     "asymmetric_gain",

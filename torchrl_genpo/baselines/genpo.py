@@ -12,13 +12,12 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor
 
-from torchrl_genpo.flow import PairSolver, ReversibleFlow, VelocityField
+from torchrl_genpo.flow import PairSolver, VelocityField
 from torchrl_genpo.flow.solver import LARGEST_AMPLIFICATION
-from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives import GenPOLoss
 
-__all__ = ["AlternatingCoupling", "DummyActionLoss", "JacobianFlow", "JacobianFlowActor"]
+__all__ = ["AlternatingCoupling", "DummyActionLoss"]
 
 
 class AlternatingCoupling(PairSolver):
@@ -176,30 +175,3 @@ class DummyActionLoss(GenPOLoss):
             gap = (2 * half if dist.scale is None else 2 * half * dist.scale).norm(dim=-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
         return td_out
-
-
-class JacobianFlow(ReversibleFlow):
-    """A :class:`~torchrl_genpo.ReversibleFlow` that computes the determinant of its map by automatic differentiation.
-
-    The result is the solver's constant, at the price of the whole Jacobian of every sample, as GenPO's published code
-    pays it: :math:`2d` backward passes and a determinant, which the update differentiates once more. It serves to time
-    that code, and as a test.
-    """
-
-    def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor:
-        is_differentiated = torch.is_grad_enabled()
-        with torch.enable_grad():
-            noise = torch.cat([x, memory], -1).detach().requires_grad_()
-            pair = torch.cat(self.solver.integrate(self.velocity, *noise.tensor_split([x.shape[-1]], -1)), -1)
-            rows = [
-                torch.autograd.grad(number.sum(), noise, retain_graph=True, create_graph=is_differentiated)[0]
-                for number in pair.unbind(-1)
-            ]
-            log_det = torch.linalg.slogdet(torch.stack(rows, -2)).logabsdet
-        return log_det if is_differentiated else log_det.detach()
-
-
-class JacobianFlowActor(ReversibleFlowActor):
-    """A :class:`~torchrl_genpo.ReversibleFlowActor` whose density is that of :class:`JacobianFlow`."""
-
-    flow_class = JacobianFlow

@@ -35,9 +35,6 @@ SCHEMAS: dict[str, Any] = {"genpo": TrainOptions, "pretrain": PretrainOptions}
 GROUPS = ("collector", "solver", "start", "policy", "logger", "env")
 """The sections of which one of several alternatives is chosen by its name."""
 
-WITH_FILES = ("genpo", "genpo_jacobian")
-"""Policies whose files choose a solver, too; so their defaults have other names than their files."""
-
 
 def _of_integers(rule: Callable[..., int]) -> Callable[..., Any]:
     """A rule for files of options, ``${mul:${env.num_envs},32}``; of wrong numbers comes the first."""
@@ -115,8 +112,8 @@ def _register(store: ConfigStore) -> None:
     for group in set(GROUPS) - {"env"}:
         for name, section in alternatives(TrainOptions.model_fields[group].annotation).items():
             node = default_values(section)
-            if group == "policy" and name in WITH_FILES:
-                store.store(name=f"policy_{name}", node=node)
+            if name == "genpo":  # its file chooses a solver, too, so its defaults have another name
+                store.store(name="policy_genpo", node=node)
             else:
                 store.store(group=group, name=name, node=node)
     store.store(name="policy_transformer", node=default_values(TransformerOptions))

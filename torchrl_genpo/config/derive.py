@@ -11,7 +11,7 @@ from torchrl_genpo.config.env_options import family
 
 __all__ = ["with_policy_of_task"]
 
-PAIR_FLOWS = ("reversible_flow", "genpo", "genpo_jacobian")
+PAIR_FLOWS = ("reversible_flow", "genpo")
 LEARNS_NOISE = ("gaussian", *PAIR_FLOWS)
 
 

@@ -26,7 +26,6 @@ __all__ = [
     "FPOLossOptions",
     "FPOOptions",
     "GaussianOptions",
-    "GenPOJacobianOptions",
     "GenPOOptions",
     "PolicyFlowActorOptions",
     "PolicyFlowLossOptions",
@@ -195,27 +194,16 @@ class CompressionOptions(Options):
     )
 
 
-class _DummyFlow(_LearnedScale, _OneNetwork, _NoActorOptions, _Flow):
+class GenPOOptions(_LearnedScale, _OneNetwork, _NoActorOptions, _Flow):
+    """GenPO (arXiv 2505.18763): the exact density of an action and its dummy."""
+
     has_pair: ClassVar[bool] = True
     has_density: ClassVar[bool] = True
     solver: ClassVar[str | None] = "alternating_coupling"
 
+    name: Literal["genpo"] = Field(default="genpo", description="GenPO's flow of an action and its dummy.")
     loss: CompressionOptions = Field(
         default_factory=CompressionOptions, description="The options of GenPO's objective."
-    )
-
-
-class GenPOOptions(_DummyFlow):
-    """GenPO (arXiv 2505.18763): the exact density of an action and its dummy."""
-
-    name: Literal["genpo"] = Field(default="genpo", description="GenPO's flow of an action and its dummy.")
-
-
-class GenPOJacobianOptions(_DummyFlow):
-    """GenPO with its determinant by automatic differentiation, as its published code computes it."""
-
-    name: Literal["genpo_jacobian"] = Field(
-        default="genpo_jacobian", description="GenPO with an autograd determinant, for timing."
     )
 
 
@@ -282,7 +270,6 @@ PolicyOptions: TypeAlias = Annotated[
     Annotated[ReversibleFlowOptions, Tag("reversible_flow")]
     | Annotated[GaussianOptions, Tag("gaussian")]
     | Annotated[GenPOOptions, Tag("genpo")]
-    | Annotated[GenPOJacobianOptions, Tag("genpo_jacobian")]
     | Annotated[FPOOptions, Tag("fpo")]
     | Annotated[PolicyFlowOptions, Tag("policyflow")],
     Discriminator(chosen_by("name", "reversible_flow")),

@@ -21,7 +21,7 @@ from torchrl_genpo.envs import DiscountedReturn, close_quietly, make_env
 from torchrl_genpo.modules import ActionScale, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import GenPOLoss
 from torchrl_genpo.training.encoders import FEATURES, PIXELS, make_mlp, recurrent_transforms
-from torchrl_genpo.training.policy import ACTIVATIONS, PAIR_FLOWS, SURROGATE_FLOWS, Options, make_policy, policy_key
+from torchrl_genpo.training.policy import ACTIVATIONS, SURROGATE_FLOWS, Options, make_policy, policy_key
 
 __all__ = [
     "build_env",
@@ -116,7 +116,7 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
     }
     if options.policy.loss is not None:
         kwargs |= options.policy.loss.model_dump()
-    if name in PAIR_FLOWS:
+    if options.policy.has_pair:
         kwargs |= {"ratio": chosen.ratio, "action_entropy_coeff": chosen.action_entropy_coeff}
         kwargs["anchor_coeff"] = options.anchor.coeff or 0.0
         if chosen.ratio == "action":

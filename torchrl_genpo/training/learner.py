@@ -21,7 +21,6 @@ from torchrl_genpo.training.build import noise_parameters, normalizers, observat
 from torchrl_genpo.training.demonstrations import Anchor
 from torchrl_genpo.training.evaluation import compare_ratios
 from torchrl_genpo.training.finite import check_data, check_finite
-from torchrl_genpo.training.policy import PAIR_FLOWS
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.reward_scale import RewardScale
 from torchrl_genpo.training.update import batch_keys, make_update, update_metrics
@@ -137,7 +136,7 @@ class Learner:
             self.anchor.extend(data)
         batch = self._prepare(data)
         flow, watched = None, None
-        if options.policy.name in PAIR_FLOWS and options.diagnostics.samples:
+        if options.policy.has_pair and options.diagnostics.samples:
             spread = batch.reshape(-1)
             spread = spread[:: max(1, len(spread) // options.diagnostics.samples)]  # over all environments and steps
             flow, seen = encode(self.policy, spread[: options.diagnostics.samples])

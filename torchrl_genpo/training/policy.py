@@ -24,12 +24,7 @@ from torch.distributions import MultivariateNormal
 from torchrl.envs import EnvBase, ExplorationType
 from torchrl.modules import IndependentNormal
 
-from torchrl_genpo.baselines import (
-    AlternatingCoupling,
-    FPOActor,
-    JacobianFlowActor,
-    PolicyFlowActor,
-)
+from torchrl_genpo.baselines import AlternatingCoupling, FPOActor, PolicyFlowActor
 from torchrl_genpo.config.policy_options import GaussianScale
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 from torchrl_genpo.flow import (
@@ -47,7 +42,6 @@ from torchrl_genpo.training.encoders import FEATURES, PIXELS, make_encoder, make
 
 __all__ = [
     "ACTIVATIONS",
-    "PAIR_FLOWS",
     "SURROGATE_FLOWS",
     "Options",
     "gaussian_steps",
@@ -69,13 +63,6 @@ SOLVERS: dict[str, Callable[..., PairSolver]] = {
     "two_step": ReversibleSolver,
     "alternating_coupling": AlternatingCoupling,
 }
-PAIR_FLOWS: dict[str, type[ReversibleFlowActor]] = {
-    "reversible_flow": ReversibleFlowActor,
-    "genpo": ReversibleFlowActor,
-    "genpo_jacobian": JacobianFlowActor,
-}
-"""The policies with an exact density of a pair, by their name in the options."""
-
 SURROGATE_FLOWS: dict[str, Callable[..., TensorDictModuleBase]] = {"fpo": FPOActor, "policyflow": PolicyFlowActor}
 """The policies without a density, by their name in the options."""
 
@@ -203,7 +190,7 @@ def reversible_flow(options: Options, velocity: Any, loc: nn.Module | None = Non
     solver = SOLVERS[settings.pop("name")](**settings)
     start = _start(options, velocity)
     gaussian = _gaussian(options, velocity.action_dim, loc, start.width(solver))
-    return PAIR_FLOWS[options.policy.name](velocity, solver=solver, start=start, gaussian=gaussian, **keys)
+    return ReversibleFlowActor(velocity, solver=solver, start=start, gaussian=gaussian, **keys)
 
 
 def _start(options: Options, velocity: Any) -> Start:
