@@ -49,7 +49,6 @@ SOURCES = {
     f"{OURS}/modules/normalizer.py": "torchrl/modules/tensordict_module/running_normalizer.py",
     f"{OURS}/modules/sequence.py": "torchrl/modules/tensordict_module/_policy_steps.py",
     f"{OURS}/modules/squash.py": "torchrl/modules/tensordict_module/squash.py",
-    f"{OURS}/objectives/action_entropy.py": "torchrl/objectives/action_entropy.py",
     f"{OURS}/objectives/flow_matching.py": "torchrl/objectives/flow_matching.py",
     f"{OURS}/objectives/genpo.py": "torchrl/objectives/genpo.py",
     f"{OURS}/objectives/pair.py": "torchrl/objectives/pair.py",

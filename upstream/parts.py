@@ -30,9 +30,7 @@ FIRST = {
     "flow/start.py": (),
     "flow/velocity.py": (),
     "modules/actor.py": (
-        "ReversibleFlowActor._draw_memories",
         "ReversibleFlowActor.action_log_prob",
-        "ReversibleFlowActor.draw_memories",
         "ReversibleFlowActor.find_in",
         "ReversibleFlowActor.log_ratio",
     ),

@@ -1,8 +1,8 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Answers whether a policy keeps several equally good goals, and what keeps them.
+"""Answers whether a policy keeps several equally good goals, which its return does not ask for.
 
-    python -m benchmarks.learning.multi_goal              # 15 runs of about a minute on one core
+    python -m benchmarks.learning.multi_goal              # nine runs of about a minute on one core
     python -m benchmarks.learning.multi_goal --report
 
 Finished runs are lines of ``multi_goal.jsonl`` in ``benchmarks/results`` and are not run again; ``multi_goal.md`` lies
@@ -15,13 +15,10 @@ from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.report import origins, parser, save, spread
 from benchmarks._lib.runs import by_task_and_policy, evaluation_cells, execute_asked, last
 
-BONUS = "loss.action_entropy_coeff"
 POLICIES = {
     "gaussian": ("Gaussian", ("policy=gaussian",)),
     "gaussian_entropy": ("Gaussian, bonus 0.1 on its entropy", ("policy=gaussian", "loss.entropy_coeff=0.1")),
     "flow": ("flow", ()),
-    "flow_entropy_003": ("flow, bonus 0.03 on the action's entropy", (f"{BONUS}=0.03",)),
-    "flow_entropy_01": ("flow, bonus 0.1 on the action's entropy", (f"{BONUS}=0.1",)),
 }
 """The label of each policy and its options of the entry script."""
 

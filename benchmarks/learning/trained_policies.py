@@ -6,7 +6,7 @@
     python -m benchmarks.learning.trained_policies                                  # measures and reports them all
 
 The name of a policy is that of its task. What was measured is a line of ``trained_policies.jsonl`` in
-``benchmarks/results`` for every state of a policy's file and is not measured again; ``trained_policies.md`` lies beside
+``benchmarks/results`` for every state of its numbers and is not measured again; ``trained_policies.md`` lies beside
 it. A policy takes about a minute; RoboMimic's needs robosuite (the README says how to install it).
 """
 
@@ -60,8 +60,13 @@ def measure(name: str, path: Path) -> dict[str, Any]:
 
 
 def digest(path: Path) -> str:
-    """Returns what tells one state of a file from another."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Returns what tells one policy from another: a hash of its numbers, whatever the names of its options."""
+    policy = torch.load(path, weights_only=True)["policy"]
+    found = hashlib.sha256()
+    for key, value in sorted(policy.items()):
+        found.update(key.encode())
+        found.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
+    return found.hexdigest()
 
 
 def report(records: list[dict[str, Any]]) -> None:

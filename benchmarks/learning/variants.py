@@ -21,14 +21,12 @@ from benchmarks.learning.tuning import FRAMES, SEEDS, TASKS, Tuning, both_ends, 
 
 METHOD = "reversible_flow"
 VARIANTS = {
-    "action_ratio": ("ratio of the action alone", ("loss.ratio=action",)),
     "steps_2": ("M = 2", ("solver.num_steps=2",)),
     "steps_3": ("M = 3", ("solver.num_steps=3",)),
     "sigma_0.9": ("sigma 0.9", ("solver.sigma=0.9",)),
     "wider_head": ("a head of two layers", ("policy.head_sizes=[64,64]",)),
     "no_head": ("the whole network in every step", ("policy.head_sizes=[]",)),
     "pair_entropy": ("a bonus on the entropy of the pair", ("loss.entropy_coeff=0.002",)),
-    "action_entropy": ("a bonus on the entropy of the action", ("loss.action_entropy_coeff=0.002",)),
     "floor": ("deviation of actions not below 0.2", ("policy.min_std=0.2",)),
     "ewma": ("ratio to an average of past policies", ("loss.proximal_decay=0.9",)),
     "plain_advantage": ("advantages as they are", ("loss.normalize_advantage=false",)),

@@ -36,8 +36,6 @@ POLICIES = {
     "head_1": ("head 64, M = 1", ("policy.head_sizes=[64]", f"{STEPS}=1")),
     "head_small_5": ("head 32, M = 5", ("policy.head_sizes=[32]", f"{STEPS}=5")),
     "head_wide_5": ("head 128, M = 5", ("policy.head_sizes=[128]", f"{STEPS}=5")),
-    "action_2": ("head 64, M = 3, action's ratio, 2 memories", (*HEAD, "loss.ratio=action", "loss.num_memories=2")),
-    "action_4": ("head 64, M = 3, action's ratio, 4 memories", (*HEAD, "loss.ratio=action", "loss.num_memories=4")),
     "gaussian_relu": ("Gaussian, ReLU", ("policy=gaussian", RELU)),
     "head_5_relu": ("head 64, M = 5, ReLU", ("policy.head_sizes=[64]", f"{STEPS}=5", RELU)),
     "gaussian_tanh": ("Gaussian, tanh", ("policy=gaussian", TANH)),

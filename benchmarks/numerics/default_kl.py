@@ -54,9 +54,8 @@ def ratio_of_divergences(actor: ReversibleFlowActor, part: str) -> float:
     for parameter in moved.get_submodule(part).parameters():
         parameter.add_(SIZE * torch.randn_like(parameter))
     pair = moved.log_prob(data) - actor.log_prob(data)
-    drawn = actor.draw_memories(data.clone(), MEMORIES)
-    proposed = [drawn[key].movedim(1, 0) for key in ("memory_samples", "memory_log_proposal")]
     observed = data.select("observation")
+    proposed = actor.get_dist(observed).propose_memory(data["action"], MEMORIES, data["action_memory"])
     old, new = (
         each.get_dist(observed).estimate_action_log_prob(data["action"], *proposed).log_prob for each in (actor, moved)
     )

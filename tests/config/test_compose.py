@@ -112,7 +112,6 @@ def test_torchrls_own_configurations_neither_disturb_nor_are_disturbed():
 
 SMALL = ["env=pendulum", "env.num_envs=2", "collector.frames_per_batch=32", "loss.mini_batch_size=16"]
 REFUSED = [
-    "policy=gaussian loss.ratio=both",
     "policy=reversible_flow solver=alternating_coupling",
     "policy=genpo solver=two_step",
     "policy=gaussian start=consistent",

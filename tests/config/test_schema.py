@@ -115,7 +115,6 @@ def test_each_option_says_what_it_is_for(schema, option):
         ({"solver": {"sigma": 0}}, "solver.sigma=0: sigma must not be 0"),
         ({"solver": {"name": "alternating_coupling"}}, "policy=reversible_flow needs solver=two_step"),
         ({"policy": {"name": "genpo"}}, "policy=genpo needs solver=alternating_coupling"),
-        ({"policy": {"name": "gaussian"}, "loss": {"ratio": "action"}}, "loss.ratio=action needs a flow with a memory"),
         (
             {"policy": {"name": "fpo"}, "loss": {"proximal_decay": 0.9}},
             "loss.proximal_decay=0.9 needs a policy with a den",

@@ -90,6 +90,6 @@ def test_an_observation_of_another_size_is_named():
 def test_the_density_of_the_action_alone_needs_forward_mode_which_fused_kernels_lack(is_training):
     actor = ReversibleFlowActor(VelocityTransformer(4, 6, 3, width=16, num_layers=1, num_heads=2)).train(is_training)
     data = actor(TensorDict(observation=torch.randn(5, 4), batch_size=[5])).detach()
-    estimate = actor.draw_memories(data, 16)
-    assert estimate["marginal_log_prob"].isfinite().all() and (estimate["effective_sample_size"] > 4).all()
+    estimate = actor.get_dist(data.select("observation")).action_log_prob(data["action"], 16)
+    assert estimate.log_prob.isfinite().all() and (estimate.effective_sample_size > 4).all()
     assert torch.backends.mha.get_fastpath_enabled()

@@ -199,28 +199,6 @@ def test_compiles():
     torch.testing.assert_close(compiled(td), actor.log_prob(td), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("keys", [{}, {"action_key": ("agent", "act"), "memory_key": ("agent", "mem")}])
-def test_draw_memories_writes_the_density_of_the_action(keys):
-    actor = make_actor(**keys)
-    td = actor.draw_memories(actor(observations(5, 3)).detach(), 16)
-    assert td["memory_samples"].shape == (5, 3, 16, 2) and td["memory_log_proposal"].shape == (5, 3, 16)
-    assert td["effective_sample_size"].shape == (5, 3) and td["effective_sample_size"].min() > 1
-    expected = actor.get_dist(td.select("observation")).action_log_prob(td[actor.action_key], 256).log_prob
-    assert (td["marginal_log_prob"] - expected).abs().mean() < 0.2
-    with pytest.raises(ValueError, match="at least 1"):
-        actor.draw_memories(td, 0)
-
-
-def test_memories_are_drawn_for_a_few_actions_at_a_time():
-    actor = make_actor()
-    td = actor(observations(5, 3)).detach()
-    estimates = [actor.draw_memories(td.clone(), 1024, batch_size)["marginal_log_prob"] for batch_size in (4, 15)]
-    assert estimates[0].shape == (5, 3)
-    torch.testing.assert_close(*estimates, atol=0.1, rtol=0)
-    with pytest.raises(KeyError, match="no 'action_log_prob'"):
-        actor.draw_memories(td.exclude("action_log_prob"))
-
-
 def test_safe_is_refused():
     with pytest.raises(ValueError, match="safe=True would project"):
         make_actor(safe=True)

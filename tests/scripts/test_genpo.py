@@ -205,7 +205,6 @@ def test_resume_refuses_another_configuration(finished):
         ("start=consistent start.tau=0", ["start.tau=0", "greater than 0"]),
         ("policy=gaussian start=consistent", ["policy=gaussian has neither solver nor start", "'start=consistent'"]),
         ("policy=fpo solver.num_steps=8", ["leave 'solver.num_steps=8' out", "policy.options.<name>"]),
-        ("loss.ratio=actoin", ["loss.ratio=actoin", "Did you mean action?"]),
         ("policy.activation=mishh", ["policy.activation=mishh", "mish"]),
         ("collector.frames_per_batch=2050", ["collector.frames_per_batch=2050", "2048 or 2064"]),
         ("resume=nowhere", ["there is no run"]),

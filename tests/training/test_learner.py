@@ -193,7 +193,6 @@ def test_an_action_in_the_tasks_units_is_the_scaled_one():
     ("overrides", "message"),
     [
         (["loss.proximal_decay=0.9", "policy=fpo"], "needs a policy with a density; policy=fpo has none"),
-        (["loss.ratio=action", "policy=gaussian"], "loss.ratio=action needs a flow with a memory"),
         (["loss.entropy_coeff=0.01", "policy.scale=unit"], "the entropy of the pair is a constant"),
     ],
 )

@@ -123,15 +123,14 @@ def test_the_collector_follows_the_policy_from_batch_to_batch():
     assert min(logged(log, "max_ratio")) > 1.001
 
 
-def test_memories_for_the_ratio_of_the_action_are_drawn_once_a_batch():
-    loss = GenPOLoss(make_actor(), make_critic(), ratio="action", num_memories=4)
-    trainer, log = make_trainer(loss, batches=2, batch_size=32)
-    drawn = []
+def test_the_loss_sees_each_batch_once_before_its_updates():
+    loss = GenPOLoss(make_actor(), make_critic())
+    trainer, _ = make_trainer(loss, batches=2, batch_size=32)
+    seen = []
     before_updates = loss.before_updates
-    loss.before_updates = lambda batch: drawn.append(len(batch)) or before_updates(batch)
+    loss.before_updates = lambda batch: seen.append(len(batch)) or before_updates(batch)
     trainer.train()
-    assert drawn == [FRAMES, FRAMES]
-    assert max(logged(log, "inversion_error")) < 1e-4 and min(logged(log, "max_ratio")) > 1.001
+    assert seen == [FRAMES, FRAMES]
 
 
 def test_the_learning_rate_follows_the_kl_of_the_last_epoch(tmp_path):
@@ -159,14 +158,6 @@ def test_the_learning_rate_follows_the_kl_of_the_last_epoch(tmp_path):
     trainer.train()
     assert resumed.last_kl != schedule.last_kl
     assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 2 if resumed.last_kl > 2e-6 else rate)
-
-
-def test_async_collection_is_refused_for_the_ratio_of_the_action():
-    loss = GenPOLoss(make_actor(), make_critic(), ratio="action")
-    trainer, _ = make_trainer(loss)
-    trainer.async_collection = True
-    with pytest.raises(ValueError, match="async_collection=False"):
-        trainer._setup_hook()
 
 
 def test_other_losses_are_refused():

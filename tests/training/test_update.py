@@ -12,7 +12,7 @@ from torchrl.modules import MLP, ValueOperator
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.envs import make_env
 from torchrl_genpo.training import DivergedError, check_finite, evaluate, make_update
-from torchrl_genpo.training.evaluation import compare_ratios, episode_log
+from torchrl_genpo.training.evaluation import RatioWatch, episode_log
 
 
 def make_actor(solver=None):
@@ -41,14 +41,14 @@ def batch_of(actor, size=32):
 
 def test_ratios_of_pair_and_action_are_compared(parts):
     _, actor, _ = parts
-    data = actor.draw_memories(batch_of(actor, 8192), 16)
-    same = compare_ratios(actor, data, 0.2)
+    watch = RatioWatch(actor, batch_of(actor, 8192), 16)
+    same = watch.compare(0.2)
     assert abs(same["kl_pair"]) < 1e-4 and abs(same["kl_action"]) < 1e-4 and same["ess"] > 0.5
     assert same["clip_fraction_pair"] == same["clip_fraction_action"] == 0
     with torch.no_grad():
         for parameter in actor.velocity.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-    moved = compare_ratios(actor, data, 0.2)
+    moved = watch.compare(0.2)
     assert moved["kl_pair"] > moved["kl_action"] > 0  # information is only lost by forgetting the memory
     assert moved["clip_fraction_pair"] > moved["clip_fraction_action"] > 0
 

@@ -170,7 +170,7 @@ class DummyActionLoss(GenPOLoss):
         td_out = super().forward(tensordict)
         if self._compresses:
             with self._in_place(self.actor_network_params):
-                dist = self._encode(tensordict)[1]
+                dist = self._dist(tensordict)
                 _, half = dist.to_standard(*dist.rsample())
             gap = (2 * half if dist.scale is None else 2 * half * dist.scale).norm(dim=-1)
             td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))

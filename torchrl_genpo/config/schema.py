@@ -156,16 +156,11 @@ class TrainOptions(_Root):
             )
         if policy.is_recurrent:
             self._check_sequences()
-        if loss.action_entropy_coeff and not policy.has_pair:
-            raise ValueError(
-                f"loss.action_entropy_coeff={loss.action_entropy_coeff:g} needs a flow with a memory; "
-                f"policy={policy.name} has none, and loss.entropy_coeff is that of its action."
-            )
         is_fixed = getattr(policy, "scale", "") == "unit" and not (self.start.learn_tau or self.start.steering_sizes)
         if loss.entropy_coeff and is_fixed:
             raise ValueError(
                 f"loss.entropy_coeff={loss.entropy_coeff:g} has no effect with policy.scale=unit, for which "
-                "the entropy of the pair is a constant: use policy.scale=learned, or loss.action_entropy_coeff."
+                "the entropy of the pair is a constant: use policy.scale=learned."
             )
         if loss.reference_target is not None and not loss.reference_coeff:
             raise ValueError(
@@ -178,8 +173,6 @@ class TrainOptions(_Root):
             )
         self._check_trainable()
         self._check_anchor()
-        if loss.ratio != "pair" and not policy.has_pair:
-            raise ValueError(f"loss.ratio={loss.ratio} needs a flow with a memory; policy={policy.name} has none.")
         _check_policy_and_solver(self)
 
     def _check_anchor(self) -> None:

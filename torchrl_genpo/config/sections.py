@@ -54,9 +54,6 @@ class LossOptions(Options):
     entropy_coeff: NonNegative = Field(
         default=0.0, description="The weight of the entropy, which needs policy.scale=learned, or a Gaussian."
     )
-    action_entropy_coeff: NonNegative = Field(
-        default=0.0, description="The weight of a lower bound on the entropy of a flow's action, its memory left out."
-    )
     reference_coeff: NonNegative = Field(
         default=0.0, description="The weight of the KL divergence from the flow that policy.init holds; 0 for none."
     )
@@ -65,13 +62,6 @@ class LossOptions(Options):
     )
     normalize_advantage: bool = Field(
         default=True, description="Whether the advantages of a mini-batch are standardised."
-    )
-    ratio: Literal["pair", "action"] = Field(
-        default="pair",
-        description="The likelihood ratio of a flow: the pair's, which is exact, or the executed action's, estimated.",
-    )
-    num_memories: int = Field(
-        default=8, ge=1, le=10**4, description="The memories that loss.ratio=action averages over, each an inversion."
     )
     proximal_decay: Fraction | None = Field(
         default=None,

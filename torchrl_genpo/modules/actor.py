@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tensordict import NestedKey, TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import InteractionType, composite_lp_aggregate, dispatch, set_skip_existing
 from tensordict.utils import unravel_key
 from torch import Tensor, nn
@@ -242,57 +242,6 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         dist, event_ndim = self._build_dist(tensordict), action.ndim - tensordict.ndim
         proposed = dist.propose_memory(action, num_samples, event_ndim=event_ndim)
         return dist.estimate_action_log_prob(action, *proposed, event_ndim).log_prob
-
-    @torch.no_grad()
-    def draw_memories(self, tensordict: TensorDictBase, num_samples: int = 8, batch_size: int = 1024) -> TensorDictBase:
-        """Adds what the density of the executed action alone needs, under the present parameters.
-
-        ``GenPOLoss(ratio="action")`` calls it on every collected batch before the first update. (With a policy that
-        is a sequence, ``actor, seen = encode(policy, tensordict)`` finds the actor and what it reads.) The batch size
-        of the tensordict says what one action is: its actions ``[*batch, d]`` are scored one by one, and the actions of
-        several agents ``[*batch, agents, d]`` together, for the velocity may mix them. It writes
-
-        - ``memory_samples`` ``[*batch, n, ..., d]``, memories that could have come with the action,
-        - ``memory_log_proposal`` ``[*batch, n]``, their log proposal density,
-        - ``marginal_log_prob`` ``[*batch]``, the estimated log density of the action,
-        - ``effective_sample_size`` ``[*batch]`` of that estimate, between 1 and ``n``, and
-        - ``pair_gap`` ``[*batch]`` between the log density of the pair that was stored and the one computed now, the
-          largest of the agents.
-
-        Args:
-            tensordict (TensorDictBase): what the actor read and wrote, with a batch size.
-            num_samples (int, optional): memories an action. Defaults to ``8``.
-            batch_size (int, optional): number of actions at a time, because the Jacobians of thousands would fill the
-                machine's memory. Defaults to ``1024``.
-
-        Raises:
-            KeyError: if a part of what the actor read and wrote is missing.
-        """
-        self.read_pair(tensordict, self.action_key, self.memory_key)
-        keys = [*self.in_keys, *self.dist_sample_keys, *self.log_prob_keys]
-        read(tensordict, *keys)
-        data = tensordict.select(*keys)
-        shape = data.batch_size
-        data = data.reshape(shape.numel())
-        parts = data.split(batch_size) if len(data) else [data]
-        drawn = TensorDict.cat([self._draw_memories(part, num_samples) for part in parts])
-        return tensordict.update(drawn.reshape(shape))
-
-    def _draw_memories(self, data: TensorDictBase, num_samples: int) -> TensorDict:
-        action, memory = read(data, *self.dist_sample_keys)
-        dist = self._build_dist(data)
-        event_ndim = action.ndim - data.ndim
-        memories, log_proposal = dist.propose_memory(action, num_samples, memory, event_ndim)
-        estimate = dist.estimate_action_log_prob(action, memories, log_proposal, event_ndim)
-        gap = (dist.log_prob(action, memory) - data.get(self.log_prob_keys[0])).abs()
-        return TensorDict(
-            memory_samples=memories.movedim(0, 1),
-            memory_log_proposal=log_proposal.movedim(0, 1),
-            marginal_log_prob=estimate.log_prob,
-            effective_sample_size=estimate.effective_sample_size,
-            pair_gap=gap.flatten(1).amax(-1) if gap.ndim > 1 else gap,
-            batch_size=data.shape,
-        )
 
     def get_extra_state(self) -> dict[str, Any]:
         """What fixes the density beside the parameters, for the state dict."""

@@ -2,9 +2,8 @@
 # LICENSE file in the root directory of this source tree.
 """Loss modules."""
 
-from torchrl_genpo.objectives.action_entropy import MemoryDensity
 from torchrl_genpo.objectives.flow_matching import FlowMatchingLoss, flow_matching_error
 from torchrl_genpo.objectives.genpo import GenPOLoss
 from torchrl_genpo.objectives.pair import PairLoss
 
-__all__ = ["FlowMatchingLoss", "GenPOLoss", "MemoryDensity", "PairLoss", "flow_matching_error"]
+__all__ = ["FlowMatchingLoss", "GenPOLoss", "PairLoss", "flow_matching_error"]

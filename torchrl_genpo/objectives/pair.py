@@ -171,14 +171,10 @@ class PairLoss(ClipPPOLoss):
         if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         td_out = super().forward(tensordict)
-        gap = self._inversion_gap(tensordict)
+        gap = (self._current_log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
         self._current_log_prob = None
         gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
         return td_out.set("inversion_error", gap.amax())
-
-    def _inversion_gap(self, tensordict: TensorDictBase) -> Tensor:
-        """The gap between the log density of each stored pair as it was, and as it is now."""
-        return (self._current_log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
 
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None
@@ -193,24 +189,19 @@ class PairLoss(ClipPPOLoss):
             for key in self._buffer_keys:  # TorchRL's updaters of target parameters leave buffers as they were
                 params.get(key).copy_(self.actor_network_params.get(key))
         with self._in_place(params):
-            _, dist = self._encode(tensordict)
-            log_prob = self._score(dist, pair, tensordict)  # here, because the distribution holds the live network
+            dist = self._dist(tensordict)
+            log_prob = dist.log_prob(*pair)  # here, because the distribution holds the live network
         if is_current:
             self._current_log_prob = log_prob.detach()  # for forward, which takes it away
         return log_prob, dist, False
 
-    def _score(self, dist: ReversibleFlow, pair: Pair, tensordict: TensorDictBase) -> Tensor:
-        """The log density of which the ratio is made, ``[*batch]``."""
-        return dist.log_prob(*pair)
-
     def _read_pair(self, tensordict: TensorDictBase) -> Pair:
         return ReversibleFlowActor.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
 
-    def _encode(self, tensordict: TensorDictBase) -> tuple[TensorDictBase, ReversibleFlow]:
-        """What the actor reads, and the distribution of the pair without the stored one, which it would score."""
+    def _dist(self, tensordict: TensorDictBase) -> ReversibleFlow:
+        """The distribution of the pair, without the stored one, which it would score at once."""
         actor, seen = encode(self.actor_network, tensordict)
-        seen = seen.select(*actor.in_keys)
-        return seen, actor.get_dist(seen)
+        return actor.get_dist(seen.select(*actor.in_keys))
 
     def _in_place(self, params: TensorDictParams) -> Any:
         """The context in which the policy has these parameters."""

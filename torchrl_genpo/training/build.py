@@ -117,10 +117,7 @@ def make_loss(options: TrainOptions, policy: TensorDictSequential, critic: Tenso
     if options.policy.loss is not None:
         kwargs |= options.policy.loss.model_dump()
     if options.policy.has_pair:
-        kwargs |= {"ratio": chosen.ratio, "action_entropy_coeff": chosen.action_entropy_coeff}
         kwargs["anchor_coeff"] = options.anchor.coeff or 0.0
-        if chosen.ratio == "action":
-            kwargs["num_memories"] = chosen.num_memories
         if chosen.reference_coeff:
             kwargs |= {"reference": policy, "reference_coeff": chosen.reference_coeff}
         is_doubled = isinstance(flow_of(policy).solver, AlternatingCoupling)

@@ -13,9 +13,10 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from torchrl_genpo.envs.seeds import check_seed
+from torchrl_genpo.flow import Pair, ReversibleFlow
 from torchrl_genpo.modules import ReversibleFlowActor
 
-__all__ = ["compare_ratios", "episode_log", "evaluate", "statistics_columns"]
+__all__ = ["RatioWatch", "episode_log", "evaluate", "statistics_columns"]
 
 ENDS = ("episode_reward", "success", "reached_goal")  # of an episode, that are evaluated
 STATISTICS = ("log", "metrics")  # where an environment tells of an episode; the second is evaluated too
@@ -84,30 +85,49 @@ def _ends(step: TensorDictBase) -> dict[str, torch.Tensor]:
     return {key: step[key] for key in ENDS if key in step.keys()} | dict(step.get("metrics", {}).items())
 
 
-@torch.no_grad()
-def compare_ratios(actor: ReversibleFlowActor, data: TensorDictBase, clip_epsilon: float) -> dict[str, float]:
-    """How far an update moved the pair (action, memory), and how far the executed action alone.
+class RatioWatch:
+    """Tells how far an update moves the pair (action, memory), and how far the executed action alone.
+
+    It is made before the update, and draws memories that could have come with each action: the densities of the action
+    before and after are estimated with the same ones.
 
     Args:
-        actor (ReversibleFlowActor): the policy after the update.
-        data (TensorDictBase): flat data to which ``actor.draw_memories`` was applied before the update.
-        clip_epsilon (float): of the loss.
-
-    Returns:
-        ``kl`` and ``clip_fraction`` of pair and action, and the mean effective sample size of the
-        action's estimate before the update, as a fraction of its memories.
+        actor (ReversibleFlowActor): the policy.
+        data (TensorDictBase): ``[n]``, what the actor read and wrote.
+        num_memories (int): of each action.
     """
-    dist = actor.get_dist(data.select(*actor.in_keys))
-    memories, log_proposal = (data[key].movedim(1, 0) for key in ("memory_samples", "memory_log_proposal"))
-    new = dist.estimate_action_log_prob(data[actor.action_key], memories, log_proposal)
-    results = {"ess": (data["effective_sample_size"].mean() / len(memories)).item()}
-    for name, log_ratio in (
-        ("pair", actor.log_prob(data) - data[actor.log_prob_keys[0]]),
-        ("action", new.log_prob - data["marginal_log_prob"]),
-    ):
-        results[f"kl_{name}"] = -log_ratio.mean().item()
-        results[f"clip_fraction_{name}"] = ((log_ratio.exp() - 1).abs() > clip_epsilon).float().mean().item()
-    return results
+
+    @torch.no_grad()
+    def __init__(self, actor: ReversibleFlowActor, data: TensorDictBase, num_memories: int) -> None:
+        self._actor, self._data = actor, data
+        dist, pair = self._now()
+        self._proposed = dist.propose_memory(pair[0], num_memories, pair[1])
+        self._before = dist.estimate_action_log_prob(pair[0], *self._proposed)
+
+    def _now(self) -> tuple[ReversibleFlow, Pair]:
+        actor, data = self._actor, self._data
+        return actor.get_dist(data.select(*actor.in_keys)), actor.read_pair(data, *actor.dist_sample_keys)
+
+    @torch.no_grad()
+    def compare(self, clip_epsilon: float) -> dict[str, float]:
+        """Compares the present policy with that before the update.
+
+        Args:
+            clip_epsilon (float): of the loss.
+
+        Returns:
+            ``kl`` and ``clip_fraction`` of pair and action, and ``ess``, the mean effective sample size of the
+            action's estimate before the update, as a fraction of its memories.
+        """
+        dist, (action, memory) = self._now()
+        results = {"ess": (self._before.effective_sample_size.mean() / len(self._proposed[0])).item()}
+        for name, log_ratio in (
+            ("pair", dist.log_prob(action, memory) - self._data[self._actor.log_prob_keys[0]]),
+            ("action", dist.estimate_action_log_prob(action, *self._proposed).log_prob - self._before.log_prob),
+        ):
+            results[f"kl_{name}"] = -log_ratio.mean().item()
+            results[f"clip_fraction_{name}"] = ((log_ratio.exp() - 1).abs() > clip_epsilon).float().mean().item()
+        return results
 
 
 def episode_log(data: TensorDictBase) -> dict[str, float]:

@@ -19,7 +19,7 @@ from torchrl_genpo.config.schema import TrainOptions
 from torchrl_genpo.modules import encode
 from torchrl_genpo.training.build import noise_parameters, normalizers, observation_keys
 from torchrl_genpo.training.demonstrations import Anchor
-from torchrl_genpo.training.evaluation import compare_ratios
+from torchrl_genpo.training.evaluation import RatioWatch
 from torchrl_genpo.training.finite import check_data, check_finite
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.reward_scale import RewardScale
@@ -111,7 +111,7 @@ class Learner:
         }
 
     def _other_parameters(self) -> list[nn.Parameter]:
-        """Those of the critic, without an encoder that it shares with the policy, and what else the loss fits."""
+        """Those of the critic, without an encoder that it shares with the policy."""
         shared = {id(parameter) for parameter in self._actor_parameters}
         return [p for p in self.loss.parameters() if p.requires_grad and id(p) not in shared]
 
@@ -135,12 +135,12 @@ class Learner:
         if self.anchor is not None:
             self.anchor.extend(data)
         batch = self._prepare(data)
-        flow, watched = None, None
+        watch = None
         if options.policy.has_pair and options.diagnostics.samples:
             spread = batch.reshape(-1)
             spread = spread[:: max(1, len(spread) // options.diagnostics.samples)]  # over all environments and steps
             flow, seen = encode(self.policy, spread[: options.diagnostics.samples])
-            watched = flow.draw_memories(seen, options.diagnostics.num_memories)
+            watch = RatioWatch(flow, seen, options.diagnostics.num_memories)
         is_warming_up = frames_before < options.optim.critic_warmup
         for parameter in self._actor_parameters:
             parameter.requires_grad_(not is_warming_up)
@@ -165,8 +165,8 @@ class Learner:
 
         row = {"train/lr": float(self.optimizer.param_groups[0]["lr"]), "train/undone": 0}
         row |= update_metrics(torch.stack(outputs))
-        if flow is not None and watched is not None:
-            ratios = compare_ratios(flow, watched, options.loss.clip_epsilon)
+        if watch is not None:
+            ratios = watch.compare(options.loss.clip_epsilon)
             row |= {f"diagnostics/{key}": value for key, value in ratios.items()}
         for normalizer in self._normalizers:  # last: stored and recomputed densities are of the same statistics
             normalizer.update(data.get(normalizer.in_keys[0]), self.ranks.sum)

@@ -24,7 +24,6 @@ METRICS = [
     "train/loss_objective",
     "train/loss_critic",
     "train/entropy",
-    "train/action_entropy",
     "train/kl_reference",
     "train/loss_anchor",
     "train/grad_norm",

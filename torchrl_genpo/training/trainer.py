@@ -27,8 +27,7 @@ class GenPOTrainer(PPOTrainer):
 
     - The collector starts with the weights of the loss. Hydra builds a network anew wherever a configuration names
       it, so ``PPOTrainer`` collects its first batch with another policy than the one that it trains.
-    - ``loss_module.before_updates`` is called on every collected batch before its first update, as ``ratio="action"``
-      needs.
+    - ``loss_module.before_updates`` is called on every collected batch before its first update.
     - ``lr_scheduler`` may be a :class:`~torchrl.objectives.KLAdaptiveLR` (for Hydra its ``_target_`` with
       ``_partial_: true``). It is stepped once a batch with the mean ``kl_approx`` of the last epoch, because the KL to
       the policy that collected begins at 0 in each update.
@@ -70,11 +69,6 @@ class GenPOTrainer(PPOTrainer):
         if not isinstance(self.loss_module, GenPOLoss):
             raise TypeError(
                 f"GenPOTrainer trains with a GenPOLoss, got {type(self.loss_module).__name__}: use PPOTrainer for it."
-            )
-        if self.async_collection and self.loss_module.ratio == "action":
-            raise ValueError(
-                "ratio='action' must see every batch before its first update, which async_collection=True does not "
-                "allow: use ratio='pair' or async_collection=False."
             )
         if (
             self.loss_module.tensor_keys.action == "action"

@@ -25,7 +25,6 @@ MEANS = (
     "loss_critic",
     "grad_norm",
     "entropy",
-    "action_entropy",
     "kl_reference",
     "loss_anchor",
 )

@@ -179,10 +179,10 @@ def test_a_loss_from_its_configuration_is_the_loss_built_by_hand():
 
 
 def test_a_partial_loss_takes_its_networks_later():
-    partial = instantiate(configs.GenPOLossConfig(_partial_=True, ratio="action"))
+    partial = instantiate(configs.GenPOLossConfig(_partial_=True, clip_epsilon=0.1))
     actor = ReversibleFlowActor(VelocityMLP(4, 2, (16,)), solver=ReversibleSolver(2))
     loss = partial(actor_network=actor, critic_network=ValueOperator(MLP(in_features=4, out_features=1, num_cells=[8])))
-    assert loss.ratio == "action" and loss.actor_network.solver.num_steps == 2
+    assert loss.clip_epsilon == 0.1 and loss.actor_network.solver.num_steps == 2
 
 
 if __name__ == "__main__":

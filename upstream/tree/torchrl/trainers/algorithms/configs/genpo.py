@@ -182,9 +182,6 @@ class GenPOLossConfig(LossConfig):
     actor_network: Any = None
     critic_network: Any = None
     entropy_bonus: bool = False
-    ratio: str = "pair"
-    num_memories: int | None = None
-    action_entropy_coeff: float = 0.0
     reference: Any = None
     reference_coeff: float | None = None
     anchor_coeff: float = 0.0
