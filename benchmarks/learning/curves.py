@@ -22,7 +22,7 @@ import csv
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.policies import BASELINES
 from benchmarks._lib.report import origins, parser, save
-from benchmarks._lib.runs import by_task_and_policy, draw, evaluation_cells, execute_asked, training_seconds
+from benchmarks._lib.runs import by_task_and_policy, draw, evaluation_cells, execute_asked
 from benchmarks.learning import aggregate
 from benchmarks.learning.tuning import FIRST_NOISE, Tuning
 
@@ -76,15 +76,13 @@ def main() -> None:
         f"# Learning: returns after {records[0]['frames']:,} frames",
         "",
         "Median of the seeds (each in brackets, from 1 up), mean of 10 evaluation episodes, with zero noise and with "
-        "random noise; seconds of a run that nothing else slows down. `benchmarks/learning/PROTOCOL.md` says what is "
-        "compared.",
+        "random noise. `benchmarks/learning/PROTOCOL.md` says what is compared, `table1.md` what each costs.",
         "",
-        "| task | policy | zero noise | random noise | seconds |",
-        "|---|---|---:|---:|---:|",
+        "| task | policy | zero noise | random noise |",
+        "|---|---|---:|---:|",
     ]
     for task, policy, chosen in by_task_and_policy(records, known):
-        cells = [*evaluation_cells(chosen), f"{training_seconds(chosen):.0f}"]
-        lines.append(f"| {task} | {known[policy][0]} | {' | '.join(cells)} |")
+        lines.append(f"| {task} | {known[policy][0]} | {' | '.join(evaluation_cells(chosen))} |")
     recorded = {record["policy"]: record["options"] for record in records}
     lines += ["", "The options of each:", ""]
     lines += [f"- {known[policy][0]}: `{' '.join(options)}`" for policy, options in recorded.items()]
