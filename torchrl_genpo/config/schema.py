@@ -103,6 +103,11 @@ class TrainOptions(_Root):
     def _derive(cls, values: Any) -> Any:
         return with_policy_of_task(values) if isinstance(values, Mapping) else values
 
+    @property
+    def steps_per_env(self) -> int:
+        """The steps of each environment between two updates."""
+        return self.collector.frames_per_batch // self.env.num_envs
+
     @model_validator(mode="after")
     def _fits_together(self) -> TrainOptions:
         self._check_batches()
@@ -132,7 +137,7 @@ class TrainOptions(_Root):
 
     def _check_sequences(self) -> None:
         """What training on sequences, one of each environment, does not allow."""
-        encoder, steps = f"policy.encoder={self.policy.encoder}", self.collector.frames_per_batch // self.env.num_envs
+        encoder, steps = f"policy.encoder={self.policy.encoder}", self.steps_per_env
         if not self.policy.has_density:
             raise ValueError(f"{encoder} needs a policy with a density; policy={self.policy.name} has none.")
         if self.loss.mini_batch_size < steps:

@@ -74,7 +74,7 @@ class Learner:
             deactivate_vmap=self.is_recurrent,  # vmap cannot follow a GRU
         )
         # a policy that remembers is trained on the sequences of whole environments, others on single steps
-        steps = options.collector.frames_per_batch // options.env.num_envs if self.is_recurrent else 1
+        steps = options.steps_per_env if self.is_recurrent else 1
         self.buffer = TensorDictReplayBuffer(
             storage=LazyTensorStorage(options.collector.frames_per_batch // steps, device=options.device),
             sampler=SamplerWithoutReplacement(),
