@@ -143,15 +143,6 @@ def test_the_exact_density_of_eulers_rule_integrates_to_one():
     assert (density - normal).abs().max() > 0.01
 
 
-def test_the_seconds_of_a_run_leave_out_where_it_waited():
-    frames = [100 * i for i in range(1, 41)]
-    waits = [2 * i + (500 if i > 20 else 0) for i in range(1, 41)]  # 2 s an update, and once 500 s of other work
-    slow = [5 * i for i in range(1, 41)]
-    seeds = [{"seconds": times[-1], "curves": {"frames": frames, "time/seconds": times}} for times in (waits, slow)]
-    assert benchmark_runs.training_seconds(seeds) == pytest.approx(80)
-    assert benchmark_runs.training_seconds([{"seconds": 70, "curves": {"frames": frames}}]) == 70
-
-
 @pytest.mark.parametrize("method", table1.METHODS)
 def test_every_method_of_the_table_of_costs_can_be_built_and_called(method):
     works, share = table1.make_size(method, "Humanoid", "cpu")

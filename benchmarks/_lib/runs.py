@@ -39,7 +39,6 @@ __all__ = [
     "median_curves",
     "read_results",
     "run_script",
-    "training_seconds",
 ]
 
 METRICS = (
@@ -230,23 +229,6 @@ def evaluation_cells(records: Sequence[dict[str, Any]]) -> list[str]:
 def last(record: dict[str, Any], column: str) -> float:
     """Returns the final value of a column, ``nan`` where there is none."""
     return next((value for value in reversed(record["curves"][column]) if value is not None), float("nan"))
-
-
-def training_seconds(records: Sequence[dict[str, Any]]) -> float:
-    """Returns the seconds of collection and updates in a run that nothing else slows down.
-
-    Runs share their machines and wait for other work. So the first decile of the seconds a frame between the points of
-    a curve counts, of the fastest seed, times the frames; few points hold an evaluation. Lines from before curves had
-    times tell the whole alone.
-    """
-
-    def seconds(record: dict[str, Any]) -> float:
-        if "time/seconds" not in record["curves"]:
-            return record["seconds"]
-        frames, times = (np.array(record["curves"][column], float) for column in ("frames", "time/seconds"))
-        return float(np.quantile(np.diff(times) / np.diff(frames), 0.1)) * frames[-1]
-
-    return min(map(seconds, records))
 
 
 def median_curves(

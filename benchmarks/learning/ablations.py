@@ -1,114 +1,102 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""Answers how the weight of the memory and the number of steps change what is learned, as the paper's ablations do.
+"""Answers what a choice of the flow changes in what is learned: its tuned setting, with one thing changed at a time.
 
-    python -m benchmarks.learning.ablations               # the paper's start, HalfCheetah, one seed: 12 runs
-    python -m benchmarks.learning.ablations --seeds 1 2 3
+    python -m benchmarks.learning.ablations               # 130 runs of two to four minutes on one core
+    python -m benchmarks.learning.ablations --policies base sigma_0.5 sigma_1 --seeds 1 2 3
     python -m benchmarks.learning.ablations --report
 
-A run takes five to ten minutes on one core. Finished runs are lines of ``ablations.jsonl`` in ``benchmarks/results``
-and are not run again; ``ablations.md`` and ``ablations.png`` lie beside it.
+The weight of the memory and the number of steps are the ablations of the paper (its Figures 4 and 9). Finished runs are
+lines of ``ablations.jsonl`` in ``benchmarks/results`` and are not run again; ``ablations.md`` and ``ablations.png`` lie
+beside it.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks._lib.origin import RESULTS
-from benchmarks._lib.report import origins, parser, pyplot, save, spread
-from benchmarks._lib.runs import Run, execute_all, last, read_results, training_seconds
+from benchmarks._lib.report import origins, parser, pyplot, save
+from benchmarks._lib.runs import evaluation_cells, execute_asked, last
+from benchmarks.learning.aggregate import COLUMNS, intervals, iqm
+from benchmarks.learning.tuning import Tuning
 
-SIGMAS = (0.5, 0.65, 0.7, 0.75, 0.8, 0.85, 0.95, 1.0)
-"""The weights of the memory of the paper's Figure 4."""
-STEPS = (1, 2, 5, 8, 16)
-"""The numbers of steps of the paper's Figure 9."""
-DEFAULT_SIGMA, DEFAULT_STEPS = 0.75, 5
-NOISES = ("zero", "random")
-
-
-def name_of(sigma: float, steps: int) -> str:
-    """Returns the name of the policy and of its folder, which Hydra takes without quotes."""
-    return f"sigma_{sigma}_steps_{steps}"
-
-
-def ablation_run(task: str, sigma: float, steps: int, seed: int, frames: int) -> Run:
-    """Returns the run of one pair of sigma and M."""
-    options = ("policy.scale=unit", f"solver.sigma={sigma}", f"solver.num_steps={steps}")
-    return Run("ablations", task, name_of(sigma, steps), options, seed, frames)
-
-
-def settings() -> dict[str, list[tuple[float, int]]]:
-    """Returns for each quantity that varies the pairs of sigma and M that are compared."""
-    return {
-        "sigma": [(sigma, DEFAULT_STEPS) for sigma in SIGMAS],
-        "M": [(DEFAULT_SIGMA, steps) for steps in STEPS],
-    }
+METHOD = "reversible_flow"
+TASKS = ("half_cheetah", "hopper")
+SIGMAS = (0.5, 0.65, 0.85, 1)
+STEPS = (1, 2, 3, 8)
+BASE_SIGMA, BASE_STEPS = 0.75, 5
+ABLATIONS = {
+    "base": ("the tuned setting", ()),
+    **{f"sigma_{sigma}": (f"sigma {sigma}", (f"solver.sigma={sigma}",)) for sigma in SIGMAS},
+    **{f"steps_{steps}": (f"M = {steps}", (f"solver.num_steps={steps}",)) for steps in STEPS},
+    "unit_noise": ("the paper's unit noise, not the scale of a Gaussian", ("policy.scale=unit",)),
+    "whole_network": ("the whole network in every step, not a head", ("policy.head_sizes=[]",)),
+    "squash": ("actions bounded by a tanh, not clipped by the environment", ("policy.squash=true",)),
+    "entropy": ("a bonus on the entropy of the pair", ("loss.entropy_coeff=0.002",)),
+}
+"""The label of each ablation, and what it changes. Names become folders, in which Hydra takes no ``=``."""
+PANELS = {
+    "sigma": {BASE_SIGMA: "base"} | {sigma: f"sigma_{sigma}" for sigma in SIGMAS},
+    "M": {BASE_STEPS: "base"} | {steps: f"steps_{steps}" for steps in STEPS},
+}
+"""The runs that belong to each value of what the picture shows."""
+Runs = dict[tuple[str, str], list[dict[str, Any]]]
 
 
-def report(records: list[dict[str, Any]], path: Path) -> None:
-    """Writes the table and the picture."""
-    frames = max(record["frames"] for record in records)
-    lines = [
-        "# Ablations of the paper: the weight of the memory, the number of steps",
-        "",
-        f"{records[0]['task']}, {frames:,} frames, the paper's start. Median of the seeds (each in brackets), mean of "
-        "10 evaluation episodes; seconds of a run that nothing else slows down.",
-    ]
-    figure, panels = pyplot().subplots(1, 2, figsize=(9, 3.4), layout="constrained", sharey=True)
-    for panel, (name, pairs) in zip(panels, settings().items(), strict=True):
-        lines += ["", f"| {name} | zero noise | random noise | seconds |", "|---:|---:|---:|---:|"]
-        points: dict[str, list[tuple[float, float]]] = {noise: [] for noise in NOISES}
-        for sigma, steps in pairs:
-            chosen = [record for record in records if record["policy"] == name_of(sigma, steps)]
-            if not chosen:
-                continue
-            value, cells = sigma if name == "sigma" else steps, []
-            for noise in NOISES:
-                returns = [last(record, f"eval/{noise}_noise/return") for record in chosen]
-                points[noise] += [(value, one) for one in returns]
-                cells.append(spread(returns, 0))
-            lines.append(f"| {value} | {' | '.join(cells)} | {training_seconds(chosen):.0f} |")
-        for noise, color in zip(NOISES, ("C0", "C1"), strict=True):
-            if not points[noise]:
-                continue
-            values = sorted({value for value, _ in points[noise]})
-            medians = [statistics.median(y for x, y in points[noise] if x == value) for value in values]
-            panel.plot(values, medians, "-", color=color, label=f"{noise} noise")
-            panel.plot(*zip(*points[noise], strict=True), "o", color=color, ms=4)
-        panel.set(xlabel=name, title=f"M = {DEFAULT_STEPS}" if name == "sigma" else f"sigma = {DEFAULT_SIGMA}")
-        panel.grid(alpha=0.3)
-    panels[0].set_ylabel(f"return after {frames:,} frames")
-    panels[0].legend(frameon=False)
-    figure.savefig(path.with_suffix(".png"), dpi=130)
-    save(path, [*lines, *origins(records)])
+def draw(runs: Runs, path: Path) -> None:
+    """Draws the returns by sigma and by M: interquartile means with intervals, and every seed."""
+    size = {"figsize": (9, 3 * len(TASKS)), "layout": "constrained"}
+    figure, axes = pyplot().subplots(len(TASKS), len(PANELS), sharex="col", sharey="row", squeeze=False, **size)
+    for row, task in zip(axes, TASKS, strict=True):
+        for panel, (name, values) in zip(row, PANELS.items(), strict=True):
+            found = {value: runs[task, key] for value, key in sorted(values.items()) if (task, key) in runs}
+            for noise, column in COLUMNS.items():
+                returns = {value: np.array([[last(one, column)] for one in ones]) for value, ones in found.items()}
+                means, bounds = intervals(returns, iqm, 2000)
+                centres = [means[value][0] for value in returns]
+                (line,) = panel.plot(list(returns), centres, "-", label=f"{noise} noise")
+                panel.fill_between(list(returns), *np.array([bounds[value][:, 0] for value in returns]).T, alpha=0.15)
+                for value, ones in returns.items():
+                    panel.plot([value] * len(ones), ones, ".", color=line.get_color())
+            panel.grid(alpha=0.3)
+            panel.set(title=f"{task}, {'M = 5' if name == 'sigma' else 'sigma = 0.75'}", xlabel=name)
+        row[0].set_ylabel("return")
+    axes[0, 0].legend(frameon=False)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     arguments = parser(__doc__)
-    arguments.add_argument("--task", default="half_cheetah", help="default: half_cheetah")
-    arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
-    arguments.add_argument("--frames", type=int, default=500_000)
-    arguments.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
-    arguments.add_argument("--report", action="store_true", help="only write the report of the finished runs")
-    options = arguments.parse_args()
-
-    if not options.report:
-        pairs = dict.fromkeys(pair for group in settings().values() for pair in group)
-        runs = [
-            ablation_run(options.task, sigma, steps, seed, options.frames)
-            for seed in options.seeds
-            for sigma, steps in pairs
-        ]
-        execute_all(runs, options.workers)
-    records = sorted(read_results("ablations").values(), key=lambda record: record["seed"])
-    records = [record for record in records if record["task"] == options.task]
-    if not records:
-        sys.exit(f"No finished run of {options.task}; start some without --report.")
-    report(records, RESULTS / "ablations.md")
+    arguments.parse_known_args()  # --help comes before what is missing
+    chosen = Tuning().chosen(METHOD)
+    if chosen is None:
+        raise SystemExit("The flow is not tuned yet: python -m benchmarks.learning.tuning first.")
+    options = (f"policy={METHOD}", *chosen[1])
+    known = {name: (label, (*options, *changed)) for name, (label, changed) in ABLATIONS.items()}
+    arguments.add_argument("--policies", nargs="+", default=list(known), choices=known, metavar="NAME")
+    records = execute_asked("ablations", known, arguments, TASKS, [1, 2, 3, 4, 5])
+    runs: Runs = {}
+    for record in records:
+        runs.setdefault((record["task"], record["policy"]), []).append(record)
+    lines = [
+        "# Ablations of the flow",
+        "",
+        f"{records[0]['frames']:,} frames, median return of the seeds (each in brackets), mean of 10 evaluation "
+        f"episodes. The tuned setting is `{' '.join(options)}` with M = {BASE_STEPS} and sigma = {BASE_SIGMA}.",
+        "",
+        f"| changed |{''.join(f' {task}, zero noise | random noise |' for task in TASKS)}",
+        f"|---|{'---:|' * 2 * len(TASKS)}",
+    ]
+    for name, (label, _) in known.items():
+        if all((task, name) in runs for task in TASKS):
+            cells = [cell for task in TASKS for cell in evaluation_cells(runs[task, name])]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    draw(runs, RESULTS / "ablations.png")
+    save(RESULTS / "ablations.md", [*lines, *origins(records)])
 
 
 if __name__ == "__main__":
