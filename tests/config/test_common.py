@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -114,8 +115,7 @@ def test_a_device_that_is_not_there_is_named_beside_those_that_are(device):
 
 
 def test_options_that_may_not_change_are_refused():
-    names = refuse_others(["eval.rounds=3", "hydra.run.dir=x", "resume=y"], {"eval"}, "A run stays")
-    assert names == ["eval.rounds", "resume"]
+    refuse_others(["eval.rounds=3", "hydra.run.dir=x", "resume=y"], {"eval"}, "A run stays")
     with pytest.raises(ValueError, match=r"A run stays, and 'seed=1' would change it. May change: eval\."):
         refuse_others(["seed=1"], {"eval"}, "A run stays")
 
@@ -124,6 +124,20 @@ def test_an_option_of_fine_tuning_has_no_effect_on_pretraining():
     for override in ("loss.epochs=3", "eval.interval=3"):
         with pytest.raises(ValueError, match=rf"'{override}' has no effect here"):
             refuse_unused(compose([override], config_name="pretrain"), [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["policy.encoder_sizes=[64]"], "without policy.encoder"),
+        (["policy.min_std=0.1", "policy.scale=unit"], "with policy.scale=unit"),
+        (["compile.mode=max-autotune"], "without compile.enabled=true"),
+        (["policy.activation=tanh", "policy=transformer_flow"], "beside policy.transformer"),
+    ],
+)
+def test_an_option_that_others_leave_without_effect_is_refused(overrides, why):
+    with pytest.raises(ValueError, match=rf"'{re.escape(overrides[0])}' has no effect {why}: leave it out"):
+        refuse_unused(compose(overrides), overrides)
 
 
 def test_a_resumed_run_keeps_its_options_but_for_those_that_may_change():
@@ -157,3 +171,9 @@ def test_pretraining_is_resumed_by_its_own_schema():
     saved = compose(["pretrain.iterations=3"], config_name="pretrain").model_dump()
     options = resumed_config(saved, ["pretrain.iterations=9"], {"pretrain.iterations"}, PretrainOptions)
     assert options.pretrain.iterations == 9
+
+
+def test_a_text_with_a_dollar_stays_as_it_is_in_a_resumed_run():
+    saved = compose(["env=robomimic/can", "env.options.dataset=a"]).model_dump(mode="json")
+    saved["env"]["options"]["dataset"] = "${b}.hdf5"
+    assert resumed_config(saved, ["eval.num_envs=3"], {"eval"}).env.options.dataset == "${b}.hdf5"

@@ -155,7 +155,6 @@ REFUSED = [
     "device=cpu:cpu",
     "device=meta",
     "device=tpu",
-    "compile.cudagraphs=true",
     "compile.mode=foo",
     "env=half_cheeta",
     "+env.options.speed=1",

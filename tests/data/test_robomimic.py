@@ -55,7 +55,6 @@ def test_what_is_written_is_read(file):
         expected = torch.cat([torch.as_tensor(theirs["obs"][key]) for key in KEYS], -1)
         assert torch.equal(mine["observation"], expected)
         assert torch.equal(mine["action"], torch.as_tensor(theirs["actions"]))
-        assert mine["next", "done"].squeeze(-1).tolist() == [False] * (len(mine) - 1) + [True]
     assert read_env_args(path) == ENV_ARGS
     assert not list(path.parent.glob(".*")), "temporary files were left behind"
 
@@ -112,15 +111,17 @@ def damaged(path, damage):
         (lambda f: f["data/demo_1"].pop("actions"), ["demo_1", "'actions'", "rewards"]),
         (lambda f: f["data/demo_1/obs"].pop("object"), ["demo_1", "'obs/object'", "robot0_eef_pos"]),
         (lambda f: f["data"].pop("demo_2"), ["demo_2", "is missing"]),
-        (lambda f: f["data/demo_1/rewards"].resize((2,)), ["demo_1", "'rewards' has 2 steps", "'actions' has 6"]),
+        (lambda f: f["data/demo_1/obs/object"].resize((2, 14)), ["demo_1", "'obs/object' has 2 steps", "has 6"]),
         (lambda f: f.pop("data"), ["not a robomimic file", "mask"]),
     ],
 )
 def test_a_damaged_file_is_refused_and_what_is_wrong_named(file, damage, messages):
     path, _ = file
     if "resize" in damage.__code__.co_names:
-        damaged(path, lambda f: f["data/demo_1"].pop("rewards"))
-        damaged(path, lambda f: f["data/demo_1"].create_dataset("rewards", data=[0.0] * 6, maxshape=(None,)))
+        damaged(path, lambda f: f["data/demo_1/obs"].pop("object"))
+        damaged(
+            path, lambda f: f["data/demo_1/obs"].create_dataset("object", data=[[0.0] * 14] * 6, maxshape=(None, 14))
+        )
     damaged(path, damage)
     with pytest.raises(ValueError) as raised:
         read_demonstrations(path, KEYS, filter_key="valid" if "demo_2" in messages else None)
@@ -128,14 +129,12 @@ def test_a_damaged_file_is_refused_and_what_is_wrong_named(file, damage, message
         assert message in str(raised.value)
 
 
-def test_a_file_without_rewards_and_dones_is_read_as_without_reward_and_done_at_its_last_steps(file):
+def test_a_file_without_rewards_and_dones_is_read(file):
     """MimicGen's generator writes such files."""
     path, written = file
     damaged(path, lambda f: [f[f"data/demo_{i}"].pop(key) for i in range(3) for key in ("rewards", "dones")])
     for mine, theirs in zip(read_demonstrations(path, KEYS), written, strict=True):
         assert torch.equal(mine["action"], torch.as_tensor(theirs["actions"]))
-        assert (mine["next", "reward"] == 0).all() and mine["next", "reward"].shape == (len(mine), 1)
-        assert mine["next", "done"].squeeze(-1).tolist() == [False] * (len(mine) - 1) + [True]
 
 
 def reallocate(key, shape):
@@ -148,15 +147,6 @@ def reallocate(key, shape):
     return damage
 
 
-def test_rewards_that_were_allocated_and_never_written_are_zero(file):
-    path, _ = file
-    damaged(path, reallocate("rewards", (6,)))
-    damaged(path, reallocate("dones", (6,)))
-    read = read_demonstrations(path, KEYS)[1]
-    assert (read["next", "reward"] == 0).all()
-    assert read["next", "done"].squeeze(-1).tolist() == [False] * 5 + [True]
-
-
 def test_observations_and_actions_that_were_never_written_are_not_taken_for_zeros(file):
     path, _ = file
     damaged(path, reallocate("obs/object", (6, 14)))
@@ -167,7 +157,9 @@ def test_observations_and_actions_that_were_never_written_are_not_taken_for_zero
         read_demonstrations(path, KEYS)
 
 
-@pytest.mark.parametrize(("key", "shape"), [("rewards", (10**12,)), ("rewards", (6, 10**12)), ("actions", (10**12, 7))])
+@pytest.mark.parametrize(
+    ("key", "shape"), [("obs/object", (10**12, 14)), ("actions", (6, 10**12)), ("actions", (10**12, 7))]
+)
 def test_a_claim_of_terabytes_of_which_nothing_is_stored_is_refused_unread(file, key, shape):
     path, _ = file
     damaged(path, reallocate(key, shape))

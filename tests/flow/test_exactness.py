@@ -137,6 +137,18 @@ def test_sample_log_prob_equals_log_prob_of_the_sample(sigma, start):
     torch.testing.assert_close(dist.log_prob(action, memory), log_prob, atol=1e-10, rtol=0)
 
 
+def test_the_density_of_zero_noise_has_a_gradient_wherever_it_was_made():
+    scale = torch.full((3, 2), 0.5, dtype=torch.float64, requires_grad=True)
+    solver, start = ReversibleSolver(), IndependentStart()
+    dist = ReversibleFlow(lambda x, t: torch.sin(x), 2, solver, start, (3,), dtype=torch.float64, scale=scale)
+    with torch.no_grad():
+        pair = dist.mode
+    log_prob = dist.log_prob(*pair)
+    torch.testing.assert_close(log_prob, dist.log_prob(*(part.clone() for part in pair)))
+    log_prob.sum().backward()
+    torch.testing.assert_close(scale.grad, torch.full_like(scale, -2))  # of -log s
+
+
 @pytest.mark.parametrize("start", ["unit", "consistent"])
 @pytest.mark.parametrize("num_steps", [1, 5, 20])
 def test_no_start_costs_an_evaluation_of_its_own(num_steps, start):

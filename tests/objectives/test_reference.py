@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 from tensordict import TensorDict
-from tensordict.nn import AddStateIndependentNormalScale
+from tensordict.nn import AddStateIndependentNormalScale, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import nn
 
-from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo import ConsistentStart, GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
 from torchrl_genpo.baselines import FPOActor
 from torchrl_genpo.config.compose import compose
+from torchrl_genpo.modules import RunningNormalizer, encode
 
 
 def make_actor(std=0.5, action_dim=2, seed=0, **kwargs):
@@ -81,6 +83,33 @@ def test_the_reference_is_the_policy_as_it_was_and_part_of_the_state():
 def test_a_reference_with_another_solver_is_near_in_its_pairs():
     actor, other = make_actor(), make_actor(solver=ReversibleSolver(num_steps=3, sigma=0.9))
     assert make_loss(actor, reference=other)(collect(actor))["kl_reference"] > 0
+
+
+@pytest.mark.parametrize("differs", ["solver", "activation", "module", "buffer", None])
+def test_the_divergence_of_a_frozen_policy_is_in_closed_form_only_if_nothing_but_the_start_differs(differs):
+    def make(start, is_other):
+        torch.manual_seed(0)
+        activation = nn.Tanh if is_other and differs == "activation" else nn.SiLU
+        solver = ReversibleSolver(num_steps=3 if is_other and differs == "solver" else 5)
+        actor = ReversibleFlowActor(VelocityMLP(3, 2, (16,), activation), solver=solver, start=start).double()
+        nn.init.normal_(actor.velocity.trunk[-1].weight, std=0.5)
+        before = nn.Tanh() if is_other and differs == "module" else nn.Sigmoid()
+        normalizer = RunningNormalizer(3).double()
+        if is_other and differs == "buffer":
+            normalizer.mean += 1
+        reads = TensorDictModule(before, in_keys=["normalized_observation"], out_keys=["observation"])
+        return ProbabilisticTensorDictSequential(normalizer, reads, actor)
+
+    policy, reference = make(ConsistentStart(0.2, 2), False), make(ConsistentStart(0.4, 2), True)
+    policy.requires_grad_(False)
+    policy.module[-1].start.requires_grad_(True)
+    data = TensorDict(observation=torch.randn(2048, 3, dtype=torch.float64), batch_size=[2048])
+    data = policy(data).detach().set("advantage", torch.randn(2048, 1, dtype=torch.float64))
+    found = [make_loss(policy, reference=reference)(data)["kl_reference"] for _ in range(2)]
+    assert (found[0] == found[1]) == (differs is None)  # else it is of new pairs
+    other, seen = encode(reference, data)
+    exact = (data["action_log_prob"] - other.log_prob(seen)).mean()
+    torch.testing.assert_close(found[0], exact, rtol=0.15, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,7 @@ def test_resume_refuses_another_configuration(finished):
         ("device=xpu:99", ["device=xpu:99", "can use cpu"]),
         ("device=mps", ["device=mps", "can use cpu", "no float64"]),
         ("device=tpu", ["device=tpu: use cpu"]),
+        ("compile.cudagraphs=true", ["compile.cudagraphs=true needs a CUDA device, not device=cpu"]),
         ("env.name=HalfCheeta-v5", ["Unknown environment", "HalfCheetah-v5"]),
         ("loss.clip_epsilonn=0.1", ["clip_epsilonn", "Did you mean clip_epsilon?"]),
         ("solver.sigma=0", ["solver.sigma=0", "must not be 0"]),
@@ -234,6 +235,28 @@ def test_ctrl_c_saves_a_checkpoint_and_exits_cleanly(tmp_path):
     run(f"resume={folder}", f"collector.total_frames={frames + 256}")
     assert int(read_metrics(folder / "metrics.csv")["frames"][-1]) == frames + 256
     check_the_best_is_kept(folder)  # though no checkpoint was due where it was evaluated
+
+
+STOPPED = """
+import signal
+from torchrl_genpo.commands import train
+
+class Stopped(train.StopRequest):
+    def __enter__(self):
+        super().__enter__()
+        signal.raise_signal(signal.SIGTERM)
+        return self
+
+train.StopRequest = Stopped
+train.main()
+"""
+
+
+def test_a_run_that_is_stopped_while_it_is_built_leaves_nothing_and_says_so(tmp_path):
+    options = [*TINY, f"hydra.run.dir={tmp_path / 'run'}", "checkpoint.preempted_exit_code=85"]
+    ended = subprocess.run([sys.executable, "-c", STOPPED, *options], capture_output=True, text=True)
+    assert ended.returncode == 85 and "Stopped before the first update" in ended.stdout, ended
+    assert "resume=" not in ended.stdout and not (tmp_path / "run").exists()
 
 
 def check_the_best_is_kept(folder):

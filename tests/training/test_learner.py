@@ -77,7 +77,7 @@ def test_a_linear_schedule_leaves_a_rate_of_the_critics_own_alone():
 
 @pytest.mark.parametrize("policy", ["policy.scale=unit", "policy=fpo"])
 def test_a_rate_of_the_noise_does_nothing_where_the_noise_has_no_parameters(policy):
-    learner, moved = learn(policy, "optim.noise_lr=0.01")
+    learner, moved = learn(policy, "optim.noise_lr=3e-3")
     assert len(learner.optimizer.param_groups) == 2
     assert moved == learn(policy)[1]
 
@@ -170,6 +170,30 @@ def test_a_gaussians_deviation_may_depend_on_the_state_and_begins_where_the_othe
     assert moved[last] > 0
     network.module[0][-1].bias.data.fill_(-50.0)
     torch.testing.assert_close(network(seen)["scale"], torch.full_like(scale, 0.1))
+
+
+@pytest.mark.parametrize("scale", ["learned", "covariance", "state_dependent"])
+def test_a_deviation_at_its_floor_can_grow_again(scale):
+    _, env, policy, *_ = make_parts("policy=gaussian", f"policy.scale={scale}", "policy.min_std=0.3")
+    normalizer, network = policy.module[:2]
+    seen = normalizer(env.rollout(8))
+
+    def deviation():
+        found = network(seen)
+        return found["scale"] if scale != "covariance" else found["scale_tril"].diagonal(dim1=-2, dim2=-1)
+
+    torch.testing.assert_close(deviation(), torch.full_like(deviation(), 0.5), atol=1e-3, rtol=0)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    for wanted in (0.0, 2.0):
+        for _ in range(1000):
+            optimizer.zero_grad()
+            (deviation() - wanted).square().mean().backward()
+            optimizer.step()
+            if (deviation() - max(wanted, 0.3)).abs().max() < 0.02:
+                break
+        else:
+            pytest.fail(f"It stays at {deviation()}, {wanted} is wanted.")
+    assert deviation().min() > 0.3
 
 
 def test_a_gaussian_may_have_a_covariance_of_all_numbers_of_an_action():

@@ -108,6 +108,13 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     assert find_checkpoint(tmp_path) == best_checkpoint(tmp_path, "score")
 
 
+def test_what_was_just_saved_stays_whatever_lies_beside_it(tmp_path):
+    folder = saved(tmp_path, [9], keep_last=1)
+    folder.latest().write_bytes(b"damaged")
+    path = save(folder, 4)  # the run went on from a checkpoint before it
+    assert folder.latest() == path and torch.equal(weight_of(path), module(4).weight)
+
+
 def test_the_order_of_checkpoints_does_not_depend_on_the_clock(tmp_path):
     folder = saved(tmp_path, [1, 2, 3], keep_last=3)
     for path, time in zip(sorted((tmp_path / "checkpoints").iterdir()), (3e9, 1e9, 2e9), strict=True):

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from torchrl_genpo.config.compose import compose
+from torchrl_genpo.modules import flow_of
 from torchrl_genpo.training.checkpoint import load_policy
 
 
@@ -34,7 +36,7 @@ def trained_and_not(training):
     ],
 )
 def test_what_is_not_trained_stays_as_it_was_with_its_normalisation(make_training, begun, options, trained, kept):
-    training = make_training("part", f"policy.init={begun}", "optim.lr=1e-2", *options)
+    training = make_training("part", f"policy.init={begun}", "optim.lr=3e-3", *options)
     moved, still = trained_and_not(training)
     assert all(any(part in name for name in moved) for part in trained)
     assert all(any(part in name for name in still) for part in kept)
@@ -42,7 +44,7 @@ def test_what_is_not_trained_stays_as_it_was_with_its_normalisation(make_trainin
 
 
 def test_a_steered_policy_comes_back_from_its_checkpoint(make_training, begun, tmp_path):
-    training = make_training("part", f"policy.init={begun}", "policy.trainable=start", "start=steered", "optim.lr=1e-2")
+    training = make_training("part", f"policy.init={begun}", "policy.trainable=start", "start=steered", "optim.lr=3e-3")
     training.learner.learn(next(iter(training.collection)), 0)
     training.progress.frames = 128
     path = training.save()
@@ -52,6 +54,17 @@ def test_a_steered_policy_comes_back_from_its_checkpoint(make_training, begun, t
             torch.testing.assert_close(value, training.policy.state_dict()[name], rtol=0, atol=0)
     assert any("start.network" in name for name in policy.state_dict())
     env.close()
+
+
+@pytest.mark.parametrize("options", [("start=steered",), ("start=pretrained",), ("solver.num_steps=2",)])
+def test_another_start_or_solver_keeps_the_deviation_of_the_first_actions(make_training, begun, options):
+    training = make_training("part", f"policy.init={begun}", *options)
+    flow = flow_of(training.policy)
+    torch.nn.init.zeros_(flow.velocity.trunk[-1].weight)
+    torch.nn.init.zeros_(flow.velocity.trunk[-1].bias)
+    seen = TensorDict({key: torch.zeros(20_000, 8) for key in flow.in_keys}, batch_size=[20_000])
+    _, deviation = flow.gaussian(seen[flow.in_keys[0]])
+    assert flow(seen)["raw_action"].std().item() == pytest.approx(deviation[0].item(), rel=0.03)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,13 @@ from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
+from torchrl_genpo.config.compose import compose
 from torchrl_genpo.envs import make_env
+from torchrl_genpo.modules import encode, flow_of
 from torchrl_genpo.training import DivergedError, check_finite, evaluate, make_update
+from torchrl_genpo.training.build import build_env
 from torchrl_genpo.training.evaluation import RatioWatch, episode_log
+from torchrl_genpo.training.policy import make_policy
 
 
 def make_actor(solver=None):
@@ -51,6 +55,26 @@ def test_ratios_of_pair_and_action_are_compared(parts):
     moved = watch.compare(0.2)
     assert moved["kl_pair"] > moved["kl_action"] > 0  # information is only lost by forgetting the memory
     assert moved["clip_fraction_pair"] > moved["clip_fraction_action"] > 0
+
+
+def test_the_ratios_follow_whatever_of_the_policy_moves():
+    options = compose(["env=pendulum", "env.num_envs=2", "collector.frames_per_batch=64", "loss.mini_batch_size=32"])
+    env = build_env(options, 2, 0)
+    policy = make_policy(options, env)
+    with torch.no_grad():
+        for parameter in flow_of(policy).gaussian[0].parameters():  # the first one hardly moves the mean
+            parameter.mul_(100)
+    data = env.rollout(64, policy, break_when_any_done=False).reshape(-1).detach()
+    watch = RatioWatch(policy, data, 16)
+    assert watch.compare(0.2)["kl_pair"] == pytest.approx(0, abs=1e-5)
+    trunk = next(step for step in policy.module if step.out_keys == ["trunk"])
+    with torch.no_grad():
+        for parameter in trunk.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    moved = watch.compare(0.2)
+    exact = (data["action_log_prob"] - flow_of(policy).log_prob(encode(policy, data)[1])).mean().item()
+    assert moved["kl_pair"] == pytest.approx(exact, rel=1e-4) and exact > 0.01 and moved["kl_action"] > 0.01
+    env.close()
 
 
 def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):

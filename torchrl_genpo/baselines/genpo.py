@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from tensordict import TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 
-from torchrl_genpo.flow import PairSolver, VelocityField
+from torchrl_genpo.flow import PairSolver, ReversibleFlow, VelocityField
 from torchrl_genpo.flow.solver import LARGEST_AMPLIFICATION
 from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives import GenPOLoss
@@ -164,14 +164,10 @@ class DummyActionLoss(GenPOLoss):
         if self._compresses:
             self.out_keys = [*self.out_keys, "loss_compression"]
 
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
-        td_out = super().forward(tensordict)
+    def _other_losses(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        found = super()._other_losses(dist, tensordict)
         if self._compresses:
-            with self._in_place(self.actor_network_params):
-                dist = self._dist(tensordict)
-                _, half = dist.to_standard(*dist.rsample())
+            _, half = dist.to_standard(*dist.rsample())
             gap = (2 * half if dist.scale is None else 2 * half * dist.scale).norm(dim=-1)
-            td_out.set("loss_compression", self.compression_coeff * self._reduce_loss(gap, tensordict))
-        return td_out
+            found["loss_compression"] = self.compression_coeff * self._reduce_loss(gap, tensordict)
+        return found

@@ -121,7 +121,7 @@ def _option_name(override: str) -> str:
     return override.split("=")[0].lstrip("+~")
 
 
-def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) -> list[str]:
+def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) -> None:
     """Refuses options that must not be given on a command line.
 
     Args:
@@ -129,17 +129,13 @@ def refuse_others(overrides: Iterable[str], allowed: Collection[str], why: str) 
         allowed (collection of str): names of options and sections that may be given.
         why (str): the beginning of the message.
 
-    Returns:
-        The names of the options that are given, Hydra's own aside.
-
     Raises:
         ValueError: for an option that is not allowed.
     """
-    names = {override: _option_name(override) for override in overrides}
-    for override, name in names.items():
+    for override in overrides:
+        name = _option_name(override)
         if not any(name == known or name.startswith(f"{known}.") for known in (*allowed, *ALWAYS)):
             raise ValueError(f"{why}, and {override!r} would change it. May change: {', '.join(sorted(allowed))}.")
-    return [name for name in names.values() if not name.startswith("hydra")]
 
 
 def refuse_unused(options: TrainOptions | PretrainOptions, overrides: Iterable[str]) -> None:
@@ -152,6 +148,7 @@ def refuse_unused(options: TrainOptions | PretrainOptions, overrides: Iterable[s
     """
     policy = options.policy
     own = "" if policy.options is None else " Its own options are policy.options.<name>."
+    without_effect = _without_effect(options)
     for override in overrides:
         name = _option_name(override)
         section = name.partition(".")[0]
@@ -161,10 +158,23 @@ def refuse_unused(options: TrainOptions | PretrainOptions, overrides: Iterable[s
             raise ValueError(f"{override!r} would remove an option, which is needed: give it a value instead.")
         if section in ("solver", "start") and not policy.has_pair:
             raise ValueError(f"policy={policy.name} has neither solver nor start: leave {override!r} out.{own}")
-        if name in ("policy.hidden_sizes", "policy.activation") and policy.transformer is not None:
-            raise ValueError(f"A policy with policy.transformer has no MLP: leave {override!r} out.")
-        if not _has(options, name):
-            raise ValueError(f"{override!r} has no effect here: leave it out.")
+        if name in without_effect or not _has(options, name):
+            raise ValueError(f"{override!r} has no effect {without_effect.get(name, 'here')}: leave it out.")
+
+
+def _without_effect(options: TrainOptions | PretrainOptions) -> dict[str, str]:
+    """The options that the values of others leave without effect, with these others."""
+    policy = options.policy
+    found: dict[str, str] = {}
+    if policy.transformer is not None:
+        found |= dict.fromkeys(("policy.hidden_sizes", "policy.activation"), "beside policy.transformer")
+    if policy.encoder is None:
+        found["policy.encoder_sizes"] = "without policy.encoder"
+    if getattr(policy, "scale", None) == "unit":
+        found |= dict.fromkeys(("policy.initial_std", "policy.min_std"), "with policy.scale=unit")
+    if isinstance(options, TrainOptions) and not options.compile.enabled:
+        found["compile.mode"] = "without compile.enabled=true"
+    return found
 
 
 def _has(options: Any, name: str) -> bool:
@@ -210,11 +220,11 @@ def resumed_config(
         if override.is_delete():
             raise ValueError(f"{why}, and {override.input_line!r} would remove an option.")
         if name in GROUPS and isinstance(override.value(), str):
-            value: Any = OmegaConf.to_container(compose_config([f"{name}={override.value()}"])[name])
+            value: Any = OmegaConf.to_container(compose_config([f"{name}={override.value()}"])[name], resolve=True)
         else:
             value = override.value()
         set_option(values, name, value)
-    return validate(OmegaConf.create(values), kind)
+    return validate(values, kind)
 
 
 def hydra_command(

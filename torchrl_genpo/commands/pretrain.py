@@ -23,6 +23,7 @@ from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.nested import select_option
 from torchrl_genpo.config.schema import PretrainOptions
 from torchrl_genpo.envs import Purpose, spawn_seed
+from torchrl_genpo.modules import EulerActor
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.checkpoint import (
     SHAPING,
@@ -30,7 +31,7 @@ from torchrl_genpo.training.checkpoint import (
     find_checkpoint,
     read_checkpoint,
 )
-from torchrl_genpo.training.pretraining import COLUMNS, pretrain, sampled_by_euler
+from torchrl_genpo.training.pretraining import COLUMNS, pretrain
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
 
 RESUMABLE = {"pretrain.iterations", "pretrain.dataset", "env.options.dataset", "eval"}  # may change on resume
@@ -72,7 +73,7 @@ def run_evaluation(options: PretrainOptions, overrides: Sequence[str]) -> None:
         raise ValueError(f"euler=true is of reversible flows; {path} is a policy={own.policy.name}.")
     seed = spawn_seed(own.seed, Purpose.EVALUATION)
     policy, env = build_policy(checkpoint, own, path, seed=seed)
-    sampled = sampled_by_euler(policy) if options.euler else policy
+    sampled = EulerActor.of(policy) if options.euler else policy
     for key, value in evaluate(env, sampled, seed, own.eval.rounds).items():
         print(f"{key}: {value:.3f}")
 

@@ -101,7 +101,9 @@ def train(options: TrainOptions, folder: RunFolder, ranks: Ranks) -> int:
                 sys.stderr.write(f"\n{error}. Starting again from there.\n")
                 folder.resume()
     if ranks.is_first:
-        if not training.is_finished:
+        if not folder.has_begun:
+            print("Stopped before the first update: there is nothing to continue.")
+        elif not training.is_finished:
             frames = training.progress.frames
             print(f"Stopped at frame {frames}; saved {folder.latest()}")
             print(f"Continue: genpo-train {as_word('resume', str(folder.path))}")
@@ -124,6 +126,8 @@ def main(options: TrainOptions, overrides: Sequence[str]) -> int:
         path = Path(str(options.resume))
         options = resumed_config(read_run_config(path), overrides, RESUMABLE)
     check_device(options.device)
+    if options.compile.cudagraphs and not options.device.startswith("cuda"):
+        raise ValueError(f"compile.cudagraphs=true needs a CUDA device, not device={options.device}.")
     check_logger(options.logger)
     torch.set_num_threads(options.num_threads)
     if options.video:

@@ -97,7 +97,9 @@ class _Policy(Options):
         default=False,
         description="Whether a tanh bounds the action to the task's bounds; without one the environment clips it.",
     )
-    init: Text | None = Field(default=None, description="A checkpoint of genpo-pretrain that the policy begins with.")
+    init: Text | None = Field(
+        default=None, description="A checkpoint of genpo-pretrain or genpo-train that the policy begins with."
+    )
 
     @property
     def is_recurrent(self) -> bool:
@@ -112,13 +114,13 @@ class _LearnedNoise(Options):
         "for 0.5 of Gymnasium's tasks and 1 of others. A flow of unit scale has its own.",
     )
     min_std: NonNegative = Field(
-        default=0.0, description="The deviation of actions below which no scale of the noise is learned."
+        default=0.0, description="What every learned scale of the noise stays above; 0 for no floor."
     )
 
     @model_validator(mode="after")
     def _begins_above_its_floor(self) -> Any:
-        if self.initial_std is not FOLLOWS and self.min_std > self.initial_std:
-            raise ValueError(f"policy.min_std={self.min_std:g} is above policy.initial_std={self.initial_std:g}.")
+        if self.initial_std is not FOLLOWS and self.min_std >= self.initial_std:
+            raise ValueError(f"policy.min_std={self.min_std:g} is not below policy.initial_std={self.initial_std:g}.")
         return self
 
 
@@ -236,7 +238,9 @@ class FPOLossOptions(Options):
 class FPOOptions(_OneNetwork, _Flow):
     """FPO++ (arXiv 2602.02481): a ratio of flow-matching losses."""
 
-    name: Literal["fpo"] = Field(default="fpo", description="FPO++'s ratio of flow-matching losses.")
+    name: Literal["fpo"] = Field(
+        default="fpo", description="FPO++'s ratio of flow-matching losses, whose own clip is loss.clip_epsilon=0.05."
+    )
     options: FPOActorOptions = Field(default_factory=FPOActorOptions, description="How FPO++ samples.")
     loss: FPOLossOptions = Field(default_factory=FPOLossOptions, description="FPO++'s objective.")
 

@@ -114,11 +114,19 @@ class TrainOptions(_Root):
         self._check_policy()
         _check_networks(self)
         _check_network("critic.hidden_sizes", self.critic.hidden_sizes)
-        if self.compile.cudagraphs and not self.device.startswith("cuda"):
-            raise ValueError(f"compile.cudagraphs=true needs a CUDA device, not device={self.device}.")
-        if self.optim.min_lr > self.optim.max_lr:
-            raise ValueError(f"optim.min_lr={self.optim.min_lr:g} is above optim.max_lr={self.optim.max_lr:g}.")
+        self._check_rates()
         return self
+
+    def _check_rates(self) -> None:
+        optim = self.optim
+        if optim.min_lr > optim.max_lr:
+            raise ValueError(f"optim.min_lr={optim.min_lr:g} is above optim.max_lr={optim.max_lr:g}.")
+        for name, rate in (("lr", optim.lr), ("noise_lr", optim.noise_lr)):
+            if optim.schedule == "kl_adaptive" and rate is not None and not optim.min_lr <= rate <= optim.max_lr:
+                raise ValueError(
+                    f"optim.{name}={rate:g} is not between optim.min_lr={optim.min_lr:g} and "
+                    f"optim.max_lr={optim.max_lr:g}, where optim.schedule=kl_adaptive would move it at once."
+                )
 
     def _check_batches(self) -> None:
         frames, num_envs = self.collector.frames_per_batch, self.env.num_envs

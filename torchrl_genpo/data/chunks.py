@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
@@ -46,11 +45,7 @@ def data_range(demonstrations: Sequence[TensorDictBase], key: NestedKey) -> tupl
 
 
 def make_chunk_buffer(
-    demonstrations: Sequence[TensorDictBase],
-    chunk_size: int,
-    batch_size: int | None = None,
-    *,
-    folder: str | Path | None = None,
+    demonstrations: Sequence[TensorDictBase], chunk_size: int, batch_size: int | None = None
 ) -> TensorDictReplayBuffer:
     """Makes a memory-mapped buffer of observations and of the chunks of actions that follow them.
 
@@ -62,9 +57,6 @@ def make_chunk_buffer(
         demonstrations (sequence of TensorDict): see :func:`read_demonstrations`.
         chunk_size (int): the number of actions in a chunk.
         batch_size (int, optional): the number of rows in a sample. Defaults to what each call of ``sample`` asks for.
-
-    Keyword Args:
-        folder (str or Path, optional): the folder of the memory-mapped files. Defaults to a temporary one.
 
     Raises:
         ValueError: if a size is below 1, or there is no demonstration.
@@ -97,7 +89,7 @@ def make_chunk_buffer(
         steps.append(TensorDict(step, batch_size=demonstration.batch_size))
     data = torch.cat(steps)
     buffer = TensorDictReplayBuffer(
-        storage=LazyMemmapStorage(len(data), scratch_dir=folder), sampler=RandomSampler(), batch_size=batch_size
+        storage=LazyMemmapStorage(len(data)), sampler=RandomSampler(), batch_size=batch_size
     )
     buffer.extend(data)
     return buffer

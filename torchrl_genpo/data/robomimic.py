@@ -34,7 +34,6 @@ __all__ = [
 
 ROBOSUITE = 1  # robomimic's number for this family of environments
 FLOAT_SIZE = 4  # bytes of a number in memory
-OPTIONAL = ("rewards", "dones")  # neither pre-training nor the policy reads them
 INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
 
 
@@ -158,11 +157,9 @@ def _demonstration_names(file: Any, path: Path, filter_key: str | None) -> list[
 def _find_datasets(group: Any, observation_keys: Sequence[str], where: str) -> dict[str, Any]:
     """Returns what is read of a demonstration that is not empty, unread: each dataset has a row for each step."""
     datasets = {}
-    for key in ("actions", *(f"obs/{key}" for key in observation_keys), *OPTIONAL):
-        if key in OPTIONAL and key not in group:
-            continue
+    for key in ("actions", *(f"obs/{key}" for key in observation_keys)):
         data = datasets[key] = _find_data(group, key, where)
-        if key not in OPTIONAL and not data.id.get_storage_size():
+        if not data.id.get_storage_size():
             raise ValueError(f"{where}: {key!r} was allocated, but never written: leave this demonstration out.")
         if len(data) != (length := len(datasets["actions"])):
             raise ValueError(f"{where}: {key!r} has {len(data)} steps, 'actions' has {length}.")
@@ -194,9 +191,7 @@ def read_demonstrations(
         num_demonstrations (int, optional): the number of demonstrations to read, from the first. Defaults to all.
 
     Returns:
-        For every demonstration, ``[T]``: ``observation`` ``[T, n]``, ``action`` ``[T, d]``, and under ``next``
-        ``reward`` and ``done`` ``[T, 1]``; float32. Where the file has no rewards they are 0, and the last step is
-        always done.
+        For every demonstration, ``[T]``: ``observation`` ``[T, n]`` and ``action`` ``[T, d]``, float32.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -237,18 +232,8 @@ def _read_demonstration(group: Any, observation_keys: Sequence[str], where: str)
     action = values["actions"]
     if action.ndim != 2:
         raise ValueError(f"{where}: 'actions' has shape {tuple(action.shape)}, expected [steps, size].")
-    length = len(action)
-    reward, done = (values.get(key, torch.zeros(length)).reshape(length, 1) for key in OPTIONAL)
-    done = done > 0
-    done[-1] = True
-    return TensorDict(
-        {
-            "observation": torch.cat([values[f"obs/{key}"].reshape(length, -1) for key in observation_keys], -1),
-            "action": action,
-            "next": {"reward": reward, "done": done},
-        },
-        batch_size=[length],
-    )
+    parts = [values[f"obs/{key}"].reshape(len(action), -1) for key in observation_keys]
+    return TensorDict(observation=torch.cat(parts, -1), action=action, batch_size=[len(action)])
 
 
 def _read(data: Any, key: str, where: str) -> Tensor:

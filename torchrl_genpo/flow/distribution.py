@@ -159,7 +159,9 @@ class ReversibleFlow(Distribution):
         if memory is None:
             return self._scored_log_prob(action)
         if self._zero_noise is not None and action is self._zero_noise[0][0] and memory is self._zero_noise[0][1]:
-            return self._zero_noise[1]  # a deterministic actor scores what it has just made
+            log_prob = self._zero_noise[1]  # a deterministic actor scores what it has just made
+            if log_prob.requires_grad or not torch.is_grad_enabled():
+                return log_prob
         velocity = self.velocity
         x, memory = self.solver.invert(velocity, *self.to_standard(action, memory))
         return self._of_pair(self.start.log_prob(velocity, x, memory, solver=self.solver), x, memory)
@@ -206,28 +208,21 @@ class ReversibleFlow(Distribution):
         """
         return self.estimate_action_log_prob(action, *self.propose_memory(action, num_samples, memory))
 
-    def estimate_action_log_prob(
-        self, action: Tensor, memories: Tensor, log_proposal: Tensor, event_ndim: int = 1
-    ) -> MarginalEstimate:
+    def estimate_action_log_prob(self, action: Tensor, memories: Tensor, log_proposal: Tensor) -> MarginalEstimate:
         """Estimates the log density of actions by memories that :meth:`propose_memory` drew.
 
         Args:
             action (Tensor): ``[*batch, d]``.
             memories (Tensor): ``[n, *batch, d]``.
             log_proposal (Tensor): ``[n, *batch]``.
-            event_ndim (int, optional): the last dimensions of ``action`` that are one action: 2 for several agents
-                together, whose number is then no part of ``*batch``. Defaults to ``1``.
         """
-        pair = self.log_prob(action.expand(len(memories), *action.shape), memories)
-        return marginal_log_prob(pair.flatten(log_proposal.ndim).sum(-1) if event_ndim > 1 else pair, log_proposal)
+        return marginal_log_prob(self.log_prob(action.expand(len(memories), *action.shape), memories), log_proposal)
 
-    def propose_memory(
-        self, action: Tensor, num_samples: int, memory: Tensor | None = None, event_ndim: int = 1
-    ) -> tuple[Tensor, Tensor]:
+    def propose_memory(self, action: Tensor, num_samples: int, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Memories ``[n, *batch, d]`` for given actions and their log proposal density ``[n, *batch]``."""
         if not isinstance(num_samples, int) or num_samples < 1:
             raise ValueError(f"num_samples must be an integer of at least 1, got {num_samples!r}; 64 is a good choice.")
-        memories, log_proposal = propose_memory(self, self._checked(action), num_samples, memory, event_ndim)
+        memories, log_proposal = propose_memory(self, self._checked(action), num_samples, memory)
         dtype = self.solver.state_dtype(self.dtype)
         return memories.to(dtype), log_proposal.to(self.density_dtype)
 

@@ -52,7 +52,7 @@ def marginal_log_prob(pair_log_prob: Tensor, log_proposal: Tensor) -> MarginalEs
 
 @torch.no_grad()
 def propose_memory(
-    flow: ReversibleFlow, action: Tensor, num_samples: int, memory: Tensor | None = None, event_ndim: int = 1
+    flow: ReversibleFlow, action: Tensor, num_samples: int, memory: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     r"""Draws memories for given actions from a proposal close to their conditional law.
 
@@ -75,27 +75,21 @@ def propose_memory(
         num_samples (int): memories an action.
         memory (Tensor, optional): one that came with the action, where the search begins, ``[*batch, d]``. Defaults to
             a state that had the velocity at the action, and memories that the flow draws.
-        event_ndim (int, optional): the last dimensions of ``action`` that are one action; see
-            :meth:`ReversibleFlow.estimate_action_log_prob`. Defaults to ``1``.
 
     Returns:
         Memories ``[n, *batch, d]`` and their log proposal density ``[n, *batch]``.
     """
     action = action.double()
-    event = action.shape[action.ndim - event_ndim :]
     broad = None
     if memory is None:
         drawn = flow.sample((NUM_DRAWS, *action.shape[: action.ndim - 1 - len(flow.batch_shape)]))[1].double()
-        drawn = drawn.flatten(-event_ndim)
         broad = drawn.mean(0), drawn.std(0)
-        straight = _straight_memory(flow, action).flatten(-event_ndim)
-        mean = torch.cat([straight.unsqueeze(0), drawn[: NUM_STARTS - 1]])
+        mean = torch.cat([_straight_memory(flow, action).unsqueeze(0), drawn[: NUM_STARTS - 1]])
     else:
-        mean = memory.double().flatten(-event_ndim).unsqueeze(0)
+        mean = memory.double().unsqueeze(0)
 
     def residual(m: Tensor) -> Tensor:
-        noise = flow.to_noise(action.expand(*m.shape[:-1], *event), m.unflatten(-1, event))
-        return torch.cat([part.flatten(-event_ndim) for part in noise], -1).double()
+        return torch.cat(flow.to_noise(action.expand_as(m), m), -1).double()
 
     z, jacobian = _linearise(residual, mean)
     for _ in range(GAUSS_NEWTON_STEPS if memory is None else 1):
@@ -114,8 +108,7 @@ def propose_memory(
         mean = torch.cat([mean, broad[0].unsqueeze(0)])
         precision_root = torch.cat([precision_root, broad[1].reciprocal().diag_embed().unsqueeze(0)])
         log_weight = torch.cat([log_weight + math.log1p(-BROAD_WEIGHT), log_weight[:1] * 0 + math.log(BROAD_WEIGHT)])
-    memories, log_density = _sample_mixture(mean, precision_root, log_weight, num_samples)
-    return memories.unflatten(-1, event), log_density
+    return _sample_mixture(mean, precision_root, log_weight, num_samples)
 
 
 def _straight_memory(flow: ReversibleFlow, action: Tensor) -> Tensor:

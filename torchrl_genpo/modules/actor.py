@@ -228,6 +228,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
 
         Raises:
             KeyError: if the action or an observation is missing.
+            ValueError: if the batch size of the tensordict is not that of the actions.
 
         Examples:
             >>> import torch
@@ -239,9 +240,12 @@ class ReversibleFlowActor(SafeProbabilisticModule):
             torch.Size([8])
         """
         (action,) = read(tensordict, self.action_key)
-        dist, event_ndim = self._build_dist(tensordict), action.ndim - tensordict.ndim
-        proposed = dist.propose_memory(action, num_samples, event_ndim=event_ndim)
-        return dist.estimate_action_log_prob(action, *proposed, event_ndim).log_prob
+        if action.ndim != tensordict.ndim + 1:
+            raise ValueError(
+                f"Actions {list(action.shape)} in a tensordict of batch size {list(tensordict.shape)}: give it the "
+                "batch size of its actions, agents included (of agents that a velocity mixes there is no estimate)."
+            )
+        return self._build_dist(tensordict).action_log_prob(action, num_samples).log_prob
 
     def get_extra_state(self) -> dict[str, Any]:
         """What fixes the density beside the parameters, for the state dict."""

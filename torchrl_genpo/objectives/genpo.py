@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import TensorDictModule, TensorDictModuleBase, dispatch
+from tensordict import TensorDictBase
+from tensordict.nn import TensorDictModule, TensorDictModuleBase
 from torch import Tensor
 
+from torchrl_genpo.flow import ReversibleFlow
 from torchrl_genpo.modules.inputs import read
 from torchrl_genpo.modules.sequence import flow_of
 from torchrl_genpo.objectives.flow_matching import flow_matching
@@ -35,9 +36,10 @@ class GenPOLoss(PairLoss):
         reference (TensorDictModule, optional): a policy with a reversible flow of actions of the same size, near which
             the trained one is kept: :math:`KL(\pi \| \pi_\text{ref})` of the pairs is added to the loss (as in arXiv
             2607.19399), by one new pair a sample, right in the mean. It is copied as it is now, with what normalises
-            its observations, and frozen; the copy is part of the loss's state dict. If all parameters of the policy
-            but those of its start are frozen and equal to the reference's, the divergence is that of the two starts,
-            in closed form. Outputs ``kl_reference`` and ``loss_reference`` are then written. Defaults to none.
+            its observations, and frozen; the copy is part of the loss's state dict. If all of the policy but its start
+            is frozen and equal to the reference when the loss is made, the divergence is that of the two starts, in
+            closed form; its normaliser has to stand still then. Outputs ``kl_reference`` and ``loss_reference`` are
+            written. Defaults to none.
         reference_coeff (float, optional): weight of that divergence, a buffer. Defaults to ``0.1``.
         anchor_coeff (float, optional): weight of :class:`~torchrl_genpo.FlowMatchingLoss` on good actions that come
             beside each mini-batch: the data then has a nested ``anchor`` of the same batch size, with observations, the
@@ -93,26 +95,19 @@ class GenPOLoss(PairLoss):
                 f"anchor_coeff={anchor_coeff} must not be negative, and flow matching trains no actor with a gaussian."
             )
         self.anchor_coeff = anchor_coeff
+        if reference is not None:
+            self.out_keys = [*self.out_keys, "kl_reference", "loss_reference"]
+        if anchor_coeff:
+            self.out_keys = [*self.out_keys, "loss_anchor"]
 
-    def _own_out_keys(self) -> list[NestedKey]:
-        keys = super()._own_out_keys()
+    def _other_losses(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
         if self.reference is not None:
-            keys += ["kl_reference", "loss_reference"]
-        return [*keys, "loss_anchor"] if self.anchor_coeff else keys
-
-    @dispatch
-    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
-        td_out = super().forward(tensordict)
-        if self.reference is not None:
-            with self._in_place(self.actor_network_params):
-                divergence = self.reference(self._dist(tensordict), tensordict)
-            divergence = self._reduce_loss(divergence, tensordict)
-            td_out.set("kl_reference", divergence.detach())
-            td_out.set("loss_reference", self.reference_coeff * divergence)
+            divergence = self._reduce_loss(self.reference(dist, tensordict), tensordict)
+            found |= {"kl_reference": divergence.detach(), "loss_reference": self.reference_coeff * divergence}
         if self.anchor_coeff:
-            td_out.set("loss_anchor", self.anchor_coeff * self._match_anchor(tensordict))
-        return td_out
+            found["loss_anchor"] = self.anchor_coeff * self._match_anchor(tensordict)
+        return found
 
     def _match_anchor(self, tensordict: TensorDictBase) -> Tensor:
         """The loss of flow matching on the good actions that came with the data."""
@@ -123,5 +118,4 @@ class GenPOLoss(PairLoss):
                 f"its batch size with observations and {self.tensor_keys.action!r}."
             )
         (action,) = read(anchor, self.tensor_keys.action)
-        with self._in_place(self.actor_network_params):
-            return flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None)).mean()
+        return flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None)).mean()

@@ -92,7 +92,7 @@ class PairLoss(ClipPPOLoss):
     )
     default_keys = _AcceptedKeys
     tensor_keys: _AcceptedKeys
-    _out_keys: list[NestedKey] | None
+    out_keys: list[NestedKey]
 
     def __init__(
         self,
@@ -130,27 +130,13 @@ class PairLoss(ClipPPOLoss):
         if self.delay_actor:
             params = self.actor_network_params.items(True, True)
             self._buffer_keys = [key for key, value in params if not isinstance(value, nn.Parameter)]
-        self._current_log_prob: Tensor | None = None
+        self.out_keys = [*self.out_keys, "inversion_error"]
+        self._current: tuple[ReversibleFlow, Tensor] | None = None
 
     def _set_in_keys(self) -> None:
         super()._set_in_keys()
         if self.tensor_keys.action_memory not in self._in_keys:
             self._in_keys.append(self.tensor_keys.action_memory)
-
-    @property
-    def out_keys(self) -> list[NestedKey]:
-        """The outputs of ``ClipPPOLoss``, ``inversion_error``, and those of what else was asked for."""
-        if self._out_keys is None:
-            self._out_keys = [*super().out_keys, *self._own_out_keys()]
-        return self._out_keys
-
-    @out_keys.setter
-    def out_keys(self, values: list[NestedKey]) -> None:
-        self._out_keys = values
-
-    def _own_out_keys(self) -> list[NestedKey]:
-        """What is written beside the outputs of ``ClipPPOLoss``."""
-        return ["inversion_error"]
 
     def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Prepares a collected batch for its updates.
@@ -171,10 +157,22 @@ class PairLoss(ClipPPOLoss):
         if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         td_out = super().forward(tensordict)
-        gap = (self._current_log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
-        self._current_log_prob = None
+        assert self._current is not None
+        (dist, log_prob), self._current = self._current, None
+        gap = (log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
         gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
-        return td_out.set("inversion_error", gap.amax())
+        td_out.set("inversion_error", gap.amax())
+        with self._in_place(self.actor_network_params):  # the distribution holds the live network
+            return td_out.update(self._other_losses(dist, tensordict))
+
+    def _other_losses(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> dict[str, Tensor]:
+        """What an objective adds to that of PPO, by the name of the output.
+
+        Args:
+            dist (ReversibleFlow): of the present policy, for the data.
+            tensordict (TensorDictBase): the data.
+        """
+        return {}
 
     def _get_cur_log_prob(
         self, tensordict: TensorDictBase, params: TensorDictParams | None = None
@@ -189,19 +187,15 @@ class PairLoss(ClipPPOLoss):
             for key in self._buffer_keys:  # TorchRL's updaters of target parameters leave buffers as they were
                 params.get(key).copy_(self.actor_network_params.get(key))
         with self._in_place(params):
-            dist = self._dist(tensordict)
+            actor, seen = encode(self.actor_network, tensordict)
+            dist = actor.get_dist(seen.select(*actor.in_keys))  # without the stored pair, which it would score at once
             log_prob = dist.log_prob(*pair)  # here, because the distribution holds the live network
         if is_current:
-            self._current_log_prob = log_prob.detach()  # for forward, which takes it away
+            self._current = dist, log_prob.detach()  # for forward, which takes them away
         return log_prob, dist, False
 
     def _read_pair(self, tensordict: TensorDictBase) -> Pair:
         return ReversibleFlowActor.read_pair(tensordict, self.tensor_keys.action, self.tensor_keys.action_memory)
-
-    def _dist(self, tensordict: TensorDictBase) -> ReversibleFlow:
-        """The distribution of the pair, without the stored one, which it would score at once."""
-        actor, seen = encode(self.actor_network, tensordict)
-        return actor.get_dist(seen.select(*actor.in_keys))
 
     def _in_place(self, params: TensorDictParams) -> Any:
         """The context in which the policy has these parameters."""

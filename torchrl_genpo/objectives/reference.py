@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -51,11 +52,21 @@ class Reference(nn.Module):
 
 
 def _is_same_flow(policy: nn.Module, reference: nn.Module) -> bool:
-    """Whether all parameters but those of the starts are frozen and equal."""
-    own, other = (
-        {name: p for name, p in module.named_parameters() if all(p is not q for q in start.parameters())}
-        for module, start in ((policy, flow_of(policy).start), (reference, flow_of(reference).start))
-    )
-    return own.keys() == other.keys() and all(
-        not p.requires_grad and torch.equal(p, other[name]) for name, p in own.items()
-    )
+    """Whether the two differ in their starts alone, and nothing else of the policy is trained."""
+    (own, kinds), (other, others) = _all_but_start(policy), _all_but_start(reference)
+    is_equal = own.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in own.items())
+    return kinds == others and is_equal and not any(value.requires_grad for value in own.values())
+
+
+def _all_but_start(policy: nn.Module) -> tuple[dict[str, Tensor], list[Any]]:
+    """The parameters and buffers of a policy without those of its start, and the rest of what it computes with."""
+    actor = flow_of(policy)
+    start = {id(part) for part in (*actor.start.modules(), *actor.start.parameters(), *actor.start.buffers())}
+    tensors = (*policy.named_parameters(), *policy.named_buffers())
+    kinds = [type(module) for module in policy.modules() if id(module) not in start]
+    settings = actor.get_extra_state()
+    return {name: value for name, value in tensors if id(value) not in start}, [
+        *kinds,
+        settings["solver"],
+        settings["velocity"],
+    ]

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Iterator
 from typing import Any
 
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
@@ -151,9 +150,9 @@ def noise_parameters(loss: ClipPPOLoss) -> list[nn.Parameter]:
 
     They are logarithms, for which the small rate of a pre-trained network would be none at all.
     """
-    named = ((name.rpartition(".")[2], value) for name, value in _named(loss))
-    return [value for name, value in named if name in NOISE_PARAMETERS and isinstance(value, nn.Parameter)]
-
-
-def _named(loss: ClipPPOLoss) -> Iterator[tuple[str, nn.Parameter]]:
-    return loss.actor_network_params.flatten_keys(".").items()
+    named = loss.actor_network_params.flatten_keys(".").items()
+    return [
+        value
+        for name, value in named
+        if name.rpartition(".")[2] in NOISE_PARAMETERS and isinstance(value, nn.Parameter)
+    ]

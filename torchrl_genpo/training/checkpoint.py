@@ -286,7 +286,7 @@ def _load_weights(policy: nn.Module, checkpoint: Mapping[str, Any], path: Path, 
     """Loads a policy; its start stays as it is if it is none of what was trained."""
     saved = checkpoint.get("policy", {})
     if not with_start:
-        kept = (".start.", "._extra_state")
+        kept = (".start.", "._extra_state", ".width", ".memory_weight")  # the last two follow from start and solver
         own = {key: value for key, value in policy.state_dict().items() if any(part in key for part in kept)}
         saved = {key: value for key, value in saved.items() if not any(part in key for part in kept)} | own
     restore({"policy": saved}, {"policy": policy}, path)

@@ -134,4 +134,4 @@ def make_collection(
         )
     from torchrl_genpo.training.workers import WorkerCollection
 
-    return WorkerCollection(options, env, policy, seed, progress)
+    return WorkerCollection(options, policy, seed, progress)

@@ -13,8 +13,8 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from torchrl_genpo.envs.seeds import check_seed
-from torchrl_genpo.flow import Pair, ReversibleFlow
-from torchrl_genpo.modules import ReversibleFlowActor
+from torchrl_genpo.flow import ReversibleFlow
+from torchrl_genpo.modules import ReversibleFlowActor, encode
 
 __all__ = ["RatioWatch", "episode_log", "evaluate", "statistics_columns"]
 
@@ -92,21 +92,25 @@ class RatioWatch:
     before and after are estimated with the same ones.
 
     Args:
-        actor (ReversibleFlowActor): the policy.
-        data (TensorDictBase): ``[n]``, what the actor read and wrote.
+        policy (TensorDictModuleBase): a :class:`~torchrl_genpo.ReversibleFlowActor`, or a sequence with one.
+        data (TensorDictBase): ``[n]``, what the policy read and wrote.
         num_memories (int): of each action.
     """
 
     @torch.no_grad()
-    def __init__(self, actor: ReversibleFlowActor, data: TensorDictBase, num_memories: int) -> None:
-        self._actor, self._data = actor, data
-        dist, pair = self._now()
-        self._proposed = dist.propose_memory(pair[0], num_memories, pair[1])
-        self._before = dist.estimate_action_log_prob(pair[0], *self._proposed)
+    def __init__(self, policy: TensorDictModuleBase, data: TensorDictBase, num_memories: int) -> None:
+        self._policy, self._data = policy, data
+        actor, dist = self._now()
+        self._pair = actor.read_pair(data, *actor.dist_sample_keys)
+        self._log_prob = data[actor.log_prob_keys[0]]
+        action, memory = self._pair
+        self._proposed = dist.propose_memory(action, num_memories, memory)
+        self._before = dist.estimate_action_log_prob(action, *self._proposed)
 
-    def _now(self) -> tuple[ReversibleFlow, Pair]:
-        actor, data = self._actor, self._data
-        return actor.get_dist(data.select(*actor.in_keys)), actor.read_pair(data, *actor.dist_sample_keys)
+    def _now(self) -> tuple[ReversibleFlowActor, ReversibleFlow]:
+        """The actor and its present distribution, which what comes before the actor changes too."""
+        actor, seen = encode(self._policy, self._data)
+        return actor, actor.get_dist(seen.select(*actor.in_keys))
 
     @torch.no_grad()
     def compare(self, clip_epsilon: float) -> dict[str, float]:
@@ -119,10 +123,10 @@ class RatioWatch:
             ``kl`` and ``clip_fraction`` of pair and action, and ``ess``, the mean effective sample size of the
             action's estimate before the update, as a fraction of its memories.
         """
-        dist, (action, memory) = self._now()
+        (_, dist), (action, memory) = self._now(), self._pair
         results = {"ess": (self._before.effective_sample_size.mean() / len(self._proposed[0])).item()}
         for name, log_ratio in (
-            ("pair", dist.log_prob(action, memory) - self._data[self._actor.log_prob_keys[0]]),
+            ("pair", dist.log_prob(action, memory) - self._log_prob),
             ("action", dist.estimate_action_log_prob(action, *self._proposed).log_prob - self._before.log_prob),
         ):
             results[f"kl_{name}"] = -log_ratio.mean().item()

@@ -16,7 +16,6 @@ from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR, SoftUpdate
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.modules import encode
 from torchrl_genpo.training.build import noise_parameters, normalizers, observation_keys
 from torchrl_genpo.training.demonstrations import Anchor
 from torchrl_genpo.training.evaluation import RatioWatch
@@ -139,8 +138,7 @@ class Learner:
         if options.policy.has_pair and options.diagnostics.samples:
             spread = batch.reshape(-1)
             spread = spread[:: max(1, len(spread) // options.diagnostics.samples)]  # over all environments and steps
-            flow, seen = encode(self.policy, spread[: options.diagnostics.samples])
-            watch = RatioWatch(flow, seen, options.diagnostics.num_memories)
+            watch = RatioWatch(self.policy, spread[: options.diagnostics.samples], options.diagnostics.num_memories)
         is_warming_up = frames_before < options.optim.critic_warmup
         for parameter in self._actor_parameters:
             parameter.requires_grad_(not is_warming_up)
@@ -185,8 +183,8 @@ class Learner:
     def _follow_kl(self, last_epoch: list[TensorDictBase]) -> None:
         """Sets an adaptive rate once an update, by its last epoch.
 
-        The KL is to the policy that collected, 0 at first in each update: a step on every mini-batch would swing the
-        rate between its limits within the update.
+        The KL is to the policy that collected (with ``loss.proximal_decay`` to the average of past policies), least at
+        the beginning of each update: a step on every mini-batch would swing the rate between its limits within it.
         """
         if self.schedule is None:
             return

@@ -68,7 +68,8 @@ class Training:
         set_seeds(spawn_seed(options.seed, Purpose.LEARNING, ranks.rank))
         seed = spawn_seed(options.seed, Purpose.COLLECTION, ranks.rank)
         self._eval_seed = spawn_seed(options.seed, Purpose.EVALUATION)
-        self.env = env = build_env(options, options.env.num_envs, seed)
+        is_here = options.collector.kind == "sync"  # workers have environments of their own
+        self.env = env = build_env(options, options.env.num_envs if is_here else 1, seed)
         self.eval_env = None
         if ranks.is_first and not one_simulation(options.env.name):
             self.eval_env = build_env(options, options.eval.num_envs, self._eval_seed)
@@ -190,7 +191,7 @@ class Training:
         if self.ranks.is_first and not self.is_finished:
             self.save()
         self.collection.close()
-        if self.ranks.is_first:
+        if self.ranks.is_first and self.folder.metrics_path.exists():
             title = f"{options.env.name}, {options.policy.name}, seed {options.seed}"
             draw_learning_curve(self.folder.metrics_path, self.folder.path / "learning_curve.png", title)
 
@@ -242,7 +243,9 @@ class Training:
 
     def _evaluate(self) -> dict[str, float]:
         """Evaluates the present policy; where one simulation has to do, in the training's own."""
-        env, rounds = (self.env, 1) if self.eval_env is None else (self.eval_env, self.options.eval.rounds)
+        env, rounds = self.eval_env, self.options.eval.rounds
+        if env is None:
+            env, rounds = self.env, min(rounds, 1)
         try:
             results = evaluate(env, self.policy, self._eval_seed, rounds)
         except Exception as error:

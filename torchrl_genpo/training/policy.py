@@ -227,10 +227,13 @@ class _Zeros(nn.Module):
 
 
 def learned_scale(action_dim: int, initial_std: float, min_std: float) -> AddStateIndependentNormalScale:
-    """A deviation for each number of an action, which no network computes."""
-    return AddStateIndependentNormalScale(
-        action_dim, scale_lb=max(min_std, LEAST_STD), init_value=math.log(initial_std)
-    )
+    """A deviation for each number of an action, which no network computes.
+
+    A floor is added, for a bound would have no gradient below it and keep what touched it for ever.
+    """
+    if min_std:
+        return AddStateIndependentNormalScale(action_dim, scale_mapping=f"biased_softplus_{initial_std}_{min_std}")
+    return AddStateIndependentNormalScale(action_dim, init_value=math.log(initial_std))
 
 
 def gaussian_steps(
@@ -257,16 +260,16 @@ def gaussian_steps(
         in_key (str, optional): of the observation. Defaults to ``"observation"``.
         action_key (str, optional): of the action. Defaults to ``"action"``.
         initial_std (float, optional): the standard deviation at first. Defaults to ``1``.
-        min_std (float, optional): the least standard deviation (with a covariance, of a number given those before it).
-            Defaults to ``0``.
+        min_std (float, optional): what the standard deviation stays above (with a covariance, of a number given those
+            before it). Defaults to ``0``.
     """
-    lowest = max(min_std, LEAST_STD)
     extractor: nn.Module
     keys, distribution = ["loc", "scale"], IndependentNormal
     if scale == "state_dependent":
-        extractor = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}", scale_lb=lowest)
+        floor = f"_{min_std}" if min_std else ""
+        extractor = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}{floor}")
     elif scale == "covariance":
-        extractor = AddCovariance(action_dim, initial_std, lowest)
+        extractor = AddCovariance(action_dim, initial_std, max(min_std, LEAST_STD))
         keys, distribution = ["loc", "scale_tril"], MultivariateNormal
     else:
         extractor = learned_scale(action_dim, initial_std, min_std)
@@ -290,7 +293,7 @@ class AddCovariance(nn.Module):
     Args:
         action_dim (int): ``d``.
         initial_std (float): the standard deviation at first, without correlations.
-        min_std (float): the least standard deviation of a number given those before it.
+        min_std (float): what the standard deviation of a number given those before it stays above.
 
     Examples:
         >>> loc, root = AddCovariance(2, 0.5, 1e-4)(torch.zeros(8, 2))
@@ -301,11 +304,11 @@ class AddCovariance(nn.Module):
     def __init__(self, action_dim: int, initial_std: float, min_std: float) -> None:
         super().__init__()
         self.min_std = min_std
-        self.log_diagonal = nn.Parameter(torch.full((action_dim,), math.log(initial_std)))
+        self.log_diagonal = nn.Parameter(torch.full((action_dim,), math.log(initial_std - min_std)))
         self.below = nn.Parameter(torch.zeros(action_dim, action_dim))
 
     def forward(self, loc: Tensor) -> tuple[Tensor, Tensor]:
-        diagonal = self.log_diagonal.exp().clamp_min(self.min_std)
+        diagonal = self.log_diagonal.exp() + self.min_std
         # the rows of the unit triangle are in units of their own deviation
         root = diagonal.unsqueeze(-1) * (self.below.tril(-1) + torch.eye(len(diagonal)).to(diagonal))
         return loc, root.expand(*loc.shape, -1)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from tensordict.nn import TensorDictSequential
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -29,15 +28,9 @@ from torchrl_genpo.training.policy import make_policy
 from torchrl_genpo.training.progress import Progress
 from torchrl_genpo.training.run_folder import RunFolder
 
-__all__ = ["COLUMNS", "pretrain", "sampled_by_euler"]
+__all__ = ["COLUMNS", "pretrain"]
 
 COLUMNS = ["iteration", "train/loss"]
-
-
-def sampled_by_euler(policy: nn.Module) -> TensorDictSequential:
-    """The same policy, its velocity integrated by Euler's rule as it was pre-trained, without a density."""
-    flow = flow_of(policy)
-    return TensorDictSequential(*(EulerActor.of(flow) if step is flow else step for step in steps(policy)))
 
 
 def _set_ranges(
@@ -135,7 +128,7 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
     if options.eval.rounds:
         ways: dict[str, nn.Module] = {options.policy.name: policy}
         if is_flow and isinstance(flow_of(policy), ReversibleFlowActor):
-            ways = {"reversible": policy, "euler": sampled_by_euler(policy)}
+            ways = {"reversible": policy, "euler": EulerActor.of(policy)}
         results = {way: evaluate(env, policy, eval_seed, options.eval.rounds) for way, policy in ways.items()}
         (folder.path / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
     env.close()

@@ -79,7 +79,7 @@ class RunFolder:
             self.resume()
         if read_only:
             return
-        if not resume and self._has_begun:
+        if not resume and self.has_begun:
             raise FileExistsError(
                 f"{self.path} already holds a run. Choose another folder with hydra.run.dir=<folder>, or continue it "
                 f"with {as_word('resume', str(self.path))}"
@@ -103,11 +103,12 @@ class RunFolder:
         There is none in a run that was killed before it saved its first, untrained: that starts from the beginning.
         """
         self.resume_from = self.latest()
-        if self.resume_from is None and self._has_begun:
+        if self.resume_from is None and self.has_begun:
             raise FileNotFoundError(f"resume={self.path}: no readable checkpoint in {self._checkpoints}.")
 
     @property
-    def _has_begun(self) -> bool:
+    def has_begun(self) -> bool:
+        """Whether there was a first update, or a run that is continued."""
         return self.metrics_path.exists() or any(frames_of(path) for path in checkpoints_of(self.path))
 
     @property
@@ -119,7 +120,7 @@ class RunFolder:
 
     def remove_unused(self) -> None:
         """Removes what a run left that ended before its first update, so that the next one may have the folder."""
-        if not self._is_new or self._has_begun:
+        if not self._is_new or self.has_begun:
             return
         self._lock.release()
         shutil.rmtree(self._checkpoints, ignore_errors=True)
@@ -166,7 +167,7 @@ class RunFolder:
         self._checkpoints.mkdir(exist_ok=True)
         path = self._checkpoints / f"checkpoint-{frames:012d}.pt"
         save_checkpoint(path, frames, config, parts)
-        kept = {*checkpoints_of(self.path)[-self._keep_last :], best_checkpoint(self.path, self._keep_best)}
+        kept = {path, *checkpoints_of(self.path)[-self._keep_last :], best_checkpoint(self.path, self._keep_best)}
         for old in checkpoints_of(self.path):
             if old not in kept:
                 old.unlink()

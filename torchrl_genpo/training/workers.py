@@ -114,15 +114,12 @@ class WorkerCollection:
 
     Args:
         options (TrainOptions): of the run.
-        env (EnvBase): of the learner.
         policy (TensorDictModuleBase): the policy that is trained.
         seed (int): the seed of this process for its environments.
         progress (Progress): of the run.
     """
 
-    def __init__(
-        self, options: TrainOptions, env: EnvBase, policy: TensorDictModuleBase, seed: int, progress: Progress
-    ) -> None:
+    def __init__(self, options: TrainOptions, policy: TensorDictModuleBase, seed: int, progress: Progress) -> None:
         self.columns = list(COLUMNS)
         self.metrics: dict[str, float] = {}
         self._run, self._seed, self._progress = options, seed, progress
