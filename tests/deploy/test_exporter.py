@@ -112,6 +112,9 @@ def test_a_number_that_is_not_finite_is_seen_as_the_policy_sees_it(raw_env, tmp_
     action = exported.run({"observation": observation.numpy()})["action"]
     np.testing.assert_allclose(action, expected, rtol=0, atol=1e-5)
     assert np.isfinite(action).all()
+    for row in observation[:3]:  # on a robot it is a sensor that failed
+        with pytest.raises(ValueError, match="The observation has numbers that are not finite"):
+            exported(row.numpy())
 
 
 @pytest.mark.parametrize("history", [1, 3, 5])

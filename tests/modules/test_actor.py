@@ -159,6 +159,14 @@ def test_nested_keys():
     torch.testing.assert_close(actor.log_prob(td), td["agent", "log_prob"], atol=1e-4, rtol=0)
 
 
+def test_a_gaussian_sees_several_observations_as_one():
+    actor = make_actor(in_keys=["position", ("goal", "xy")], gaussian=make_gaussian())
+    td = TensorDict(position=torch.randn(8, 2), goal=TensorDict(xy=torch.randn(8, 2), batch_size=[8]), batch_size=[8])
+    both = torch.cat([td["position"], td["goal", "xy"]], -1)
+    torch.testing.assert_close(actor.get_dist(td).loc, actor.gaussian(both)[0])
+    torch.testing.assert_close(actor.log_prob(actor(td)), td["action_log_prob"], atol=1e-4, rtol=0)
+
+
 def test_keyword_call():
     action, memory, log_prob = make_actor()(observation=torch.randn(8, 4))
     assert action.shape == memory.shape == (8, 2) and log_prob.shape == (8,)

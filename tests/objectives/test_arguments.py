@@ -26,6 +26,12 @@ def test_an_argument_without_effect_is_refused(argument):
         GenPOLoss(make_actor(), None, critic_coeff=None, **argument)
 
 
+@pytest.mark.parametrize("name", ["reference_coef", "anchor_coef", "clip_eps", "normalise_advantage"])
+def test_a_keyword_that_no_loss_has_is_refused(name):
+    with pytest.raises(TypeError, match=f"GenPOLoss got an unexpected keyword argument '{name}'"):
+        GenPOLoss(make_actor(), None, critic_coeff=None, **{name: 1.0})
+
+
 def test_frames_of_a_random_policy_are_refused_by_the_loss_and_before_the_updates():
     actor = make_actor()
     loss = GenPOLoss(actor, None, critic_coeff=None)

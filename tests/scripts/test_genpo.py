@@ -208,7 +208,9 @@ def test_resume_refuses_another_configuration(finished):
         ("policy=fpo solver.num_steps=8", ["leave 'solver.num_steps=8' out", "policy.options.<name>"]),
         ("policy.activation=mishh", ["policy.activation=mishh", "mish"]),
         ("collector.frames_per_batch=2050", ["collector.frames_per_batch=2050", "2048 or 2064"]),
-        ("resume=nowhere", ["there is no run"]),
+        ("resume=nowhere", ["there is no run", "Give the folder of a run"]),
+        ("resume=nowhere evaluate=half_cheetah", ["give one of the two"]),
+        ("optim.epochs=3", ["Did you mean loss.epochs?"]),
         ("evaluate=nowhere", ["nowhere", "Policies that come with the library: half_cheetah"]),
     ],
 )

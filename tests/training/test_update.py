@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import AddStateIndependentNormalScale
-from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.envs import ExplorationType, GymEnv, RewardSum, StepCounter, TransformedEnv, set_exploration_type
 from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, ReversibleSolver, VelocityMLP
@@ -85,6 +85,16 @@ def test_evaluation_repeats_itself_and_leaves_the_random_state_alone(parts):
     torch.rand(3)
     assert first == evaluate(env, actor, seed=7)
     assert first != evaluate(env, actor, seed=8)
+
+
+def test_evaluation_takes_an_environment_without_a_batch_and_names_what_it_lacks():
+    env = TransformedEnv(GymEnv("Pendulum-v1"), StepCounter(50))
+    actor = ReversibleFlowActor(VelocityMLP(3, 1, (16,)))
+    with pytest.raises(KeyError, match=r"append torchrl\.envs\.RewardSum"):
+        evaluate(env, actor, seed=3)
+    env.append_transform(RewardSum())
+    returns = evaluate(env, actor, seed=3)
+    assert -1000 < returns["eval/zero_noise/return"] < 0 and returns == evaluate(env, actor, seed=3)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

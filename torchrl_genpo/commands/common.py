@@ -28,6 +28,7 @@ from torchrl import logger as torchrl_log
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.compose import GROUPS, SCHEMAS, ConfigName, compose_config, known_to_hydra, validate
+from torchrl_genpo.config.describe import options_of
 from torchrl_genpo.config.nested import set_option
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
 
@@ -72,7 +73,12 @@ def _close_options(error: OmegaConfBaseException) -> str:
     """The hint at options beside one that does not exist."""
     if not isinstance(error.parent_node, DictConfig) or error.key in error.parent_node.keys():
         return ""
-    return did_you_mean(str(error.key), map(str, error.parent_node)).replace(" ", "\n", 1)
+    name = str(error.key).rpartition(".")[2]
+    known = {option.name for schema in SCHEMAS.values() for option in options_of(schema)}
+    elsewhere = sorted(option for option in known if option.rpartition(".")[2] == name)
+    if elsewhere:
+        return f"\nDid you mean {', '.join(elsewhere)}?"
+    return did_you_mean(name, map(str, error.parent_node)).replace(" ", "\n", 1)
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:

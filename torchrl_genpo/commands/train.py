@@ -35,6 +35,8 @@ from torchrl_genpo.training.signals import StopRequest
 
 RESUMABLE = {
     "collector.total_frames",
+    "device",
+    "num_threads",
     "env.options.asset_root",
     "env.options.dataset",
     "video",
@@ -119,6 +121,8 @@ def train(options: TrainOptions, folder: RunFolder, ranks: Ranks) -> int:
 @hydra_command("genpo", DivergedError, WorkerError)
 def main(options: TrainOptions, overrides: Sequence[str]) -> int:
     if options.evaluate is not None:
+        if options.resume is not None:
+            raise ValueError("resume= trains and evaluate= does not: give one of the two.")
         run_evaluation(options, overrides)
         return 0
     path, resume = Path(HydraConfig.get().runtime.output_dir), options.resume is not None

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import yaml
-from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.config.explain import explain
 from torchrl_genpo.config.nested import merged
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
 from torchrl_genpo.envs.xhand.settings import Settings
@@ -26,7 +27,6 @@ __all__ = [
     "HandError",
     "HandState",
     "SafetyConfig",
-    "describe_mistake",
     "load_config",
 ]
 
@@ -193,29 +193,6 @@ class DeployConfig(Settings):
         return {**values, "hand": hand, "safety": {**safety, **filled}}
 
 
-def describe_mistake(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first mistake that Pydantic found, on one line: the key, what is wrong with it, and the value.
-
-    Examples:
-        >>> try:
-        ...     DeployConfig(hand={"sied": "left"})
-        ... except ValidationError as error:
-        ...     describe_mistake(error, DeployConfig)
-        "hand.sied: there is no such key. Did you mean side? (got 'left')"
-    """
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "the whole"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        known: Any = model
-        for part in first["loc"][:-1]:
-            known = known.model_fields[part].annotation
-        message = f"there is no such key.{did_you_mean(str(first['loc'][-1]), known.model_fields)}"
-    # of a check of several values together, the whole section would be shown
-    value = "" if first["type"] == "value_error" else f" (got {repr(first['input'])[:100]})"
-    return f"{where}: {message[0].lower()}{message[1:]}{value}"
-
-
 def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> DeployConfig:
     """Reads a YAML file with the sections ``hand`` and ``safety``; what it does not name keeps its default.
 
@@ -232,6 +209,7 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
         {'index_bend': -1}
     """
     sources = ", ".join([*([] if path is None else [str(path)]), *overrides])
+    values: Any = {}
     try:
         values = {} if path is None else yaml.safe_load(Path(path).read_bytes()) or {}
         config = DeployConfig.model_validate(values)
@@ -248,4 +226,4 @@ def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -
     except yaml.YAMLError as error:
         raise ValueError(f"{sources} is no YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
-        raise ValueError(f"{sources}: {describe_mistake(error, DeployConfig)}") from error
+        raise ValueError(f"{sources}: {explain(error, DeployConfig, values)}") from error

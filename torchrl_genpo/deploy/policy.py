@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError, model_validator
 
-from torchrl_genpo.deploy.hand import describe_mistake
+from torchrl_genpo.config.explain import explain
 
 __all__ = ["ExportedPolicy"]
 
@@ -165,8 +165,8 @@ class ExportedPolicy:
             noise (np.ndarray, optional): standard normal noise, of a policy with ``noise_input``. Defaults to zeros.
 
         Raises:
-            ValueError: for an observation or noise of another shape, one that is missing, or one that the policy does
-                not take.
+            ValueError: for an observation or noise of another shape, with a number that is not finite, one that is
+                missing, or one that the policy does not take.
         """
         shapes = self.metadata["inputs"]
         given = dict(observation) if isinstance(observation, Mapping) else {"observation": observation}
@@ -182,6 +182,8 @@ class ExportedPolicy:
                 raise ValueError(
                     f"The policy reads {name} of the shape {shapes[name]}, got {np.shape(value)}.{self._left()}"
                 )
+            if not np.isfinite(value).all():  # a normaliser would take it for the mean
+                raise ValueError(f"The {name} has numbers that are not finite: a sensor failed.")
         outputs = self.run({name: np.asarray(value)[None] for name, value in given.items()} | self._state)
         self._state = {name: outputs[f"next.{name}"] for name in self.state_names}
         return outputs["action"][0]
@@ -200,7 +202,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
     try:
         _Description.model_validate(metadata, strict=True)
     except ValidationError as error:
-        raise ValueError(f"{path} is damaged: {describe_mistake(error, _Description)}") from error
+        raise ValueError(f"{path} is damaged: {explain(error, _Description, metadata)}") from error
     return metadata
 
 

@@ -107,7 +107,7 @@ class ReversibleFlow(Distribution):
         self._log_scales = 0.0 if scale is None else scale.log().sum(-1)
         of_noise = start.entropy(self.velocity, action_dim, solver=solver)
         self._entropy = of_noise + solver.log_abs_det(action_dim) + self._log_scales
-        self._zero_noise: tuple[Pair, Tensor] | None = None
+        self._zero_noise: tuple[Pair, Tensor, bool] | None = None
         self._scored = None if scored is None else (scored[0], self.log_prob(*scored))
 
     @property
@@ -158,10 +158,10 @@ class ReversibleFlow(Distribution):
             action, memory = action
         if memory is None:
             return self._scored_log_prob(action)
-        if self._zero_noise is not None and action is self._zero_noise[0][0] and memory is self._zero_noise[0][1]:
-            log_prob = self._zero_noise[1]  # a deterministic actor scores what it has just made
-            if log_prob.requires_grad or not torch.is_grad_enabled():
-                return log_prob
+        if self._zero_noise is not None:
+            (zero_action, zero_memory), log_prob, has_gradient = self._zero_noise
+            if action is zero_action and memory is zero_memory and has_gradient >= torch.is_grad_enabled():
+                return log_prob  # a deterministic actor scores what it has just made
         velocity = self.velocity
         x, memory = self.solver.invert(velocity, *self.to_standard(action, memory))
         return self._of_pair(self.start.log_prob(velocity, x, memory, solver=self.solver), x, memory)
@@ -230,7 +230,7 @@ class ReversibleFlow(Distribution):
     def mode(self) -> Pair:  # type: ignore[override]
         """The pair of zero noise, which is the deterministic policy and not the mode of the density."""
         if self._zero_noise is None:
-            self._zero_noise = self._make_zero_noise()
+            self._zero_noise = (*self._make_zero_noise(), torch.is_grad_enabled())
         return self._zero_noise[0]
 
     mean = median = deterministic_sample = mode  # type: ignore[assignment]  # every deterministic exploration type is zero noise

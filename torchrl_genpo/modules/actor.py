@@ -53,11 +53,12 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     Keyword Args:
         solver (PairSolver, optional): defaults to ``ReversibleSolver()``.
         start (Start, optional): defaults to ``IndependentStart()``, the paper's.
-        gaussian (nn.Module, optional): a module from the observations to ``loc`` and ``scale`` ``[..., d]`` of a
-            Gaussian policy, computed once, such as a network and ``AddStateIndependentNormalScale``. The actor is that
-            policy while its velocity is zero, and the velocity bends its standardised noise. Where an encoder stands
-            before the actor, a linear layer and a small velocity read its features for the price of a Gaussian policy.
-            Defaults to none, for which the actions are what the solver makes of the start.
+        gaussian (nn.Module, optional): a module from the observations, several joined along their last dimension, to
+            ``loc`` and ``scale`` ``[..., d]`` of a Gaussian policy, computed once, such as a network and
+            ``AddStateIndependentNormalScale``. The actor is that policy while its velocity is zero, and the velocity
+            bends its standardised noise. Where an encoder stands before the actor, a linear layer and a small velocity
+            read its features for the price of a Gaussian policy. Defaults to none, for which the actions are what the
+            solver makes of the start.
         in_keys (NestedKey or list of NestedKey, optional): the observations, passed to
             ``velocity.condition`` in this order; a tuple is one nested key. Defaults to ``"observation"``.
         action_key (NestedKey, optional): defaults to ``"action"``.
@@ -320,7 +321,7 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         """The mean and the scale of the pairs for these observations, as keywords of :class:`ReversibleFlow`."""
         if self.gaussian is None:
             return {}
-        found = self.gaussian(*observations)
+        found = self.gaussian(torch.cat(observations, -1) if len(observations) > 1 else observations[0])
         if not isinstance(found, tuple) or len(found) != 2:
             raise TypeError(
                 f"gaussian must return a loc and a scale, got {type(found).__name__}: add a scale to the mean of a "

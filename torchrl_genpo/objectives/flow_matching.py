@@ -38,6 +38,8 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
         >>> flow_matching_error(velocity, context, torch.zeros(8, 2), torch.randn(8, 2), torch.rand(8)).shape
         torch.Size([8, 2])
     """
+    if action.shape[-1] != velocity.action_dim:
+        raise ValueError(f"The flow has actions of size {velocity.action_dim}, got {action.shape[-1]}.")
     dtype = network_dtype(velocity, action)
     action, noise, time = action.to(dtype), noise.to(dtype), time.to(dtype)
     x = torch.lerp(noise, action, time.unsqueeze(-1))
@@ -57,6 +59,7 @@ def flow_matching(
         action (Tensor): the action of its flow, ``[..., d]``.
         is_pad (Tensor, optional): ``[..., d]``, which numbers of the action do not count. Defaults to none.
     """
+    action = action if action.is_floating_point() else action.to(torch.get_default_dtype())
     noise, time = torch.randn_like(action), torch.rand_like(action[..., 0])
     error = flow_matching_error(*condition(policy, tensordict), action, noise, time)
     if is_pad is None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,16 @@ import torch
 from tensordict import NestedKey, TensorDictBase, TensorDictParams
 from tensordict.nn import ProbabilisticTensorDictModule, TensorDictModule, TensorDictModuleBase, dispatch
 from torch import Tensor, nn
-from torchrl.objectives import ClipPPOLoss, ValueEstimators
+from torchrl.objectives import ClipPPOLoss, PPOLoss, ValueEstimators
 
 from torchrl_genpo.flow import Pair, ReversibleFlow
 from torchrl_genpo.modules.actor import ReversibleFlowActor
 from torchrl_genpo.modules.sequence import encode, flow_of, steps
 
 __all__ = ["PairLoss"]
+
+# TorchRL's losses pass over what none of them knows
+KEYWORDS = {name for loss in (ClipPPOLoss, PPOLoss) for name in inspect.signature(loss.__init__).parameters}
 
 
 class PairLoss(ClipPPOLoss):
@@ -58,7 +62,7 @@ class PairLoss(ClipPPOLoss):
 
     Raises:
         TypeError: if ``actor_network`` has no :class:`~torchrl_genpo.ReversibleFlowActor`, or more than one
-            probabilistic module.
+            probabilistic module, and for a keyword that no loss has.
         ValueError: for ``entropy_bonus=True`` where that entropy is constant, or a keyword that has no effect; in
             ``forward``, for an empty batch, or random actions that the flow did not draw.
         KeyError: in ``forward``, if the data lacks the memory.
@@ -124,6 +128,8 @@ class PairLoss(ClipPPOLoss):
             )
         if kwargs.get("entropy_coeff") and not entropy_bonus:
             raise ValueError(f"entropy_coeff={kwargs['entropy_coeff']} has no effect without entropy_bonus=True.")
+        if unknown := kwargs.keys() - KEYWORDS:
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {sorted(unknown)[0]!r}.")
         super().__init__(policy, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         self.set_keys(action=actor.action_key, action_memory=actor.memory_key, sample_log_prob=actor.log_prob_keys[0])
         self._buffer_keys: list[NestedKey] = []

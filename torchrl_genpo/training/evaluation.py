@@ -32,7 +32,8 @@ def evaluate(
     it was.
 
     Args:
-        env (EnvBase): batched environment with ``episode_reward``.
+        env (EnvBase): environment of any batch size with ``episode_reward``, which
+            :class:`~torchrl.envs.RewardSum` writes.
         policy (TensorDictModuleBase): the policy, whose statistics stand still.
         seed (int): of initial states and noise.
         rounds (int, optional): episodes of each environment. Defaults to ``1``.
@@ -44,6 +45,9 @@ def evaluate(
         where the environment tells them ``.../success``, the part of the episodes that ended with the task solved;
         ``.../<name>`` for each of its ``metrics``, over the episodes where it is not NaN; and ``.../goal_entropy``, the
         entropy, in nats, of the goals that were reached, where there are several.
+
+    Raises:
+        KeyError: without ``episode_reward``.
     """
     results = {}
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
@@ -76,12 +80,15 @@ def _mean_end(env: EnvBase, policy: TensorDictModuleBase, rounds: int, max_steps
             weights[key] += known.float()
         if (counts == rounds).all():
             break
-    means = {key: total.flatten(0, -2).sum(0) / weights[key].flatten(0, -2).sum(0) for key, total in totals.items()}
+    rows = {key: total.reshape(-1, total.shape[-1]).sum(0) for key, total in totals.items()}
+    means = {key: row / weights[key].reshape(-1, len(row)).sum(0) for key, row in rows.items()}
     return {key: mean.squeeze(-1) for key, mean in means.items()}
 
 
 def _ends(step: TensorDictBase) -> dict[str, torch.Tensor]:
     """What the last step of an episode tells of it."""
+    if "episode_reward" not in step.keys():
+        raise KeyError("evaluate() needs 'episode_reward': append torchrl.envs.RewardSum() to the environment.")
     return {key: step[key] for key in ENDS if key in step.keys()} | dict(step.get("metrics", {}).items())
 
 

@@ -193,7 +193,7 @@ def read_run_config(path: Path) -> dict[str, Any]:
     """
     config_path = path / "config.yaml"
     if not config_path.exists():
-        raise FileNotFoundError(f"resume={path}: there is no run ({config_path} is missing).")
+        raise FileNotFoundError(f"resume={path}: there is no run ({config_path} is missing). Give the folder of a run.")
     config = read_config(config_path)
     if not config_path.read_bytes().endswith(b"\n"):
         raise ValueError(f"{config_path} was cut short: its last line has no end. Mend it, or remove that line.")

@@ -125,6 +125,12 @@ def make_gym_env(
             "needs must be in 'observation'.",
             stacklevel=2,
         )
+    if max_episode_steps is None and gymnasium.spec(env_id).max_episode_steps is None:
+        warnings.warn(
+            f"{env_id} has no time limit, and an episode that does not end is evaluated for 10,000 steps: give it one "
+            "by env.max_episode_steps.",
+            stacklevel=2,
+        )
     if seed is not None:
         env.set_seed(seed)
     return env

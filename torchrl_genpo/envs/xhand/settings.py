@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from torchrl_genpo.config.checks import did_you_mean
+from torchrl_genpo.config.explain import explain
 
 __all__ = ["NotNegative", "NotNegativeRange", "Number", "Positive", "Range", "Settings", "read_settings"]
 
@@ -51,17 +51,11 @@ def read_settings(cls: type[S], values: S | Mapping[str, Any] | None) -> S:
         >>> from torchrl_genpo.envs.xhand import Scene
         >>> read_settings(Scene, {"frictoin": 1.0})
         Traceback (most recent call last):
-        ValueError: Scene has no 'frictoin'. Did you mean friction, nut_friction, joint_friction?
+        ValueError: Scene: frictoin=1.0: There is no such option. Did you mean friction, nut_friction, joint_friction?
     """
     if isinstance(values, cls):
         return values
     try:
         return cls.model_validate({} if values is None else values)
     except ValidationError as error:
-        mistake = error.errors()[0]
-        name = ".".join(map(str, mistake["loc"])) or "a value"
-        if mistake["type"] == "extra_forbidden":
-            close = did_you_mean(name, cls.model_fields) or f" It has {', '.join(cls.model_fields)}."
-            raise ValueError(f"{cls.__name__} has no {name!r}.{close}") from None
-        message = mistake["msg"].removeprefix("Value error, ").rstrip(".")
-        raise ValueError(f"{name} of {cls.__name__} cannot be {mistake['input']!r}: {message}.") from None
+        raise ValueError(f"{cls.__name__}: {explain(error, cls, values)}") from None
