@@ -12,6 +12,7 @@ import importlib
 import inspect
 import logging
 import pkgutil
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -213,7 +214,13 @@ def _signature(app: Sphinx, what: str, name: str, value: Any, options: Any, sign
     return sphinx.util.inspect.stringify_signature(found, unqualified_typehints=True, short_literals=True), returns
 
 
+def _link_result_pages(app: Sphinx, name: str, source: list[str]) -> None:
+    """Lets links to reports, which a reader of the sources can follow, lead to their pages on the site."""
+    source[0] = re.sub(r"\]\(((?:\.\./)*)\.\./benchmarks/results/(\w+\.md)", r"](\1results/\2", source[0])
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", _link_result_pages)
     app.connect("autodoc-process-signature", _signature)
     app.connect("missing-reference", _resolve)
