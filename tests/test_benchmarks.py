@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
+from tensordict.nn import AddStateIndependentNormalScale
+from torch import nn
 
 from torchrl_genpo import ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.baselines import FPOActor
@@ -120,12 +122,23 @@ def test_every_script_explains_itself_and_does_nothing_then(script, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_the_exact_density_of_a_pair_is_that_of_the_actor():
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_the_exact_density_of_a_pair_is_that_of_the_actor(is_scaled):
     torch.manual_seed(0)
-    actor = ReversibleFlowActor(VelocityMLP(in_features=3, action_dim=2, num_cells=(16,))).double()
+    gaussian = nn.Sequential(nn.Linear(3, 2), AddStateIndependentNormalScale(2, init_value=-0.7))
+    velocity = VelocityMLP(in_features=3, action_dim=2, num_cells=(16,))
+    actor = ReversibleFlowActor(velocity, gaussian=gaussian if is_scaled else None).double()
     data = actor(TensorDict(observation=torch.randn(5, 3, dtype=torch.float64), batch_size=[5])).detach()
     exact = surrogate_bias.exact_pair(actor, data)
     torch.testing.assert_close(exact, actor.log_prob(data), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["reversible_flow", "genpo"])
+def test_the_ratios_of_exact_methods_are_exact_after_a_real_update(name):
+    options = [*surrogate_bias.METHODS[name][1], "collector.frames_per_batch=128", "loss.mini_batch_size=64"]
+    exact, found = surrogate_bias.measure(name, [*options, "env=pendulum", "env.num_envs=4"], 1)
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
+    assert exact.std() > 1e-3
 
 
 def test_the_exact_density_of_eulers_rule_integrates_to_one():

@@ -32,7 +32,7 @@ from benchmarks._lib.in_process import configure, normalizers, prepare, start_tr
 from benchmarks._lib.origin import RESULTS, origin
 from benchmarks._lib.report import parser, pyplot, save
 from torchrl_genpo.flow import euler, midpoint
-from torchrl_genpo.modules import encode, flow_of
+from torchrl_genpo.modules import encode
 
 METHODS = {
     "reversible_flow": ("GenPO++", ["policy=reversible_flow"]),
@@ -61,12 +61,19 @@ def log_normal(x: Tensor) -> Tensor:
 def exact_pair(actor: Any, data: TensorDictBase) -> Tensor:
     """Returns the log density of stored pairs, by automatic differentiation of the whole map from noise to pair."""
     with torch.no_grad():
-        noise = torch.stack(actor.get_dist(data).to_noise(data["action"], data["action_memory"]), 1)  # [n, 2, d]
+        noise = torch.stack(
+            actor.get_dist(data).to_noise(data[actor.action_key], data[actor.memory_key]), 1
+        )  # [n, 2, d]
 
     def pair(noise: Tensor, observation: Tensor) -> Tensor:
         velocity = velocity_of(actor, observation)
         start = actor.start.from_noise(velocity, *noise, solver=actor.solver)
-        return torch.cat(actor.solver.integrate(velocity, *start))
+        x, memory = actor.solver.integrate(velocity, *start)
+        if actor.gaussian is not None:
+            memory = memory - actor.memory_weight * x
+            loc, scale = actor.gaussian(observation)
+            x = loc + scale / actor.width * x
+        return torch.cat([x, memory])
 
     jacobians = vmap(jacfwd(pair))(noise, data[actor.in_keys[0]]).flatten(2)
     return log_normal(noise.flatten(1)) - torch.linalg.slogdet(jacobians).logabsdet
@@ -125,17 +132,15 @@ def measure(name: str, options: list[str], updates: int) -> tuple[Tensor, Tensor
             training.learn(next(batches), i * cfg.collector.frames_per_batch)
         data = next(batches)
         before = copy.deepcopy(training.policy)
-        prepared = prepare(training.loss, encode(before, data.reshape(-1))[1]).clone()
+        prepared = prepare(training.loss, data.reshape(-1)).clone()
         training.learn(data, updates * cfg.collector.frames_per_batch)
         for mine, theirs in zip(normalizers(training.policy), normalizers(before), strict=True):
             mine.load_state_dict(theirs.state_dict())  # the update itself saw these statistics
         found = surrogate(name, training.loss, prepared)
-        old, new = (flow_of(copy.deepcopy(policy)).double() for policy in (before, training.policy))
         training.close()
-    exact_data = prepared.double()
-    with torch.no_grad():
-        exact = EXACT[name](new, exact_data) - EXACT[name](old, exact_data)
-    return exact, found.double()
+    with torch.no_grad():  # each policy reads the data by all of its own networks
+        old, new = (EXACT[name](*encode(policy.double(), prepared.double())) for policy in (before, training.policy))
+    return new - old, found.double()
 
 
 def main() -> None:

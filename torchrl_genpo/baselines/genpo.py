@@ -167,7 +167,8 @@ class DummyActionLoss(GenPOLoss):
     def _other_losses(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> dict[str, Tensor]:
         found = super()._other_losses(dist, tensordict)
         if self._compresses:
-            _, half = dist.to_standard(*dist.rsample())
+            with self._in_place(self.actor_network_params):
+                _, half = dist.to_standard(*dist.rsample())
             gap = (2 * half if dist.scale is None else 2 * half * dist.scale).norm(dim=-1)
             found["loss_compression"] = self.compression_coeff * self._reduce_loss(gap, tensordict)
         return found

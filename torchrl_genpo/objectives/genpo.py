@@ -103,7 +103,8 @@ class GenPOLoss(PairLoss):
     def _other_losses(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self.reference is not None:
-            divergence = self._reduce_loss(self.reference(dist, tensordict), tensordict)
+            with self._in_place(self.actor_network_params):
+                divergence = self._reduce_loss(self.reference(dist, tensordict), tensordict)
             found |= {"kl_reference": divergence.detach(), "loss_reference": self.reference_coeff * divergence}
         if self.anchor_coeff:
             found["loss_anchor"] = self.anchor_coeff * self._match_anchor(tensordict)
@@ -118,4 +119,5 @@ class GenPOLoss(PairLoss):
                 f"its batch size with observations and {self.tensor_keys.action!r}."
             )
         (action,) = read(anchor, self.tensor_keys.action)
-        return flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None)).mean()
+        with self._in_place(self.actor_network_params):
+            return flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None)).mean()

@@ -168,14 +168,13 @@ class PairLoss(ClipPPOLoss):
         gap = (log_prob - tensordict.get(self.tensor_keys.sample_log_prob).detach()).abs()
         gap = self._reduce_loss(gap, tensordict, reduction="none")  # 0 where a mask says that there was no step
         td_out.set("inversion_error", gap.amax())
-        with self._in_place(self.actor_network_params):  # the distribution holds the live network
-            return td_out.update(self._other_losses(dist, tensordict))
+        return td_out.update(self._other_losses(dist, tensordict))
 
     def _other_losses(self, dist: ReversibleFlow, tensordict: TensorDictBase) -> dict[str, Tensor]:
         """What an objective adds to that of PPO, by the name of the output.
 
         Args:
-            dist (ReversibleFlow): of the present policy, for the data.
+            dist (ReversibleFlow): of the present policy, for the data; it holds the live network, see ``_in_place``.
             tensordict (TensorDictBase): the data.
         """
         return {}
