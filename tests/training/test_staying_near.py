@@ -9,7 +9,7 @@ import torch
 
 
 def test_the_reference_is_what_policy_init_holds_and_survives_a_resumption(make_training, begun, tmp_path):
-    options = (f"policy.init={begun}", "loss.reference_coeff=0.5", "optim.lr=1e-2")
+    options = (f"policy.init={begun}", "loss.reference_coeff=0.5", "optim.lr=3e-3")
     training = make_training("near", *options)
     for own, kept in zip(training.policy.parameters(), training.loss.reference.parameters(), strict=True):
         torch.testing.assert_close(own, kept, rtol=0, atol=0)
