@@ -65,6 +65,9 @@ def test_n_updates_and_resume_equal_2n_updates_to_the_last_bit(tmp_path, choice)
     options = [*choice, "seed=3", "eval.interval=1024"]
     train(tmp_path / "whole", 2048, *options)
     train(tmp_path / "halves", 1024, *options)
+    assert "1024 frames are trained; collector.total_frames=512 asks for no more" in run(
+        f"resume={tmp_path / 'halves'}", "collector.total_frames=512"
+    )
     run(f"resume={tmp_path / 'halves'}", "collector.total_frames=2048")
     whole, halves = metrics(tmp_path / "whole"), metrics(tmp_path / "halves")
     assert whole["frames"].tolist() == [256 * i for i in range(1, 9)]

@@ -134,6 +134,11 @@ class Training:
             WorkerError: if a process of the environment died or hung.
         """
         options, progress = self.options, self.progress
+        if self.is_finished and self.ranks.is_first:
+            total = options.collector.total_frames
+            sys.stderr.write(
+                f"{progress.frames} frames are trained; collector.total_frames={total} asks for no more.\n"
+            )
         bar = tqdm(
             total=options.collector.total_frames,
             initial=progress.frames,
