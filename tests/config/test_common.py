@@ -18,6 +18,7 @@ from torchrl_genpo.commands.common import (
 )
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.config.schema import PretrainOptions
+from torchrl_genpo.training.checkpoint import saved_options
 
 sys.path.append(str(Path(__file__).parents[1]))
 from forks import run_script
@@ -171,6 +172,13 @@ def test_pretraining_is_resumed_by_its_own_schema():
     saved = compose(["pretrain.iterations=3"], config_name="pretrain").model_dump()
     options = resumed_config(saved, ["pretrain.iterations=9"], {"pretrain.iterations"}, PretrainOptions)
     assert options.pretrain.iterations == 9
+
+
+def test_a_policy_that_was_trained_by_cuda_graphs_is_read_and_evaluated_without_a_gpu():
+    saved = compose(["env=pendulum"]).model_dump(mode="json") | {"device": "cuda"}
+    saved["compile"]["cudagraphs"] = True
+    assert saved_options({"config": saved}, {"device": "cpu"}).device == "cpu"
+    assert resumed_config(saved | {"device": "cpu"}, ["eval.num_envs=3"], {"eval"}).eval.num_envs == 3
 
 
 def test_a_text_with_a_dollar_stays_as_it_is_in_a_resumed_run():
