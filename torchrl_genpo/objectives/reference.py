@@ -63,10 +63,7 @@ def _all_but_start(policy: nn.Module) -> tuple[dict[str, Tensor], list[Any]]:
     actor = flow_of(policy)
     start = {id(part) for part in (*actor.start.modules(), *actor.start.parameters(), *actor.start.buffers())}
     tensors = (*policy.named_parameters(), *policy.named_buffers())
+    values = {name: value for name, value in tensors if id(value) not in start}
     kinds = [type(module) for module in policy.modules() if id(module) not in start]
     settings = actor.get_extra_state()
-    return {name: value for name, value in tensors if id(value) not in start}, [
-        *kinds,
-        settings["solver"],
-        settings["velocity"],
-    ]
+    return values, [*kinds, settings["solver"], settings["velocity"]]
