@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks._lib import runs as benchmark_runs
 from benchmarks._lib.in_process import configure
 from benchmarks.cost import table1
-from benchmarks.learning import aggregate, tuning
+from benchmarks.learning import aggregate, noise, tuning
 from benchmarks.numerics import surrogate_bias
 
 ROOT = Path(__file__).parents[1]
@@ -139,6 +139,19 @@ def test_the_ratios_of_exact_methods_are_exact_after_a_real_update(name):
     exact, found = surrogate_bias.measure(name, [*options, "env=pendulum", "env.num_envs=4"], 1)
     torch.testing.assert_close(found, exact, rtol=0, atol=1e-4)
     assert exact.std() > 1e-3
+
+
+def test_the_shape_of_noise_tells_a_normal_law_from_others():
+    generator = torch.Generator().manual_seed(0)
+    normal = 0.3 * torch.randn(200, 512, 3, generator=generator)
+    found = noise.shape_of(normal, torch.full((3,), 0.5))
+    assert found.pop("deviation") == pytest.approx(0.6, abs=0.01)
+    assert all(abs(value) < 0.05 for value in found.values())
+    side = torch.where(torch.rand(200, 512, 1, generator=generator) < 0.25, 1.0, -1.0)
+    width = torch.linspace(0.5, 1.5, 200).view(-1, 1, 1)
+    found = noise.shape_of(width * (side + 0.1 * normal[..., :2]), torch.ones(2))
+    assert found["correlation"] > 0.95 and found["skewness"] > 1 and found["excess kurtosis"] < -0.5
+    assert found["change over states"] == pytest.approx(0.29, abs=0.02)
 
 
 def test_the_exact_density_of_eulers_rule_integrates_to_one():
