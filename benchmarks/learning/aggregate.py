@@ -32,12 +32,13 @@ Records = Sequence[dict[str, Any]]
 
 
 def task_sets(records: Records) -> list[list[str]]:
-    """Returns the tasks that every seed of the base finished, and all tasks if some seed finished them all."""
-    finished = {(record["task"], record["seed"]): None for record in records if record["policy"] == BASE}
-    seeds, some = {seed for _, seed in finished}, list(dict.fromkeys(task for task, _ in finished))
-    every = [task for task in some if all((task, seed) in finished for seed in seeds)]
-    has_all = any(all((task, seed) in finished for task in some) for seed in seeds)
-    return [tasks for tasks in ([every, some] if has_all and every != some else [every]) if tasks]
+    """Returns the tasks that most seeds of the base finished, then with those that fewer finished, and so on."""
+    seeds: dict[str, set[int]] = {}
+    for record in records:
+        if record["policy"] == BASE:
+            seeds.setdefault(record["task"], set()).add(record["seed"])
+    sets = {len(own): [task for task in seeds if seeds[task] >= own] for own in seeds.values()}
+    return [sets[count] for count in sorted(sets, reverse=True)]
 
 
 def scales(records: Records, tasks: Sequence[str], column: str) -> dict[str, tuple[float, float]]:

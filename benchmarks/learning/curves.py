@@ -11,7 +11,7 @@ have finished; ``<method>_shared`` is the setting that all share, ``<method>_pub
 ``gaussian_covariance`` and ``gaussian_state_dependent`` have the tuned Gaussian's setting and richer noise. A run takes
 five to fifteen minutes on one core. Every finished run is a line of ``learning.jsonl`` and is never run again; an
 interrupted one resumes. The reports are ``learning.md`` and ``learning.png``, task by task, and ``learning_iqm.md`` and
-``learning_iqm.png`` over the tasks that all seeds of the Gaussian have finished, and over those that some have
+``learning_iqm.png`` over the tasks that most seeds of the Gaussian have finished, and over more of fewer seeds
 (``aggregate.py``). All files lie in ``benchmarks/results``.
 """
 
