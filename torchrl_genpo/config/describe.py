@@ -176,12 +176,13 @@ def section_at(model: type[BaseModel], location: typing.Sequence[int | str]) -> 
         location (sequence): where pydantic found the error, the tags of alternatives included.
 
     Returns:
-        The option's dotted name without tags and indices, and the section that has it.
+        The option's dotted name without tags and indices, keys of mappings included, and the section that has it.
     """
     names: list[str] = []
     section: type[BaseModel] | None = model
     owner: type[BaseModel] | None = model
     choices: dict[str, type[BaseModel]] = {}
+    is_mapping = False
     for part in location:
         if section is not None:
             names.append(str(part))
@@ -189,6 +190,12 @@ def section_at(model: type[BaseModel], location: typing.Sequence[int | str]) -> 
             field = section.model_fields.get(str(part))
             choices = {} if field is None else alternatives(field.annotation)
             section = choices.get("")
+            is_mapping = field is not None and any(
+                typing.get_origin(kind) is dict for _, kind in members(field.annotation)
+            )
+        elif is_mapping:
+            names.append(str(part))
+            is_mapping = False
         elif part in choices:
             section = choices[str(part)]
     return ".".join(names), owner
