@@ -98,8 +98,7 @@ def main() -> None:
         f"| task | policy | frames | {' | '.join(COLUMNS)} |",
         f"|---|---|---:|{'---:|' * len(COLUMNS)}",
     ]
-    groups = dict.fromkeys((line["task"], line["frames"], LABELS[line["policy"]]) for line in found)
-    for task, frames, label in groups:
+    for task, frames, label in sorted({(line["task"], line["frames"], LABELS[line["policy"]]) for line in found}):
         key = (task, frames, label)
         chosen = [line["values"] for line in found if (line["task"], line["frames"], LABELS[line["policy"]]) == key]
         cells = [spread(np.array([values[name] for values in chosen]), digits) for name, digits in COLUMNS.items()]
