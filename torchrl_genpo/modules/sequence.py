@@ -10,7 +10,7 @@ from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
 from torch import nn
 
-__all__ = ["encode", "flow_of", "steps"]
+__all__ = ["dist_of", "encode", "flow_of", "steps"]
 
 
 def steps(policy: nn.Module) -> list[nn.Module]:
@@ -66,3 +66,25 @@ def encode(policy: nn.Module, tensordict: TensorDictBase) -> tuple[Any, TensorDi
             break
         tensordict = step(tensordict.copy())
     return flow, tensordict
+
+
+def dist_of(policy: nn.Module, tensordict: TensorDictBase) -> Any:
+    """The distribution of a policy's flow for raw observations, whether or not a pair is stored beside them.
+
+    Args:
+        policy (nn.Module): a :class:`~torchrl_genpo.ReversibleFlowActor`, or a sequence with one.
+        tensordict (TensorDictBase): with the raw observations; it is left as it is.
+
+    Raises:
+        TypeError: if there is no such actor, or more than one.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from torchrl_genpo import ReversibleFlowActor, VelocityMLP
+        >>> actor = ReversibleFlowActor(VelocityMLP(4, 2))
+        >>> dist_of(actor, TensorDict(observation=torch.randn(8, 4), batch_size=[8]))
+        ReversibleFlow(batch_shape=(8,), action_dim=2)
+    """
+    actor, seen = encode(policy, tensordict)
+    return actor.get_dist(seen.select(*actor.in_keys))  # a stored pair would be scored at once

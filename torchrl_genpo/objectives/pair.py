@@ -17,7 +17,7 @@ from torchrl.objectives import ClipPPOLoss, PPOLoss, ValueEstimators
 
 from torchrl_genpo.flow import Pair, ReversibleFlow
 from torchrl_genpo.modules.actor import ReversibleFlowActor
-from torchrl_genpo.modules.sequence import encode, flow_of, steps
+from torchrl_genpo.modules.sequence import dist_of, flow_of, steps
 
 __all__ = ["PairLoss"]
 
@@ -192,8 +192,7 @@ class PairLoss(ClipPPOLoss):
             for key in self._buffer_keys:  # TorchRL's updaters of target parameters leave buffers as they were
                 params.get(key).copy_(self.actor_network_params.get(key))
         with self._in_place(params):
-            actor, seen = encode(self.actor_network, tensordict)
-            dist = actor.get_dist(seen.select(*actor.in_keys))  # without the stored pair, which it would score at once
+            dist = dist_of(self.actor_network, tensordict)
             log_prob = dist.log_prob(*pair)  # here, because the distribution holds the live network
         if is_current:
             self._current = dist, log_prob.detach()  # for forward, which takes them away

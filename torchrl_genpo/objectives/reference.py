@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchrl_genpo.flow import ReversibleFlow
 from torchrl_genpo.modules.actor import ReversibleFlowActor
-from torchrl_genpo.modules.sequence import encode, flow_of
+from torchrl_genpo.modules.sequence import dist_of, flow_of
 
 __all__ = ["Reference"]
 
@@ -47,8 +47,7 @@ class Reference(nn.Module):
         """
         if self._is_same_flow:
             return dist.kl_divergence(dist.with_start(flow_of(self.policy).start))
-        actor, seen = encode(self.policy, tensordict)
-        return dist.kl_divergence(actor.get_dist(seen.select(*actor.in_keys)))
+        return dist.kl_divergence(dist_of(self.policy, tensordict))
 
 
 def _is_same_flow(policy: nn.Module, reference: nn.Module) -> bool:

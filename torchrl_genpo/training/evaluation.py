@@ -13,8 +13,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import EnvBase, ExplorationType, set_exploration_type
 
 from torchrl_genpo.envs.seeds import check_seed
-from torchrl_genpo.flow import ReversibleFlow
-from torchrl_genpo.modules import ReversibleFlowActor, encode
+from torchrl_genpo.modules.sequence import dist_of, flow_of
 
 __all__ = ["RatioWatch", "episode_log", "evaluate", "statistics_columns"]
 
@@ -107,17 +106,12 @@ class RatioWatch:
     @torch.no_grad()
     def __init__(self, policy: TensorDictModuleBase, data: TensorDictBase, num_memories: int) -> None:
         self._policy, self._data = policy, data
-        actor, dist = self._now()
+        actor, dist = flow_of(policy), dist_of(policy, data)
         self._pair = actor.read_pair(data, *actor.dist_sample_keys)
         self._log_prob = data[actor.log_prob_keys[0]]
         action, memory = self._pair
         self._proposed = dist.propose_memory(action, num_memories, memory)
         self._before = dist.estimate_action_log_prob(action, *self._proposed)
-
-    def _now(self) -> tuple[ReversibleFlowActor, ReversibleFlow]:
-        """The actor and its present distribution, which what comes before the actor changes too."""
-        actor, seen = encode(self._policy, self._data)
-        return actor, actor.get_dist(seen.select(*actor.in_keys))
 
     @torch.no_grad()
     def compare(self, clip_epsilon: float) -> dict[str, float]:
@@ -130,7 +124,7 @@ class RatioWatch:
             ``kl`` and ``clip_fraction`` of pair and action, and ``ess``, the mean effective sample size of the
             action's estimate before the update, as a fraction of its memories.
         """
-        (_, dist), (action, memory) = self._now(), self._pair
+        dist, (action, memory) = dist_of(self._policy, self._data), self._pair
         results = {"ess": (self._before.effective_sample_size.mean() / len(self._proposed[0])).item()}
         for name, log_ratio in (
             ("pair", dist.log_prob(action, memory) - self._log_prob),
