@@ -294,7 +294,8 @@ WRONG = (
     *(("format", "one"), ("format", True), ("dt", "0.05"), ("dt", -1.0), ("dt", float("nan"))),
     *(("action.shape", 9), ("action.low", 1), ("action.low", [-1.0]), ("action.high", [float("inf")] * 8)),
     *(("action.low", ["x"] * 8), ("inputs.observation", [10**9]), ("inputs.observation", [-1])),
-    *(("inputs", {}), ("inputs", {"noise": [16]}), ("outputs", ["value"]), ("outputs", [])),
+    *(("inputs", {}), ("inputs", {"noise": [16]}), ("inputs", {"agents.observation": [-1]})),
+    *(("outputs", ["value"]), ("outputs", [])),
     *(("outputs", ["action", "next.hidden"]), ("outputs", ["action", "next.observation"])),
     *(("hand", 3), ("hand.active", ["toe"]), ("hand.low", [0.0]), ("hand.index_bend_sign", 0), ("hand.frames", 0)),
 )

@@ -41,7 +41,7 @@ def _explained(error: ValidationError, kind: type[BaseModel], values: Any, prefi
         name, section = section_at(kind, details["loc"])
         value, why, context = details["input"], details["msg"], details.get("ctx", {})
         if details["loc"] and isinstance(details["loc"][-1], int):  # of a list: show all of it
-            value = reduce(lambda part, key: part[key], name.split("."), values)
+            value = reduce(_inside, details["loc"], values)
         name = prefix + name
         if details["type"] == "values":  # of a mapping that has a schema of its own
             yield from _explained(context["error"], context["model"], value, f"{name}.")
@@ -72,6 +72,11 @@ def _explained(error: ValidationError, kind: type[BaseModel], values: Any, prefi
             close = did_you_mean(value, context["expected"].replace(" or ", ", ").replace("'", "").split(", "))
             why += f".{close}" if close else ""
         yield f"{name}={_shown(value)}: {why}{'' if why.endswith(('.', '?')) else '.'}"
+
+
+def _inside(value: Any, key: int | str) -> Any:
+    """A part of a mapping; what lies in a list, or is a tag of pydantic's, has none."""
+    return value.get(key, value) if isinstance(value, Mapping) else value
 
 
 def _chooser(kind: type[BaseModel], group: str) -> str:

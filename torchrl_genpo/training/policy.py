@@ -269,7 +269,7 @@ def gaussian_steps(
         floor = f"_{min_std}" if min_std else ""
         extractor = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}{floor}")
     elif scale == "covariance":
-        extractor = AddCovariance(action_dim, initial_std, max(min_std, LEAST_STD))
+        extractor = AddCovariance(action_dim, initial_std, min_std)
         keys, distribution = ["loc", "scale_tril"], MultivariateNormal
     else:
         extractor = learned_scale(action_dim, initial_std, min_std)
@@ -308,7 +308,7 @@ class AddCovariance(nn.Module):
         self.below = nn.Parameter(torch.zeros(action_dim, action_dim))
 
     def forward(self, loc: Tensor) -> tuple[Tensor, Tensor]:
-        diagonal = self.log_diagonal.exp() + self.min_std
+        diagonal = (self.log_diagonal.exp() + self.min_std).clamp_min(LEAST_STD)
         # the rows of the unit triangle are in units of their own deviation
         root = diagonal.unsqueeze(-1) * (self.below.tril(-1) + torch.eye(len(diagonal)).to(diagonal))
         return loc, root.expand(*loc.shape, -1)
