@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from torchrl_genpo.data.robomimic import INSTALL, read_demonstrations
-from torchrl_genpo.training.checkpoint import best_checkpoint, frames_of
+from torchrl_genpo.training.checkpoint import best_checkpoint, frames_of, read_checkpoint
 from torchrl_genpo.training.metrics import read_metrics
 
 HAS_ROBOSUITE = importlib.util.find_spec("robosuite") is not None
@@ -193,6 +193,10 @@ def test_a_baseline_is_pretrained_and_finetuned(demonstrations, policy, tmp_path
     columns = read_metrics(folder / "metrics.csv")
     assert columns["train/loss"][1] < columns["train/loss"][0]
     (checkpoint,) = (folder / "checkpoints").glob("*40*")
+    if policy == "gaussian":
+        weights = read_checkpoint(checkpoint, "cpu")["trained"]
+        (log_std,) = (value for name, value in weights.items() if name.endswith("state_independent_scale"))
+        assert log_std.median() < -0.3, "the deviation, a logarithm, follows the data at a rate of its own"
     wrong = run("sota-implementations/pretrain.py", f"evaluate={checkpoint}", "euler=true", *SMALL[1:3], succeeds=False)
     assert f"is a policy={policy}" in wrong and "Traceback" not in wrong
     finetune = ["env=robomimic/can", f"policy.init={checkpoint}", "env.num_envs=4", "collector.frames_per_batch=16"]

@@ -187,6 +187,9 @@ class PretrainSection(_DemonstrationOptions):
         description="The deviation of noise that is added to actions of range [-1, 1]: how wide a policy stays.",
     )
     lr: Positive = Field(default=3e-4, description="The learning rate.")
+    noise_lr: Positive = Field(
+        default=1e-2, description="The rate of a Gaussian's deviation, a logarithm, which would hardly move at lr."
+    )
     weight_decay: NonNegative = Field(default=1e-6, description="The weight decay of AdamW.")
     ema: Fraction = Field(
         default=0.995, description="The decay of the average that is evaluated and saved; 0 for none."

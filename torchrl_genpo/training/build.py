@@ -145,14 +145,9 @@ def build_models(options: TrainOptions, env: EnvBase) -> tuple[TensorDictSequent
     return policy, critic, make_loss(options, policy, critic)
 
 
-def noise_parameters(loss: ClipPPOLoss) -> list[nn.Parameter]:
-    """The parameters of the policy's noise that no network computes: the deviation of actions, a start's tau.
+def noise_parameters(policy: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a policy's noise that no network computes: the deviation of actions, a start's tau.
 
     They are logarithms, for which the small rate of a pre-trained network would be none at all.
     """
-    named = loss.actor_network_params.flatten_keys(".").items()
-    return [
-        value
-        for name, value in named
-        if name.rpartition(".")[2] in NOISE_PARAMETERS and isinstance(value, nn.Parameter)
-    ]
+    return [value for name, value in policy.named_parameters() if name.rpartition(".")[2] in NOISE_PARAMETERS]

@@ -85,7 +85,7 @@ class Learner:
             {"params": self._actor_parameters, "lr": optim.lr},
             {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr},
         ]
-        noise = [] if optim.noise_lr is None else noise_parameters(loss)
+        noise = [] if optim.noise_lr is None else noise_parameters(loss.actor_network_params)
         if noise:
             groups[0]["params"] = [p for p in self._actor_parameters if all(p is not other for other in noise)]
             groups.append({"params": noise, "lr": optim.noise_lr})
