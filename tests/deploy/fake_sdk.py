@@ -199,6 +199,7 @@ class FakeSDK:
 class _FakeControl:
     def __init__(self, sdk: FakeSDK) -> None:
         self._sdk, self._is_open, self._zero_readings = sdk, False, sdk.zero_readings
+        self._is_broken = False
 
     def enumerate_devices(self, protocol: str) -> list[str]:
         return {"RS485": ["/dev/ttyUSB0"], "EtherCAT": ["eth0"]}.get(protocol, [])
@@ -212,6 +213,7 @@ class _FakeControl:
 
     def _open(self, is_known: bool, message: str) -> ErrorStruct:
         self._is_open = is_known and self._sdk.hand.fault("unplugged") is None
+        self._is_broken &= not self._is_open
         return ErrorStruct() if self._is_open else ErrorStruct(1, message)
 
     def list_hands_id(self) -> list[int]:
@@ -247,5 +249,8 @@ class _FakeControl:
         hand = self._sdk.hand
         if hand.fault("hang") is not None:
             time.sleep(0.5)
+        self._is_broken |= hand.fault("exception") is not None
+        if self._is_broken:
+            raise RuntimeError("Input/output error")
         self._is_open &= hand.fault("unplugged") is None  # and stays shut when it is plugged in again
         return ErrorStruct() if self._is_open else ErrorStruct(2, "no answer from the device")

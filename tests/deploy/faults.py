@@ -20,6 +20,7 @@ HAND_FAULTS = {
     "overheat": "a motor that heats by 10 degrees a second",
     "error_code": "an error code of the SDK for every reading",
     "unplugged": "no answer to anything, until it is plugged in and opened again",
+    "exception": "an exception for every call, until it is over and the hand was opened again",
     "board_error": "an error flag of a joint's board",
     "nan_state": "a position that is not finite",
     "zero_state": "positions that are all zero",

@@ -68,10 +68,15 @@ def test_a_stop_for_safety_ends_with_another_exit_code(tmp_path, capsys):
     assert "rad from the target" in capsys.readouterr().out
 
 
+def test_settings_may_be_given_one_by_one(tmp_path, capsys):
+    options = ["--set", "safety.max_tracking_error=0.01", "--set", "hand.kp=90"]
+    assert run(tmp_path, *options) == 1 and "rad from the target" in capsys.readouterr().out
+
+
 def test_a_dry_run_reads_but_never_moves_the_hand():
     clock = FastClock()
     sdk = FakeSDK(noise=0.0, clock=clock)
-    limits = SafetyConfig(max_tracking_error=np.inf)
+    limits = SafetyConfig().model_copy(update={"max_tracking_error": np.inf})  # as the command has it
     report = run_policy(WaveMotion(), DryRun(XHandBackend(HandConfig(), sdk)), seconds=9.0, safety=limits, clock=clock)
     assert report.outcome == "completed" and sdk.hand.first_command is None
     np.testing.assert_allclose(sdk.hand.position, 0.1)
@@ -87,7 +92,7 @@ def test_the_command_is_ended_by_a_signal_with_the_hand_passive(tmp_path, name):
         process.send_signal(getattr(signal, name))
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 0 and f"received {name}" in output and "The hand is passive" in output
-    assert read_session(tmp_path / "log.csv")["event"][-1] == f"interrupted: received {name}"
+    assert read_session(tmp_path / "log.csv")["event"][-1] == f"interrupted: received {name}; passive"
 
 
 def test_errors_are_sentences(tmp_path, policy_folder, monkeypatch):

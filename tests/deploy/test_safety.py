@@ -128,6 +128,21 @@ def test_an_exception_is_raised_again_and_leaves_the_hand_passive():
     assert sdk.hand.is_passive
 
 
+def test_after_an_exception_a_hand_out_of_reach_is_said_to_be_so(tmp_path, capsys):
+    """No report follows an exception."""
+    clock = FastClock()
+    sdk = FakeSDK([Fault("unplugged", 0.4)], clock=clock)
+
+    def act(target):
+        clock.sleep(1.0)
+        raise RuntimeError("on purpose")
+
+    log = tmp_path / "log.csv"
+    with pytest.raises(RuntimeError, match="on purpose"):
+        run_policy(Still(act), XHandBackend(HandConfig(), sdk), safety=SafetyConfig(**CALM), clock=clock, log=log)
+    assert "POWER OFF" in capsys.readouterr().err and "POWER OFF" in read_session(log)["event"][-1]
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_a_signal_ends_the_run(name):
     before = signal.getsignal(getattr(signal, name))
@@ -251,7 +266,25 @@ def test_after_a_stop_no_command_passes():
     assert sdk.hand.is_passive
 
 
-@pytest.mark.parametrize(("name", "value"), [("max_tracking_error", np.nan), ("max_speed", -1.0), ("max_errors", 0)])
-def test_a_limit_that_would_limit_nothing_is_refused(name, value):
-    with pytest.raises(ValueError, match=rf"{name}\s+Input should be greater than 0"):
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_tracking_error", np.nan, "a finite number"),
+        ("max_temperature", np.inf, "a finite number"),
+        ("watchdog", np.inf, "a finite number"),
+        ("watchdog", 1e9, "less than or equal to 10"),
+        ("max_speed", -1.0, "greater than 0"),
+        ("max_errors", 0, "greater than 0"),
+    ],
+)
+def test_a_limit_that_would_limit_nothing_is_refused(name, value, message):
+    with pytest.raises(ValueError, match=rf"{name}\s+Input should be {message}"):
         SafetyConfig(**{name: value})
+
+
+@pytest.mark.parametrize("seconds", [-1.0, np.nan, np.inf])
+def test_a_time_that_does_not_end_is_refused_before_anything_moves(seconds):
+    sdk = FakeSDK()
+    with pytest.raises(ValueError, match=f"seconds={seconds:g} must be finite and not negative"):
+        run_policy(Still(), XHandBackend(HandConfig(), sdk), seconds=seconds)
+    assert sdk.hand.first_command is None

@@ -86,6 +86,35 @@ def test_a_hand_that_was_unplugged_is_connected_anew_to_make_it_passive():
     assert sdk.hand.is_passive
 
 
+def test_a_hand_whose_sdk_raises_is_connected_anew_to_make_it_passive():
+    hand, sdk = opened()
+    hand.command(np.full(12, 0.2))
+    sdk.hand.faults.append(Fault("exception", 0.0))
+    with pytest.raises(RuntimeError, match="Input/output"):
+        hand.read()
+    sdk.hand.faults.clear()
+    hand.passive()
+    assert sdk.hand.is_passive
+
+
+def test_the_hand_that_is_connected_anew_is_the_first_one(monkeypatch):
+    hand, sdk = opened()
+    hand.command(np.full(12, 0.2))
+    control = type(sdk.XHandControl())
+    monkeypatch.setattr(control, "enumerate_devices", lambda self, protocol: ["/dev/ttyUSB1", "/dev/ttyUSB0"])
+    monkeypatch.setattr(control, "list_hands_id", lambda self: [1, 0])
+    hand._device.close_device()  # a loose plug
+    hand.passive()
+    assert hand.name.endswith("on /dev/ttyUSB0") and hand._id == 0 and sdk.hand.is_passive
+
+
+def test_a_hand_that_is_closed_cannot_be_said_to_be_passive():
+    hand, _ = opened()
+    hand.close()
+    with pytest.raises(HandError, match="not open"):
+        hand.passive()
+
+
 def test_the_wrong_hand_or_none_is_refused():
     with pytest.raises(HandError, match=r"says it is 'left'.*says right"):
         opened(side="left")
@@ -119,7 +148,7 @@ def test_settings_come_from_a_file_and_wrong_ones_are_named(tmp_path):
         "hand.kp=strong": "strong",
         "hand.tor_max": "hand.tor_max=<value>",
         "hand.kp=-1": "greater than or equal to 0",
-        "safety.max_speed=.nan": r"safety\.max_speed=nan: .*greater than 0",
+        "safety.max_speed=.nan": r"safety\.max_speed=nan: .*finite",
         "safety.low.index_1=.nan": "below",
         "hand=3": "hand must be a mapping",
         "speed=3": "speed=3: There is no such option",

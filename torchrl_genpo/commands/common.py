@@ -86,6 +86,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         nargs="*",
+        action="extend",
         default=[],
         type=_set_option,
         metavar="NAME=VALUE",

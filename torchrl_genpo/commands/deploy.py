@@ -98,7 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=("sim", "xhand"), default="sim", help="the hand; default: sim")
     parser.add_argument("--seconds", type=float, default=20.0, help="time of the policy, after the ramp; default: 20")
     parser.add_argument("--hand", type=Path, metavar="FILE", help="YAML with the settings of the hand, see below")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="single settings of the hand")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="single settings of the hand"
+    )
     parser.add_argument(
         "--log", type=Path, metavar="FOLDER", help="where log.csv and log.png go; default: outputs/deploy/<date>"
     )
@@ -134,8 +136,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if the run was completed or interrupted and the hand is passive."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if not options.seconds > 0:
-        parser.error(f"--seconds must be positive, got {options.seconds:g}")
     with explain_errors(HandError):
         config = load_config(options.hand, options.set)
         controller = _controller(options, config)

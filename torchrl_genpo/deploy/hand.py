@@ -18,7 +18,7 @@ from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.explain import explain
 from torchrl_genpo.config.nested import merged
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
-from torchrl_genpo.envs.xhand.settings import Settings
+from torchrl_genpo.envs.xhand.settings import Positive, Settings
 
 __all__ = [
     "DeployConfig",
@@ -119,9 +119,6 @@ def _limits(row: int, side: str = "right") -> dict[str, float]:
     return dict(zip(JOINTS, joint_limits(side)[row].tolist(), strict=True))
 
 
-Positive = Annotated[float, Field(gt=0)]  # which NaN, by which no limit would ever be met, is not
-
-
 class SafetyConfig(Settings):
     """The limits of what may be done to a hand; the default speed and temperature are those that others use.
 
@@ -136,7 +133,7 @@ class SafetyConfig(Settings):
         max_temperature (float): the highest temperature of a motor, degrees Celsius.
         max_tracking_error (float): the largest distance of a joint from its target, rad.
         max_errors (int): the failed readings or commands in a row after which the run stops.
-        watchdog (float): the time without a command after which the hand is made passive, s.
+        watchdog (float): the time without a command after which the hand is made passive, s, at most 10.
         passive_timeout (float): the time for which making it passive is tried, s.
     """
 
@@ -147,7 +144,7 @@ class SafetyConfig(Settings):
     max_temperature: Positive = 70.0
     max_tracking_error: Positive = 0.6
     max_errors: PositiveInt = 3
-    watchdog: Positive = 0.2
+    watchdog: Annotated[Positive, Field(le=10)] = 0.2
     passive_timeout: Positive = 2.0
 
     @model_validator(mode="after")

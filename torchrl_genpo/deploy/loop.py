@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ __all__ = ["RunReport", "run_policy"]
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 POSE_TOLERANCE = 0.01  # rad, by which a start pose may be out of the limits
+POWER_OFF = "THE HAND DID NOT CONFIRM THAT IT IS PASSIVE: POWER OFF."
 SETTLING = 0.3  # s at the start pose before the controller begins
 
 
@@ -55,10 +57,7 @@ class RunReport:
             for name, values in (("lateness of a step", self.lateness_ms), ("policy", self.policy_ms)):
                 middle, high = np.percentile(values, [50, 99])
                 lines.append(f"{name}: p50 {middle:.2f} ms, p99 {high:.2f} ms, largest {max(values):.2f} ms.")
-        passive = (
-            "The hand is passive." if self.is_passive else "THE HAND DID NOT CONFIRM THAT IT IS PASSIVE: POWER OFF."
-        )
-        return "\n".join([*lines, passive])
+        return "\n".join([*lines, "The hand is passive." if self.is_passive else POWER_OFF])
 
 
 def run_policy(
@@ -95,7 +94,7 @@ def run_policy(
 
     Raises:
         HandError: if the hand cannot be opened.
-        ValueError: if the start pose is out of the limits.
+        ValueError: if the start pose is out of the limits, or ``seconds`` is negative or not finite.
 
     Examples:
         >>> from torchrl_genpo.deploy import FastClock, SimulatedHand, WaveMotion, run_policy
@@ -106,6 +105,8 @@ def run_policy(
         >>> hand.is_passive
         True
     """
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"seconds={seconds:g} must be finite and not negative.")
     safety = SafetyConfig() if safety is None else safety
     _check_start_pose(controller.start_pose, safety)
     report = RunReport()
@@ -125,8 +126,11 @@ def run_policy(
             finally:
                 signals.are_ignored = True  # nothing may come between here and a passive hand
                 report.is_passive = hand.stop(report.reason)
+                passive = "passive" if report.is_passive else POWER_OFF
+                if not report.is_passive:  # no report follows an exception
+                    sys.stderr.write(f"{POWER_OFF}\n")
                 if session is not None:
-                    session.write(loop.time, loop.phase, f"{report.outcome}: {report.reason}")
+                    session.write(loop.time, loop.phase, f"{report.outcome}: {report.reason}; {passive}")
         finally:
             backend.close()
             if session is not None:

@@ -134,9 +134,10 @@ class GuardedHand:
             self.stop_reason = reason  # before waiting for the lock: no command may follow
         give_up = time.monotonic() + self._config.passive_timeout
         while True:
-            # a call of the SDK that hangs would hold the lock for ever: then without it
-            has_lock = self._lock.acquire(timeout=self._config.watchdog)
+            has_lock = False
             try:
+                # a call of the SDK that hangs would hold the lock for ever: then without it
+                has_lock = self._lock.acquire(timeout=self._config.watchdog)
                 self._backend.passive()
                 self.is_passive = True
             except Exception:  # whatever it is, it must not end the attempts

@@ -44,7 +44,7 @@ class XHandBackend:
         self._channels = np.array([config.order.index(joint) for joint in JOINTS])  # of each joint
         self._signs = np.array([config.signs.get(joint, 1) for joint in JOINTS])
         self._device: Any = None
-        self._id = 0
+        self._port, self._id = config.port, config.hand_id  # those of the first connection are kept
         self._command: Any = None
         self.name = ""
 
@@ -73,18 +73,18 @@ class XHandBackend:
 
     def _connect(self) -> None:
         config, device = self._config, self._device
-        port = config.port
-        if port is None:
+        if self._port is None:
             found = list(device.enumerate_devices(config.protocol))
             if not found:
                 raise HandError(f"no {config.protocol} device found: is the hand plugged in and powered?")
-            port = found[0]
+            self._port = found[0]
+        port = self._port
         is_serial = config.protocol == "RS485"
         self._check(device.open_serial(port, config.baud) if is_serial else device.open_ethercat(port), f"open {port}")
         ids = list(device.list_hands_id())
-        if not ids or (config.hand_id is None and len(ids) > 1) or config.hand_id not in (None, *ids):
-            raise HandError(f"hands on {port}: {ids or 'none'}; hand.hand_id={config.hand_id} must name one of them")
-        self._id = ids[0] if config.hand_id is None else config.hand_id
+        if not ids or (self._id is None and len(ids) > 1) or self._id not in (None, *ids):
+            raise HandError(f"hands on {port}: {ids or 'none'}; hand.hand_id={self._id} must name one of them")
+        self._id = ids[0] if self._id is None else self._id
         kind = str(device.get_hand_type(self._id))
         other = "left" if config.side == "right" else "right"
         if other in kind.lower():
@@ -137,14 +137,14 @@ class XHandBackend:
         """Sets mode 0 without torque; connects anew if the hand does not answer, as after a loose plug.
 
         Raises:
-            HandError: for an error code.
+            HandError: for an error code, or if the hand is not open.
         """
-        if self._command is None:  # it was never opened, and nothing was commanded
-            return
+        if self._device is None:
+            raise HandError("the hand is not open: nothing can be sent to it")
         relaxed = (np.zeros(len(JOINTS)), PASSIVE_MODE, 0, 0, 0, 0)
         try:
             self._send(*relaxed)
-        except HandError:
+        except Exception:  # whatever an SDK raises without its device
             self._device.close_device()
             self._connect()
             self._send(*relaxed)
