@@ -115,3 +115,13 @@ def test_every_policy_trains(policy, how, tmp_path):
         assert training.progress.frames == 512
     finally:
         training.close()
+
+
+@pytest.mark.parametrize("task", ["pendulum", "hopper", "xhand/nut_bolt"])
+def test_a_run_is_resumed_with_its_simulators(task, tmp_path):
+    cfg = configure(f"env={task}", "env.num_envs=4", "collector.total_frames=128", "eval.num_envs=3")
+    for resume in (False, True):
+        training = Training(cfg, RunFolder(tmp_path, resume=resume), Ranks("cuda"))
+        training.run(StopRequest())
+        assert training.progress.frames == 128
+        training.close()

@@ -125,6 +125,11 @@ def test_each_option_says_what_it_is_for(schema, option):
         ({"policy": {"head_sizes": [10**5] * 4}}, "policy.head_sizes=.* GiB"),
         ({"policy": {"min_std": 0.9}}, "policy.min_std=0.9 is not below policy.initial_std=0.5"),
         ({"optim": {"lr": 0.01}}, "optim.lr=0.01 is not between optim.min_lr=1e-05 and optim.max_lr=0.003"),
+        ({"loss": {"mini_batch_size": 600}}, r"mini_batch_size=600 does not divide .*=2048 into equal .*: use 512\."),
+        (
+            {"policy": {"encoder": "gru"}, "loss": {"mini_batch_size": 300}, "env": {"name": "hopper", "num_envs": 8}},
+            r"mini_batch_size=300 does not divide .* of whole sequences of 256 steps: use 256\.",
+        ),
         ({"optim": {"noise_lr": 1e-6}}, "optim.noise_lr=1e-06 is not between"),
         ({"policy": {"transformer": {"width": 10}}}, "policy.transformer.width=10 must be a multiple"),
         (
@@ -150,12 +155,10 @@ def test_all_mistakes_are_named_at_once():
 
 @pytest.mark.parametrize(("env", "size"), [({"name": "hopper"}, 1), ({"name": "robomimic/can"}, 4)])
 def test_a_transformer_has_the_chunks_of_the_task(env, size):
-    frames = {"frames_per_batch": 2000}
-    assert (
-        validate({"env": env, "policy": {"transformer": {}}, "collector": frames}).policy.transformer.chunk_size == size
-    )
+    batch = {"collector": {"frames_per_batch": 2000}, "loss": {"mini_batch_size": 500}}
+    assert validate({"env": env, "policy": {"transformer": {}}, **batch}).policy.transformer.chunk_size == size
     own = {"transformer": {"chunk_size": 8}}
-    assert validate({"env": env, "policy": own, "collector": frames}).policy.transformer.chunk_size == 8
+    assert validate({"env": env, "policy": own, **batch}).policy.transformer.chunk_size == 8
 
 
 @pytest.mark.parametrize("schema", [TrainOptions, PretrainOptions])

@@ -66,10 +66,22 @@ def test_at_first_it_is_its_base_and_within_its_bound_ever_after():
     with torch.no_grad():
         flow.start.network[-1].bias.fill_(1e6)
     zeros = torch.zeros(6, D, dtype=torch.float64)
-    moved = flow.start.base.to_noise(flow.velocity, *flow.start.from_noise(flow.velocity, zeros, zeros))
+    moved = flow.start.base.to_noise(
+        flow.velocity, *flow.start.from_noise(flow.velocity, zeros, zeros, solver=flow.solver), solver=flow.solver
+    )
     assert (torch.cat(moved).abs() <= 3 + 1e-9).all()
+    hidden = flow.start.network[0].weight.clone()
     flow.start.reset_parameters()
     torch.testing.assert_close(flow.log_prob(*pair), flow.with_start(flow.start.base).log_prob(*pair))
+    assert (flow.start.network[0].weight != hidden).all()
+
+
+def test_to_steer_a_trained_start_leaves_it_as_it_was_trained():
+    base = ConsistentStart(0.3, D)
+    base.log_tau.data.fill_(-3.0)
+    start = SteeredStart(base, D, 8)
+    start.reset_parameters()
+    assert (base.log_tau == -3.0).all()
 
 
 def test_ppo_trains_the_start_alone_and_keeps_it_near_a_reference():
@@ -98,7 +110,10 @@ def test_ppo_trains_the_start_alone_and_keeps_it_near_a_reference():
     [
         (lambda: SteeredStart(SteeredStart(IndependentStart(), D, 8), D, 8), "steered already"),
         (lambda: SteeredStart(ConsistentStart(0.2, 3), D, 8), "action_dim=3, not 2"),
-        (lambda: SteeredStart(IndependentStart(), D, 8).sample(lambda x, t: x, (4, D)), "ConditionedVelocity"),
+        (
+            lambda: SteeredStart(IndependentStart(), D, 8).sample(lambda x, t: x, (4, D), solver=ReversibleSolver()),
+            "ConditionedVelocity",
+        ),
     ],
 )
 def test_nonsense_is_refused(make, message):

@@ -42,10 +42,18 @@ def observe(*shape):
     return TensorDict(observation=torch.randn(*shape, OBS).double(), batch_size=shape)
 
 
+def uneven_start():
+    """As training leaves one: another tau for each number."""
+    start = ConsistentStart(0.3, D)
+    start.log_tau.data.copy_(torch.tensor([-3.0, 0.0]))
+    return start
+
+
 STARTS = {
     "unit": IndependentStart,
     "steered": lambda: SteeredStart(IndependentStart(), D, 16),
     "consistent": lambda: ConsistentStart(0.3, D),
+    "uneven": uneven_start,
 }
 
 

@@ -112,6 +112,13 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 
 
+def test_the_policy_that_comes_with_the_library_is_finetuned(tmp_path):
+    options = ["env=robomimic/can", "policy.init=robomimic/can", "env.num_envs=2", "env.options.horizon=16"]
+    options += ["collector.frames_per_batch=8", "collector.total_frames=8", "loss.mini_batch_size=8"]
+    run("sota-implementations/genpo.py", *options, "eval.num_envs=1", "eval.rounds=1", f"hydra.run.dir={tmp_path}")
+    assert read_metrics(tmp_path / "metrics.csv")["frames"] == [0, 8]
+
+
 def test_finetuning_starts_from_the_pretrained_policy_and_lets_the_critic_warm_up(pretrained, tmp_path):
     folder, _ = pretrained
     (checkpoint,) = sorted((folder / "checkpoints").glob("*60*"))

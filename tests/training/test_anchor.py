@@ -110,6 +110,8 @@ def test_the_loss_pulls_the_flow_to_the_anchor_and_names_what_is_missing(policy)
     assert "loss_anchor" in loss.out_keys and values[-1] < 0.5 * values[0]
     data["anchor", "action_is_pad"] = torch.ones_like(target, dtype=torch.bool)
     assert loss(data)["loss_anchor"] == 0, "padding does not count"
+    each = GenPOLoss(policy, critic, anchor_coeff=1.0, reduction="none")(data)
+    assert each["loss_anchor"].shape == (64,), "it is reduced as the other losses are"
     with pytest.raises(ValueError, match="anchor_coeff=-1"):
         GenPOLoss(policy, critic, anchor_coeff=-1)
 

@@ -32,10 +32,10 @@ def rows(data):
 @pytest.mark.parametrize(
     "sizes",
     [
-        ["env.num_envs=3", "collector.frames_per_batch=63", "loss.mini_batch_size=16"],
+        ["env.num_envs=3", "collector.frames_per_batch=63", "loss.mini_batch_size=9"],
         ["env.num_envs=5", "collector.frames_per_batch=35", "loss.mini_batch_size=35"],
-        ["env.num_envs=4", "collector.frames_per_batch=52", "loss.mini_batch_size=17"],
-        ["env.num_envs=2", "collector.frames_per_batch=50", "loss.mini_batch_size=49"],
+        ["env.num_envs=4", "collector.frames_per_batch=52", "loss.mini_batch_size=26"],
+        ["env.num_envs=2", "collector.frames_per_batch=50", "loss.mini_batch_size=1"],
         ["env.num_envs=2", "collector.frames_per_batch=50", "loss.mini_batch_size=1000"],
     ],
     ids=str,

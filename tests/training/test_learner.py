@@ -11,7 +11,7 @@ from torchrl_genpo.modules import encode
 from torchrl_genpo.training import DivergedError
 from torchrl_genpo.training.build import build_env, build_models, normalizers
 from torchrl_genpo.training.learner import Learner
-from torchrl_genpo.training.policy import AddCovariance
+from torchrl_genpo.training.policy import LEAST_STD, AddCovariance
 from torchrl_genpo.training.ranks import Ranks
 from torchrl_genpo.training.reward_scale import RewardScale
 
@@ -119,10 +119,20 @@ def test_statistics_stand_still_where_normalisation_is_off():
     assert "normalized_observation" not in collect(env, policy).keys()
 
 
+HAND = ["env=xhand/nut_bolt", "env.num_envs=2", "env.options.num_threads=1", "env.options.max_steps=20"]
+
+
 def test_the_critic_of_a_task_with_an_observation_of_its_own_has_its_own_normaliser():
-    options = ["env=xhand/nut_bolt", "env.num_envs=2", "env.options.num_threads=1", "env.options.max_steps=20"]
-    _, _, policy, critic, _ = make_parts(*options)
+    _, _, policy, critic, _ = make_parts(*HAND)
     assert [n.in_keys for n in normalizers(policy, critic)] == [["observation"], ["critic_observation"]]
+
+
+def test_beside_a_frozen_policy_the_critics_own_normaliser_moves():
+    options, env, policy, critic, loss = make_parts(*HAND)
+    options.policy.__dict__["trainable"] = "head"  # of a policy.init, which a run would need
+    learner = Learner(options, env, policy, critic, loss, Ranks("cpu"))
+    learner.learn(collect(env, policy), 0)
+    assert [int(n.count) for n in normalizers(policy, critic)] == [0, 64]
 
 
 def test_rewards_are_divided_by_the_deviation_of_the_discounted_return():
@@ -170,6 +180,16 @@ def test_a_gaussians_deviation_may_depend_on_the_state_and_begins_where_the_othe
     assert moved[last] > 0
     network.module[0][-1].bias.data.fill_(-50.0)
     torch.testing.assert_close(network(seen)["scale"], torch.full_like(scale, 0.1))
+
+
+def test_a_state_dependent_deviation_without_a_floor_has_the_floor_of_the_others():
+    _, env, policy, *_ = make_parts("policy=gaussian", "policy.scale=state_dependent", "policy.initial_std=0.005")
+    normalizer, network = policy.module[:2]
+    seen = normalizer(env.rollout(8))
+    scale = network(seen)["scale"]
+    torch.testing.assert_close(scale, torch.full_like(scale, 0.005), atol=3e-4, rtol=0)
+    network.module[0][-1].bias.data.fill_(-50.0)
+    torch.testing.assert_close(network(seen)["scale"], torch.full_like(scale, LEAST_STD))
 
 
 @pytest.mark.parametrize("scale", ["learned", "covariance", "state_dependent"])

@@ -10,7 +10,10 @@ from tensordict import TensorDict
 
 from torchrl_genpo.config.compose import compose
 from torchrl_genpo.modules import flow_of
-from torchrl_genpo.training.checkpoint import load_policy
+from torchrl_genpo.trained import trained_policies
+from torchrl_genpo.training.build import build_env
+from torchrl_genpo.training.checkpoint import load_policy, load_pretrained, read_checkpoint
+from torchrl_genpo.training.policy import make_policy
 
 
 def trained_and_not(training):
@@ -65,6 +68,18 @@ def test_another_start_or_solver_keeps_the_deviation_of_the_first_actions(make_t
     seen = TensorDict({key: torch.zeros(20_000, 8) for key in flow.in_keys}, batch_size=[20_000])
     _, deviation = flow.gaussian(seen[flow.in_keys[0]])
     assert flow(seen)["raw_action"].std().item() == pytest.approx(deviation[0].item(), rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["half_cheetah", "xhand/nut_bolt"])
+def test_a_policy_that_comes_with_the_library_can_be_trained_further(name):
+    """Whatever options there are that it was saved without."""
+    options = compose([f"env={name}", f"policy.init={trained_policies()[name]}", "env.num_envs=2"])
+    env = build_env(options, 2, 0)
+    policy = make_policy(options, env)
+    load_pretrained(options, policy)
+    saved = read_checkpoint(trained_policies()[name])["policy"]
+    assert all(torch.equal(value, saved[key]) for key, value in policy.named_parameters())
+    env.close()
 
 
 @pytest.mark.parametrize(

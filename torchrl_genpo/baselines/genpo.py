@@ -159,7 +159,7 @@ class DummyActionLoss(GenPOLoss):
                 f"DummyActionLoss compresses the registers of an AlternatingCoupling; this actor has {solver}. "
                 "Use GenPOLoss."
             )
-        self.register_coeff_buffer("compression_coeff", compression_coeff)
+        self.register_coeff_buffer("compression_coeff", compression_coeff, device=next(self.parameters()).device)
         self._compresses = compression_coeff > 0
         if self._compresses:
             self.out_keys = [*self.out_keys, "loss_compression"]

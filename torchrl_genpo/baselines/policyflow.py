@@ -161,7 +161,7 @@ class PolicyFlowLoss(ClipPPOLoss):
             )
         super().__init__(actor_network, critic_network, entropy_bonus=entropy_bonus, **kwargs)
         self.set_keys(action=actor.action_key, sample_log_prob=actor.log_prob_key)
-        self.register_coeff_buffer("brownian_coeff", brownian_coeff)
+        self.register_coeff_buffer("brownian_coeff", brownian_coeff, device=next(self.parameters()).device)
         self.out_keys = [*self.out_keys, "loss_brownian"]
         self._behaviour_params: TensorDict | None = None  # not saved, because every collected batch sets it anew
         self._brownian_error: Tensor | None = None

@@ -140,6 +140,14 @@ class TrainOptions(_Root):
         workers = self.collector.num_workers
         if num_envs % workers:
             raise ValueError(f"env.num_envs={num_envs} must be a multiple of collector.num_workers={workers}.")
+        mini_batch, unit = self.loss.mini_batch_size, self.steps_per_env if self.policy.is_recurrent else 1
+        if mini_batch < frames and (frames % mini_batch or mini_batch % unit):
+            equal = next((n for n in range(mini_batch, 0, -1) if not (frames % n or n % unit)), frames)
+            whole = f" of whole sequences of {unit} steps" if unit > 1 else ""
+            raise ValueError(
+                f"loss.mini_batch_size={mini_batch} does not divide collector.frames_per_batch={frames} into equal "
+                f"mini-batches{whole}: use {equal}."
+            )
         # a batch of a small task, in the three places that hold one
         check_memory(64 * BYTES * frames, f"collector.frames_per_batch={frames}")
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torchrl_genpo.flow.solver import PairSolver, VelocityField
-from torchrl_genpo.flow.start import DEFAULT_SOLVER, Start
+from torchrl_genpo.flow.start import Start
 
 __all__ = ["ConsistentStart"]
 
@@ -39,10 +39,10 @@ class ConsistentStart(Start):
 
     Examples:
         >>> import torch
-        >>> from torchrl_genpo import ConsistentStart
-        >>> start, velocity = ConsistentStart(tau=0.1), lambda x, t: -x
-        >>> x, memory, log_prob = start.sample(velocity, (4, 3))
-        >>> torch.allclose(start.log_prob(velocity, x, memory), log_prob, atol=1e-4)
+        >>> from torchrl_genpo import ConsistentStart, ReversibleSolver
+        >>> start, solver, velocity = ConsistentStart(tau=0.1), ReversibleSolver(), lambda x, t: -x
+        >>> x, memory, log_prob = start.sample(velocity, (4, 3), solver=solver)
+        >>> torch.allclose(start.log_prob(velocity, x, memory, solver=solver), log_prob, atol=1e-4)
         True
     """
 
@@ -77,18 +77,18 @@ class ConsistentStart(Start):
         return self.log_tau is None
 
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         tau = self.tau if self.log_tau is None else self.log_tau.exp()
         return noise, self._centre(velocity, noise, solver) + tau * memory_noise
 
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         tau = self.tau if self.log_tau is None else self.log_tau.exp()
         return x, (memory - self._centre(velocity, x, solver)) / tau
 
-    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         return d * (math.log(self.tau) if self.log_tau is None else self.log_tau.mean())
 
     @staticmethod

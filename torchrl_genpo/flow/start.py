@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchrl_genpo.flow.solver import PairSolver, ReversibleSolver, VelocityField
+from torchrl_genpo.flow.solver import PairSolver, VelocityField
 
 __all__ = ["IndependentStart", "Start"]
-
-DEFAULT_SOLVER = ReversibleSolver()  # the actor's default too
 
 
 class Start(nn.Module, ABC):
@@ -25,8 +23,8 @@ class Start(nn.Module, ABC):
     A start says how a pair is built from two noise tensors (:meth:`from_noise`), how that is undone
     (:meth:`to_noise`) and what its log determinant is (:meth:`log_abs_det`). Sampling, density and entropy
     follow from these three. Each of them is given ``velocity``, the conditioned velocity ``(x, t) -> [..., d]``, of
-    which some starts need a value or the ``context``, and ``solver``, the solver that integrates
-    (``ReversibleSolver()`` by default), of which some need the size of a step.
+    which some starts need a value or the ``context``, and ``solver``, the solver that integrates, of which some need
+    the size of a step.
     """
 
     action_dim: int | None = None
@@ -53,8 +51,8 @@ class Start(nn.Module, ABC):
             solver (PairSolver): the solver.
 
         Returns:
-            ``[2, 2]``: by how much action and memory (rows) move with the noise of each (columns), in the first number
-            of an action.
+            ``[2, 2]``, or ``[2, 2, d]`` of a start that is made for a size: by how much action and memory (rows) move
+            with the noise of each (columns).
         """
         like = next(self.parameters(), torch.empty(()))
 
@@ -62,32 +60,32 @@ class Start(nn.Module, ABC):
             return torch.zeros_like(x)
 
         noise = torch.eye(2, dtype=like.dtype, device=like.device).unsqueeze(-1).expand(2, 2, self.action_dim or 1)
-        pair = solver.integrate(velocity, *self.from_noise(velocity, *noise, solver=solver))
-        return torch.stack(pair)[..., 0]
+        pair = torch.stack(solver.integrate(velocity, *self.from_noise(velocity, *noise, solver=solver)))
+        return pair[..., 0] if self.action_dim is None else pair
 
-    def memory_weight(self, solver: PairSolver) -> float:
-        """The regression of the memory on the action for a velocity of zero: how far one moves with the other."""
+    def memory_weight(self, solver: PairSolver) -> Tensor:
+        """The regression of the memory on the action for a velocity of zero, ``[]`` or ``[d]``."""
         action, memory = self.free_pair(solver)
-        return float(action @ memory / (action @ action))
+        return (action * memory).sum(0) / action.square().sum(0)
 
-    def width(self, solver: PairSolver) -> float:
-        """The standard deviation of an action for a velocity of zero."""
-        return float(self.free_pair(solver)[0].norm())
+    def width(self, solver: PairSolver) -> Tensor:
+        """The standard deviation of an action for a velocity of zero, ``[]`` or ``[d]``."""
+        return self.free_pair(solver)[0].norm(dim=0)
 
     @abstractmethod
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         """Maps two standard normal tensors ``[..., d]`` to the pair ``(x_0, memory_0)``."""
 
     @abstractmethod
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         """Undoes :meth:`from_noise` exactly."""
 
     @abstractmethod
-    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         """Log absolute determinant of :meth:`from_noise` for states of size ``d``: a scalar, or one a context."""
 
     def sample(
@@ -95,7 +93,7 @@ class Start(nn.Module, ABC):
         velocity: VelocityField,
         shape: Sequence[int],
         *,
-        solver: PairSolver = DEFAULT_SOLVER,
+        solver: PairSolver,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,7 +104,7 @@ class Start(nn.Module, ABC):
             shape (sequence of int): shape ``[..., d]`` of a state.
 
         Keyword Args:
-            solver (PairSolver, optional): the solver. Defaults to ``ReversibleSolver()``.
+            solver (PairSolver): the solver.
             dtype (torch.dtype, optional): dtype of the noise.
             device (torch.device, optional): device of the noise.
 
@@ -118,14 +116,12 @@ class Start(nn.Module, ABC):
         log_det = self.log_abs_det(velocity, shape[-1], solver=solver)
         return x, memory, _normal_log_density(noise, memory_noise) - log_det
 
-    def log_prob(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
-    ) -> Tensor:
+    def log_prob(self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver) -> Tensor:
         """Log density ``[...]`` of the pair ``x [..., d]``, ``memory [..., d]``."""
         noise = self.to_noise(velocity, x, memory, solver=solver)
         return _normal_log_density(*noise) - self.log_abs_det(velocity, x.shape[-1], solver=solver)
 
-    def entropy(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
+    def entropy(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
         return d * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
 
@@ -138,26 +134,26 @@ class IndependentStart(Start):
 
     Examples:
         >>> import torch
-        >>> from torchrl_genpo import IndependentStart
-        >>> start = IndependentStart()
-        >>> x, memory, log_prob = start.sample(None, (4, 3))
+        >>> from torchrl_genpo import IndependentStart, ReversibleSolver
+        >>> start, solver = IndependentStart(), ReversibleSolver()
+        >>> x, memory, log_prob = start.sample(None, (4, 3), solver=solver)
         >>> x.shape, log_prob.shape
         (torch.Size([4, 3]), torch.Size([4]))
-        >>> torch.allclose(start.log_prob(None, x, memory), log_prob)
+        >>> torch.allclose(start.log_prob(None, x, memory, solver=solver), log_prob)
         True
     """
 
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         return noise, memory_noise
 
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         return x, memory
 
-    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         return 0.0
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchrl_genpo.flow.solver import PairSolver, VelocityField
-from torchrl_genpo.flow.start import DEFAULT_SOLVER, Start
+from torchrl_genpo.flow.start import Start
 
 __all__ = ["SteeredStart"]
 
@@ -72,11 +72,12 @@ class SteeredStart(Start):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Puts the noise back to the standard normal one, and the base to its first parameters."""
-        if hasattr(self, "network"):
-            self.base.reset_parameters()
-            for parameter in self.network[-1].parameters():
-                nn.init.zeros_(parameter)
+        """Draws the network anew, with a last layer of zero: the noise is the standard normal one."""
+        for layer in self.network:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+        for parameter in self.network[-1].parameters():
+            nn.init.zeros_(parameter)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class SteeredStart(Start):
         return self.base.free_pair(solver)  # the noise is not steered at first
 
     def from_noise(
-        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, noise: Tensor, memory_noise: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         means, log_scales = self._law(velocity)
         noises = (
@@ -100,7 +101,7 @@ class SteeredStart(Start):
         return self.base.from_noise(velocity, *noises, solver=solver)
 
     def to_noise(
-        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver = DEFAULT_SOLVER
+        self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver
     ) -> tuple[Tensor, Tensor]:
         means, log_scales = self._law(velocity)
         pair = self.base.to_noise(velocity, x, memory, solver=solver)
@@ -109,7 +110,7 @@ class SteeredStart(Start):
         )
         return first, second
 
-    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver = DEFAULT_SOLVER) -> Tensor | float:
+    def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         log_scales = self._law(velocity)[1]
         return self.base.log_abs_det(velocity, d, solver=solver) + torch.stack(log_scales).sum((0, -1))
 

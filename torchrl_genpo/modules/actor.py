@@ -144,9 +144,9 @@ class ReversibleFlowActor(SafeProbabilisticModule):
         self.start = start
         self.solver = solver
         self.gaussian = gaussian
-        if gaussian is not None:
-            self.register_buffer("memory_weight", torch.tensor(start.memory_weight(solver)))
-            self.register_buffer("width", torch.tensor(start.width(solver)))
+        if gaussian is not None:  # the law without a velocity, by which a Gaussian's deviation is that of the action
+            self.register_buffer("memory_weight", start.memory_weight(solver))
+            self.register_buffer("width", start.width(solver))
 
     @property
     def action_key(self) -> NestedKey:

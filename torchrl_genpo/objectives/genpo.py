@@ -89,7 +89,8 @@ class GenPOLoss(PairLoss):
                 f"reference_coeff={reference_coeff} must not be negative, and has no effect without a reference."
             )
         if reference is not None:
-            self.register_coeff_buffer("reference_coeff", 0.1 if reference_coeff is None else reference_coeff)
+            coeff, device = 0.1 if reference_coeff is None else reference_coeff, next(self.parameters()).device
+            self.register_coeff_buffer("reference_coeff", coeff, device=device)
         if anchor_coeff < 0 or (anchor_coeff and flow_of(policy).gaussian is not None):
             raise ValueError(
                 f"anchor_coeff={anchor_coeff} must not be negative, and flow matching trains no actor with a gaussian."
@@ -120,4 +121,5 @@ class GenPOLoss(PairLoss):
             )
         (action,) = read(anchor, self.tensor_keys.action)
         with self._in_place(self.actor_network_params):
-            return flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None)).mean()
+            losses = flow_matching(self.actor_network, anchor, action, anchor.get("action_is_pad", None))
+        return self._reduce_loss(losses, anchor)

@@ -315,7 +315,7 @@ def load_pretrained(options: TrainOptions, policy: TensorDictSequential) -> None
     """
     path = find_checkpoint(Path(str(options.policy.init)))
     checkpoint = read_checkpoint(path, options.device)
-    mine, theirs = options.model_dump(mode="json"), checkpoint["config"]
+    mine, theirs = (each.model_dump(mode="json") for each in (options, saved_options(checkpoint)))
     for name in ("env.name", *SHAPING):
         here, there = (select_option(config, name) for config in (mine, theirs))
         if here != there:

@@ -60,9 +60,10 @@ class Learner:
         self.options, self.policy, self.critic, self.loss, self.ranks = options, policy, critic, loss, ranks
         keys = observation_keys(env)
         self._finite_keys = [*(("next", key) for key in (*keys, "reward")), *keys]
-        # a frozen network goes on reading what it was trained on
-        moves = options.env.normalize_observation and options.policy.trainable == "all"
-        self._normalizers = normalizers(policy, critic) if moves else []
+        self._normalizers = normalizers(policy, critic) if options.env.normalize_observation else []
+        if options.policy.trainable != "all":  # a frozen network goes on reading what it was trained on
+            frozen = {id(normalizer) for normalizer in normalizers(policy)}
+            self._normalizers = [each for each in self._normalizers if id(each) not in frozen]
         self.reward_scale = RewardScale().to(options.device) if options.env.scale_reward else None
         self.is_recurrent = options.policy.is_recurrent
         self.gae = GAE(

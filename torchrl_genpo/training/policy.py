@@ -189,7 +189,8 @@ def reversible_flow(options: Options, velocity: Any, loc: nn.Module | None = Non
     settings = options.solver.model_dump()
     solver = SOLVERS[settings.pop("name")](**settings)
     start = _start(options, velocity)
-    gaussian = _gaussian(options, velocity.action_dim, loc, start.width(solver))
+    width = float(start.width(solver).mean())  # at first all numbers have the same
+    gaussian = _gaussian(options, velocity.action_dim, loc, width)
     return ReversibleFlowActor(velocity, solver=solver, start=start, gaussian=gaussian, **keys)
 
 
@@ -266,8 +267,9 @@ def gaussian_steps(
     extractor: nn.Module
     keys, distribution = ["loc", "scale"], IndependentNormal
     if scale == "state_dependent":
-        floor = f"_{min_std}" if min_std else ""
-        extractor = NormalParamExtractor(scale_mapping=f"biased_softplus_{initial_std}{floor}")
+        # TensorDict's own floor is 0.01
+        mapping = f"biased_softplus_{initial_std}_{max(min_std, LEAST_STD)}"
+        extractor = NormalParamExtractor(scale_mapping=mapping)
     elif scale == "covariance":
         extractor = AddCovariance(action_dim, initial_std, min_std)
         keys, distribution = ["loc", "scale_tril"], MultivariateNormal

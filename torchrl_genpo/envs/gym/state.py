@@ -18,6 +18,7 @@ from gymnasium.wrappers import (
     RescaleAction,
     TimeLimit,
 )
+from torch import Tensor
 from torchrl.envs import EnvBase
 
 from torchrl_genpo.envs.common import simulator
@@ -117,16 +118,21 @@ class GymState:
         }
         if state["elapsed_steps"] is not None:
             _time_limit(env)._elapsed_steps = state["elapsed_steps"]
-        self._vector_env._env_obs[index] = _apply(lambda x: x.numpy().copy(), state["observation"])
+        self._vector_env._env_obs[index] = _apply(_as_array, state["observation"])
         if _is_classic(env):
-            env.unwrapped.state = state["state"].numpy().copy()
+            env.unwrapped.state = _as_array(state["state"])
             return
         import mujoco
 
         model, data = env.unwrapped.model, env.unwrapped.data
-        mujoco.mj_setState(model, data, state["physics"].numpy(), mujoco.mjtState.mjSTATE_INTEGRATION)
+        mujoco.mj_setState(model, data, _as_array(state["physics"]), mujoco.mjtState.mjSTATE_INTEGRATION)
         for key, value in state["derived"].items():
-            getattr(data, key)[:] = value.numpy()
+            getattr(data, key)[:] = _as_array(value)
+
+
+def _as_array(value: Tensor) -> np.ndarray:
+    """A copy for the simulator, on the CPU, of what was loaded to the device of the run."""
+    return value.cpu().numpy().copy()
 
 
 def _is_known(env: Any) -> bool:

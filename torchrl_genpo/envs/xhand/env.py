@@ -303,8 +303,8 @@ class NutBoltEnv(EnvBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> None:
         """Restores what :meth:`state_dict` returned, models included."""
-        self._rows = {name: state_dict[name].numpy().copy() for name in self._rows}
-        self.generator.set_state(state_dict["generator"].clone())
+        self._rows = {name: state_dict[name].cpu().numpy().copy() for name in self._rows}
+        self.generator.set_state(state_dict["generator"].cpu().clone())
         for row, drawn in enumerate(torch.from_numpy(self._rows["drawn"])):
             self.models[row] = make_model(self.randomization.apply(self._scenes[row], drawn))
 
