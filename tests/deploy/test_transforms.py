@@ -111,6 +111,11 @@ class Halved(Transform):
         return tensordict.set("action", 0.5 * tensordict["action"])
 
 
+class Doubled(Transform):
+    def _inv_call(self, tensordict):
+        return tensordict.set("action", 2 * tensordict["action"])
+
+
 def clip(bound):
     return ClipTransform(in_keys_inv=["action"], low=-bound, high=bound)
 
@@ -142,6 +147,13 @@ def test_an_environment_without_transforms_is_exported(tmp_path):
 def test_a_transform_that_changes_the_action_is_refused(make):
     with pytest.raises(ValueError, match=r"between the policy and the simulator.*a module of the policy"):
         PolicyExporter(flow(), TransformedEnv(Plant(bound=2.0), make()))
+
+
+def test_a_change_is_seen_where_the_policys_own_actions_are_at_their_bounds():
+    policy = flow()
+    nn.init.constant_(policy.velocity.trunk[-1].bias, 10.0)
+    with pytest.raises(ValueError, match="between the policy and the simulator"):
+        PolicyExporter(policy, TransformedEnv(Plant(), Doubled()))
 
 
 def test_what_transforms_make_is_what_the_model_reads(tmp_path):

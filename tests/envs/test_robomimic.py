@@ -175,6 +175,19 @@ def test_a_longer_simulation_step_moves_the_arm_alike_in_fewer_steps():
 
 
 @needs_robosuite
+@pytest.mark.parametrize("task", ["can", "lift", "square", "box_cleanup", "threading"])
+def test_a_seed_gives_the_same_objects_in_every_construction(task):
+    first, second = (make_env(f"robomimic/{task}", num_envs=2, seed=0).reset()["observation"] for _ in range(2))
+    assert torch.equal(first, second) and not torch.equal(first[0], first[1])
+
+
+@needs_robosuite
+def test_an_action_takes_the_time_of_its_control_steps():
+    env, *_ = simulate("can", seed=0, chunk_size=3)
+    assert env.dt == pytest.approx(0.15) and env.metadata["render_fps"] == pytest.approx(1 / 0.15)
+
+
+@needs_robosuite
 def test_a_seed_gives_one_course_of_episodes():
     def course(seed):
         env, observation, _ = simulate("can", seed)

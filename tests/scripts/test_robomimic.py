@@ -112,6 +112,22 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 
 
+def test_a_collection_ends_when_a_worker_dies(tmp_path):
+    command = [sys.executable, "-m", "torchrl_genpo.commands.collect", "robomimic/can", "--workers", "1"]
+    command += ["--output", str(tmp_path / "can.hdf5")]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True
+    )
+    deadline, workers = time.monotonic() + 120, []
+    while not workers and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and "A worker died after 0 episodes" in errors and "Traceback" not in errors
+
+
 def test_the_policy_that_comes_with_the_library_is_finetuned(tmp_path):
     options = ["env=robomimic/can", "policy.init=robomimic/can", "env.num_envs=2", "env.options.horizon=16"]
     options += ["collector.frames_per_batch=8", "collector.total_frames=8", "loss.mini_batch_size=8"]

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from torchrl_genpo.commands.common import add_set, explain_errors
 from torchrl_genpo.data import write_demonstrations
 from torchrl_genpo.data.robomimic import read_env_args
-from torchrl_genpo.envs.common import simulator
+from torchrl_genpo.envs.common import WorkerError, simulator
 from torchrl_genpo.envs.robomimic import ROBOMIMIC_TASKS
 from torchrl_genpo.envs.robomimic.experts import EXPERTS, demonstrate
 from torchrl_genpo.envs.robomimic.recorder import Recorder
@@ -109,11 +109,22 @@ def collect(options: argparse.Namespace) -> None:
             multiprocessing.get_context("spawn").Pool(options.workers, signal.signal, IGNORE_INTERRUPT) as pool,
             tqdm(total=options.episodes, unit="episode") as bar,
         ):
-            # in order, so that the file is always the same
-            for job, episodes in zip(jobs, pool.imap(job_of, jobs), strict=True):
+            workers = multiprocessing.active_children()
+            results = pool.imap(job_of, jobs)  # in order, so that the file is always the same
+            while done < options.episodes:
+                try:
+                    episodes = results.next(timeout=1.0)
+                except multiprocessing.TimeoutError:
+                    if all(worker.is_alive() for worker in workers):
+                        continue
+                    # the pool would wait for its job for ever
+                    raise WorkerError(
+                        f"A worker died after {done} episodes, perhaps for want of memory: use fewer --workers; "
+                        f"--seed {options.seed + done} goes on from there."
+                    ) from None
                 demonstrations += [episode for episode in episodes if episode is not None]
-                done += len(job)
-                bar.update(len(job))
+                done += len(episodes)
+                bar.update(len(episodes))
                 bar.set_postfix(succeeded=len(demonstrations))
             pool.close()
             pool.join()
@@ -151,7 +162,7 @@ def main(description: str | None = __doc__) -> None:
         parser.error("--noise is the expert's; a --policy acts with its own")
     if options.policy is None and options.set:
         parser.error("--set changes the configuration of a --policy")
-    with explain_errors():
+    with explain_errors(WorkerError):
         collect(options)
 
 

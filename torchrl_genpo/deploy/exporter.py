@@ -138,8 +138,7 @@ class PolicyExporter:
         self.module = ExecutedPolicy(exportable, env.full_action_spec[action_key], clips)
         hand = _describe_hand(env)
         if not hand:  # which moves the targets of its joints by the action
-            with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-                _check_execution(env, policy(first), action_key, self.module)
+            _check_execution(env, first, action_key, self.module)
         period = _control_period(env)
         skipped = math.prod(int(t.frame_skip) for t in transforms if isinstance(t, FrameSkipTransform))
         made = _makers(transforms, {*exportable.observations.values()})
@@ -254,9 +253,11 @@ def _parts(transform: Transform) -> list[Transform]:
     return [part for member in transform.transforms for part in _parts(member)]
 
 
-def _check_execution(env: EnvBase, tensordict: TensorDictBase, key: NestedKey, module: ExecutedPolicy) -> None:
+def _check_execution(env: EnvBase, first: TensorDictBase, key: NestedKey, module: ExecutedPolicy) -> None:
     """Refuses transforms that change an action between the policy and the simulator, beyond clipping it."""
-    action = tensordict.get(key)
+    # random ones, for those that a policy saturates look the same after many a change
+    action = env.full_action_spec[key].rand()
+    tensordict = first.clone().set(key, action)
     names = [type(transform).__name__ for transform in _transforms(env) if transform.in_keys_inv]
     while isinstance(env, TransformedEnv):
         tensordict, env = env.transform.inv(tensordict), env.base_env

@@ -238,6 +238,13 @@ def test_a_fixed_scene_differs_by_the_nut_only():
     assert td["critic_observation"].shape[-1] == randomized.observation_spec["critic_observation"].shape[-1]
 
 
+def test_the_left_task_has_the_left_hand_and_what_is_asked_for():
+    for scene in ({"cone": "elliptic"}, Scene(cone="elliptic")):
+        found = simulator(make_env("xhand/nut_bolt_left", scene=scene)).scene
+        assert (found.side, found.index_bend_sign, found.cone) == ("left", -1, "elliptic")
+    assert simulator(make_env("xhand/nut_bolt_left", scene={"index_bend_sign": 1})).scene.index_bend_sign == 1
+
+
 @pytest.mark.parametrize(
     "scene", [{"timestep": 0.0025}, {"cone": "elliptic"}, {"thread_pitch": 0.002}, {"side": "left"}]
 )

@@ -46,6 +46,7 @@ class RobosuiteEnv(gymnasium.Env):
     Keyword Args:
         chunk_size (int, optional): the control steps of an action. Defaults to ``1``.
         gamma (float, optional): the discount from step to step inside a chunk. Defaults to ``1.0``.
+        model_seed (int, optional): see :func:`~torchrl_genpo.envs.robomimic.simulator.make_simulator`.
         **others: see :func:`~torchrl_genpo.envs.make_robomimic_env`.
 
     Raises:
@@ -68,17 +69,20 @@ class RobosuiteEnv(gymnasium.Env):
         gamma: float = 1.0,
         reward_shaping: bool = False,
         simulation_timestep: float = SIMULATION_TIMESTEP,
+        model_seed: int = 0,
         render: bool = False,
     ) -> None:
         if horizon < 1:
             raise ValueError(f"horizon must be at least 1 control step, got {horizon}.")
         if not observation_keys:
             raise ValueError("observation_keys must name at least one part of the observation, or be left out.")
-        self.make_simulator = partial(make_simulator, env_args, simulation_timestep, reward_shaping=reward_shaping)
+        self.make_simulator = partial(
+            make_simulator, env_args, simulation_timestep, reward_shaping=reward_shaping, model_seed=model_seed
+        )
         self.simulator = self.make_simulator(has_visuals=render, has_offscreen_renderer=render)
         self.render_mode = "rgb_array" if render else None
-        # there is one frame for each chunk
-        self.metadata = self.metadata | {"render_fps": max(1, 20 // chunk_size)}
+        self.dt = chunk_size * float(self.simulator.control_timestep)  # s, of an action
+        self.metadata = self.metadata | {"render_fps": 1 / self.dt}  # there is one frame for each chunk
         self._keys, self._horizon = tuple(observation_keys), horizon
         self._chunk_size, self._end_at_success, self._gamma = chunk_size, end_at_success, gamma
         self._elapsed, self._has_succeeded = 0, False
@@ -244,4 +248,8 @@ class _Workers(ParallelEnv):
 
 def _make_batch(task: str, make: Any, num_envs: int, device: torch.device | str = "cpu", worker: int = 0) -> EnvBase:
     """Makes a batch of environments that are stepped one after the other in one process."""
-    return batch_gym_envs([lambda: PolicySpaces(make(), task)] * num_envs, device, worker)
+    first = worker * num_envs
+    makers = [
+        lambda index=index: PolicySpaces(make(model_seed=index), task) for index in range(first, first + num_envs)
+    ]
+    return batch_gym_envs(makers, device, worker)

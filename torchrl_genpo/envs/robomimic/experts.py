@@ -252,7 +252,7 @@ def demonstrate(
     name = env_args["env_name"]
     if name not in EXPERTS:
         raise ValueError(f"There is no scripted expert for {name!r}; there are {', '.join(sorted(EXPERTS))}.")
-    simulator = Recorder(make_simulator(env_args, simulation_timestep))
+    simulator = Recorder(make_simulator(env_args, simulation_timestep, model_seed=seeds[0]))
     episodes = []
     for seed in seeds:
         set_simulator_seed(simulator, seed)

@@ -157,6 +157,7 @@ def make_simulator(
     simulation_timestep: float = SIMULATION_TIMESTEP,
     *,
     has_visuals: bool = True,
+    model_seed: int = 0,
     **overrides: Any,
 ) -> Any:
     """Makes the robosuite environment that ``env_args`` describes, with soft resets.
@@ -169,6 +170,8 @@ def make_simulator(
     Keyword Args:
         has_visuals (bool, optional): whether the model has what is only drawn. Without it nothing can be drawn and the
             model cannot be recorded; the robots move the same, and take less memory. Defaults to ``True``.
+        model_seed (int, optional): of what is drawn once for all episodes, such as the size of the cube of ``Lift``.
+            Defaults to ``0``.
         **overrides: further keyword arguments of robosuite's environment.
 
     Raises:
@@ -201,7 +204,8 @@ def make_simulator(
         hints = "; ".join(f"{package}: {command}" for package, command in PACKAGES.items())
         raise ImportError(f"robosuite has no environment {name!r}. Other packages define more: {hints}.")
     # a hard reset compiles the model again, 40 times slower
-    options = {**env_args["env_kwargs"], "hard_reset": False, "ignore_done": True, **overrides}
+    options = {**env_args["env_kwargs"], "hard_reset": False, "ignore_done": True}
+    options |= {"has_renderer": False, "use_camera_obs": False, "seed": model_seed, **overrides}
     from torchrl_genpo.envs.robomimic.control import with_compiled_control  # numba comes with robosuite
 
     environment = robosuite.environments.base.REGISTERED_ENVS[name]

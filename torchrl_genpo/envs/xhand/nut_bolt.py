@@ -24,7 +24,11 @@ from torchrl_genpo.envs.xhand.transforms import ActionDelay, DeltaTarget, Histor
 
 __all__ = ["ACTION_SCALE", "XHAND_TASKS", "NutBoltView", "make_xhand_env"]
 
-XHAND_TASKS = ("nut_bolt",)
+XHAND_TASKS: dict[str, dict[str, Any]] = {
+    "nut_bolt": {},
+    "nut_bolt_left": {"side": "left", "index_bend_sign": -1},  # mirrored, as in DexScrew (arXiv 2512.02011)
+}
+"""What each task sets of :class:`Scene`."""
 ACTION_SCALE = 1 / 24
 """The largest change of a position target in a control step, rad."""
 
@@ -56,7 +60,7 @@ def make_xhand_env(
     step, and it is clipped to ``[-1, 1]`` inside the environment.
 
     Args:
-        task (str): the name of the task, ``nut_bolt``.
+        task (str): a name from :data:`XHAND_TASKS`.
         num_envs (int, optional): the batch size; the nuts take turns. Defaults to ``1``.
         device (torch.device or str, optional): where the data lives; the simulation runs on the CPU.
         seed (int, optional): the seed of all that is drawn.
@@ -86,7 +90,9 @@ def make_xhand_env(
         )
     if isinstance(nuts, str):
         raise ValueError(f"nuts must be a list of names, got {nuts!r}.")
-    base_scene, draws = read_settings(Scene, scene), read_settings(Randomization, randomization)
+    own = scene.model_dump(exclude_unset=True) if isinstance(scene, Scene) else scene or {}
+    base_scene = read_settings(Scene, {**XHAND_TASKS[task], **own})
+    draws = read_settings(Randomization, randomization)
     if "nut" in base_scene.model_fields_set:
         raise ValueError(f"The nuts are those of the option nuts: nuts=[{base_scene.nut}] instead of scene.nut.")
     if randomize:
