@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Pre-trains a policy on demonstrations: flows by flow matching, a Gaussian by maximum likelihood.
 
-python examples/collect_demos.py robomimic/can --episodes 100 --output can.hdf5
+genpo-collect robomimic/can --episodes 100 --output can.hdf5
 python sota-implementations/pretrain.py env=robomimic/can pretrain.dataset=can.hdf5
 python sota-implementations/genpo.py env=robomimic/can policy.init=<the checkpoint that it names>
 """

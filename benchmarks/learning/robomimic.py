@@ -52,7 +52,7 @@ TIMESTEPS = (0.002, 0.005, 0.01)
 DENSE_REWARD = ("env.options.reward_shaping=true", "env.options.end_at_success=false", "env.scale_reward=true")
 REWARD = {"can": DENSE_REWARD}
 """Options of the reward, which is sparse where there are none."""
-CHUNKS = {"can": 300_000, "box_cleanup": 200_000, "threading": 200_000}
+CHUNKS = {"can": 300_000, "box_cleanup": 100_000, "threading": 100_000}
 """The frames of fine-tuning."""
 ROUNDS_OF_EVALUATION = 10
 """How often each of the environments is evaluated before and after fine-tuning."""
@@ -103,7 +103,7 @@ def imitator(task: str, seed: int, rounds: int) -> Path:
         (ROOT / folder).mkdir(parents=True, exist_ok=True)
         actor = ("--policy", str(imitator(task, seed, rounds - 1)), "--seed", str(rounds * ROUND_EPISODES))
         episodes = ("--episodes", str(ROUND_EPISODES))
-        script("examples/collect_demos.py", f"robomimic/{task}", *actor, *episodes, "--output", str(dataset))
+        script("-m", "torchrl_genpo.commands.collect", f"robomimic/{task}", *actor, *episodes, "--output", str(dataset))
     return pretrain(folder, task, seed, dataset, ROUND_ITERATIONS, *policy)
 
 

@@ -48,7 +48,7 @@ def test_a_negative_advantage_pulls_a_ratio_back_that_ppo_would_leave_alone():
 
 def test_ratio_is_one_before_the_first_step_with_the_stored_samples():
     actor, loss = make_loss(num_samples=5)
-    data = loss.draw_noise(collect(actor))
+    data = loss.before_updates(collect(actor))
     assert data["flow_noise"].shape == (64, 5, 2)
     assert data["flow_time"].shape == data["flow_error"].shape == (64, 5)
     out = loss(data)
@@ -60,7 +60,7 @@ def test_ratio_is_one_before_the_first_step_with_the_stored_samples():
 @pytest.mark.parametrize(("scale", "divisor"), [("sum", 1), ("mean", 2), ("sqrt", 2**0.5)])
 def test_the_log_ratio_of_a_sample_is_the_difference_of_its_flow_matching_losses(scale, divisor):
     actor, loss = make_loss(num_samples=3, error_scale=scale, clip_epsilon=0.9)
-    data = loss.draw_noise(collect(actor))
+    data = loss.before_updates(collect(actor))
     data["advantage"] = torch.ones(64, 1)
 
     def error():
@@ -86,7 +86,7 @@ def test_each_sample_is_clipped_by_itself():
 
 def test_outliers_are_bounded():
     actor, loss = make_loss(max_error=1.5)
-    data = loss.draw_noise(collect(actor))
+    data = loss.before_updates(collect(actor))
     assert data["flow_error"].max() == 1.5
     data["flow_error"] += 1000
     assert loss(data)["max_ratio"] <= torch.tensor(10.0).exp() + 1
@@ -113,7 +113,7 @@ def test_learns_a_bandit():
 
 def test_mistakes_are_explained():
     actor, loss = make_loss()
-    with pytest.raises(KeyError, match=r"loss\.draw_noise\(data\)"):
+    with pytest.raises(KeyError, match=r"loss\.before_updates\(data\)"):
         loss(collect(actor))
     with pytest.raises(ValueError, match="no entropy of its flow"):
         FPOLoss(actor, None, critic_coeff=None, entropy_bonus=True)
@@ -132,7 +132,7 @@ def test_an_advantage_fits_the_actions_and_never_the_samples(batch):
     """As many samples as actions: without a check they would be taken for each other."""
     actor = FPOActor(make_velocity())
     loss = FPOLoss(actor, None, critic_coeff=None, num_samples=16)
-    data = loss.draw_noise(actor(TensorDict(observation=torch.randn(*batch, 3), batch_size=batch)).detach())
+    data = loss.before_updates(actor(TensorDict(observation=torch.randn(*batch, 3), batch_size=batch)).detach())
     perturb(actor)
     with pytest.raises((ValueError, RuntimeError), match=r"trailing value dimension|must match the size"):
         loss(data.set("advantage", torch.randn(batch)))
@@ -144,7 +144,7 @@ def test_an_advantage_fits_the_actions_and_never_the_samples(batch):
 
 def test_without_a_reduction_every_loss_is_one_an_action():
     actor, loss = make_loss(reduction="none")
-    out = loss(loss.draw_noise(collect(actor)))
+    out = loss(loss.before_updates(collect(actor)))
     assert out["loss_objective"].shape == out["loss_critic"].shape == (64,)
 
 
@@ -157,7 +157,7 @@ def test_the_context_of_a_velocity_may_be_anything():
             return super().forward(x, t, context["context"])
 
     actor, loss = make_loss()
-    data = loss.draw_noise(collect(actor))
+    data = loss.before_updates(collect(actor))
     actor.velocity.__class__ = Nested
     torch.testing.assert_close(loss(data)["max_ratio"], torch.tensor(1.0))
 
@@ -165,7 +165,7 @@ def test_the_context_of_a_velocity_may_be_anything():
 def test_it_trains_in_place_and_refuses_an_empty_batch():
     actor = FPOActor(make_velocity())
     loss = FPOLoss(actor, make_critic(), functional=False)
-    data = loss.draw_noise(collect(actor))
+    data = loss.before_updates(collect(actor))
     loss(data)["loss_objective"].backward()
     assert all(parameter.grad is not None for parameter in actor.parameters())
     with pytest.raises(ValueError, match="empty batch"):
@@ -174,7 +174,7 @@ def test_it_trains_in_place_and_refuses_an_empty_batch():
 
 def with_rewards(actor, loss):
     """A batch with its next observations, rewards and advantages."""
-    data = loss.draw_noise(collect(actor))
+    data = loss.before_updates(collect(actor))
     data["next"] = data.select("observation").update(
         {key: torch.zeros(64, 1, dtype=torch.bool) for key in ("done", "terminated")} | {"reward": torch.ones(64, 1)}
     )

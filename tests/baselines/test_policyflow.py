@@ -34,7 +34,7 @@ def test_the_action_is_the_end_of_the_flow_plus_a_normal_residual():
 
 def test_ratio_is_one_before_the_first_step_and_every_parameter_gets_a_gradient():
     actor, loss = make_loss()
-    data = loss.remember_velocity(collect(actor))
+    data = loss.before_updates(collect(actor))
     out = loss(data)
     torch.testing.assert_close(out["max_ratio"], torch.tensor(1.0), atol=1e-5, rtol=0)
     assert out["clip_fraction"] == 0 and "loss_brownian" in loss.out_keys
@@ -43,7 +43,7 @@ def test_ratio_is_one_before_the_first_step_and_every_parameter_gets_a_gradient(
 
 def test_the_ratio_is_that_of_normal_laws_around_the_change_of_the_velocity(monkeypatch):
     actor, loss = make_loss(clip_epsilon=0.9)
-    data = loss.remember_velocity(collect(actor, 256))
+    data = loss.before_updates(collect(actor, 256))
     data["advantage"] = torch.ones(256, 1)
     time = torch.rand(256)
     monkeypatch.setattr(torch, "rand_like", lambda _: time)
@@ -61,12 +61,12 @@ def test_the_ratio_is_that_of_normal_laws_around_the_change_of_the_velocity(monk
     torch.testing.assert_close(loss(data)["loss_objective"], -ratio.clamp(max=1.9).mean(), atol=1e-4, rtol=1e-4)
 
 
-def test_remember_velocity_moves_the_old_velocity_to_the_present_one():
+def test_before_updates_moves_the_old_velocity_to_the_present_one():
     actor, loss = make_loss()
-    data = loss.remember_velocity(collect(actor))
+    data = loss.before_updates(collect(actor))
     perturb(actor)
     assert loss(data)["kl_approx"].abs() > 1e-3
-    data = loss.remember_velocity(collect(actor))
+    data = loss.before_updates(collect(actor))
     assert loss(data)["kl_approx"].abs() < 1e-5
 
 
@@ -75,7 +75,7 @@ def test_the_regulariser_is_smallest_at_the_velocity_of_brownian_motion():
     actor, loss = make_loss(brownian_coeff=1.0)
     nn.init.zeros_(actor.velocity.trunk[-1].weight)
     nn.init.zeros_(actor.velocity.trunk[-1].bias)
-    data = loss.remember_velocity(collect(actor, 4096))
+    data = loss.before_updates(collect(actor, 4096))
     torch.testing.assert_close(data["flow_start"], data["flow_end"])
     torch.testing.assert_close(loss(data)["loss_brownian"], data["flow_start"].square().mean())
 
@@ -107,17 +107,17 @@ def test_learns_a_bandit():
 
 def test_an_old_velocity_that_was_never_kept_is_asked_for():
     actor, loss = make_loss()
-    with pytest.raises(KeyError, match="remember_velocity"):
+    with pytest.raises(KeyError, match="before_updates"):
         loss(collect(actor))
 
 
 def test_an_old_velocity_of_another_dtype_is_kept_anew():
     actor, loss = make_loss()
-    data = loss.remember_velocity(collect(actor)).double()
+    data = loss.before_updates(collect(actor)).double()
     loss.double()
-    with pytest.raises(KeyError, match="remember_velocity"):
+    with pytest.raises(KeyError, match="before_updates"):
         loss(data)
-    assert (loss(loss.remember_velocity(data))["max_ratio"] - 1).abs() < 1e-5
+    assert (loss(loss.before_updates(data))["max_ratio"] - 1).abs() < 1e-5
 
 
 def test_a_proximal_policy_and_other_actors_are_refused():

@@ -74,7 +74,7 @@ def test_every_command_says_and_takes_where_a_moved_dataset_is(tmp_path):
     run(TRAIN, f"evaluate={finetuned}", moved)
     run(PRETRAIN, f"evaluate={folder}", moved)
 
-    collect = [ROOT / "examples" / "collect_demos.py", "robomimic/lift", "--policy", finetuned, "--episodes", 1]
+    collect = ["-m", "torchrl_genpo.commands.collect", "robomimic/lift", "--policy", finetuned, "--episodes", 1]
     refused(second, *collect, option="--set env.options.dataset=<file>")
     output = run(*collect, "--set", moved, succeeds=False)
     assert "The policy failed in all 1 episodes" in output

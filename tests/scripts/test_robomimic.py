@@ -36,10 +36,13 @@ def run(*command, succeeds=True):
     return result.stdout + result.stderr
 
 
+COLLECT = ("-m", "torchrl_genpo.commands.collect")
+
+
 @pytest.fixture(scope="module")
 def demonstrations(tmp_path_factory):
     path = tmp_path_factory.mktemp("demos") / "can.hdf5"
-    output = run("examples/collect_demos.py", "robomimic/can", "--episodes", 3, "--output", path, "--workers", 2)
+    output = run(*COLLECT, "robomimic/can", "--episodes", 3, "--output", path, "--workers", 2)
     assert "3 of 3 episodes succeeded" in output
     return path
 
@@ -89,7 +92,7 @@ def test_pretraining_learns_evaluates_and_resumes(pretrained):
 def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp_path):
     path = tmp_path / "can.hdf5"
     collect = (
-        "examples/collect_demos.py",
+        *COLLECT,
         "robomimic/can",
         "--policy",
         "robomimic/can",
@@ -106,14 +109,14 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
             rewards = file[f"data/{name}/rewards"][()]
             assert rewards[:-6].sum() == 0 and (rewards[-6:] == 1).all(), "it ends where the can has come to stay"
         assert file["data/demo_0"].attrs["model_file"].count("<mesh ") > 50, "it can be played back and drawn"
-    wrong = run("examples/collect_demos.py", "robomimic/lift", succeeds=False)
+    wrong = run(*COLLECT, "robomimic/lift", succeeds=False)
     assert "no scripted expert for robomimic/lift: give a --policy" in wrong and "Traceback" not in wrong
-    wrong = run("examples/collect_demos.py", "robomimic/threading", "--policy", "robomimic/can", succeeds=False)
+    wrong = run(*COLLECT, "robomimic/threading", "--policy", "robomimic/can", succeeds=False)
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 
 
 def test_a_collection_ends_when_a_worker_dies(tmp_path):
-    command = [sys.executable, "-m", "torchrl_genpo.commands.collect", "robomimic/can", "--workers", "1"]
+    command = [sys.executable, *COLLECT, "robomimic/can", "--workers", "1"]
     command += ["--output", str(tmp_path / "can.hdf5")]
     process = subprocess.Popen(
         command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True

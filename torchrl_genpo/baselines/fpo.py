@@ -30,7 +30,7 @@ from torchrl_genpo.objectives import flow_matching_error
 
 __all__ = ["FPOActor", "FPOLoss", "asymmetric_gain"]
 
-DRAWN_KEYS = ("flow_noise", "flow_time", "flow_error")  # what draw_noise writes
+DRAWN_KEYS = ("flow_noise", "flow_time", "flow_error")  # what before_updates writes
 
 
 class FPOActor(EulerActor):
@@ -101,7 +101,7 @@ class FPOLoss(ClipPPOLoss):
     :math:`\exp(\ell_\text{old} - \ell_\theta)`, and :func:`asymmetric_gain` bounds each one by itself. It is not a
     likelihood ratio but the exponential of a difference of bounds on log likelihoods, and biased as such.
 
-    :meth:`draw_noise` draws the samples and their old loss for every collected batch, before the first update.
+    :meth:`before_updates` draws the samples and their old loss for every collected batch, before the first update.
 
     References:
         FPO++, "Flow Policy Gradients for Robot Control", arXiv 2602.02481, Eqs. 10-13.
@@ -132,7 +132,7 @@ class FPOLoss(ClipPPOLoss):
         TypeError: if ``actor_network`` has no velocity.
         ValueError: for ``entropy_bonus=True`` (the entropy of the flow is unknown), an option of a likelihood ratio, or
             one out of range.
-        KeyError: in ``forward``, if :meth:`draw_noise` was not called.
+        KeyError: in ``forward``, if :meth:`before_updates` was not called.
 
     Examples:
         >>> import torch
@@ -142,7 +142,7 @@ class FPOLoss(ClipPPOLoss):
         >>> actor = FPOActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> loss = FPOLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
-        >>> data = loss.draw_noise(data.set("advantage", torch.randn(8, 1)))
+        >>> data = loss.before_updates(data.set("advantage", torch.randn(8, 1)))
         >>> loss(data)["max_ratio"].item()  # nothing was updated yet
         1.0
     """
@@ -191,12 +191,8 @@ class FPOLoss(ClipPPOLoss):
         self._in_keys = [key for key in self._in_keys if key != self.tensor_keys.sample_log_prob]
         self._in_keys += DRAWN_KEYS
 
-    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Prepares a collected batch for its updates, see :meth:`draw_noise`."""
-        return self.draw_noise(tensordict)
-
     @torch.no_grad()
-    def draw_noise(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Adds ``flow_noise [..., n, d]``, ``flow_time [..., n]`` and their loss ``flow_error [..., n]``.
 
         It is to be called on every collected batch before the first update, under the parameters that collected it.
@@ -215,7 +211,7 @@ class FPOLoss(ClipPPOLoss):
         noise, time, old_error = (tensordict.get(key, None) for key in DRAWN_KEYS)
         if noise is None or time is None or old_error is None:
             raise KeyError(
-                f"The data lacks {', '.join(map(repr, DRAWN_KEYS))}: call loss.draw_noise(data) once on every "
+                f"The data lacks {', '.join(map(repr, DRAWN_KEYS))}: call loss.before_updates(data) once on every "
                 "collected batch before its first update."
             )
         is_estimated_here = self._has_critic and tensordict.get(self.tensor_keys.advantage, None) is None

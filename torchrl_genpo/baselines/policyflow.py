@@ -120,7 +120,7 @@ class PolicyFlowLoss(ClipPPOLoss):
     Raises:
         TypeError: if ``actor_network`` has no :class:`PolicyFlowActor`.
         ValueError: for ``delay_actor=True`` or ``functional=False``.
-        KeyError: in ``forward``, if :meth:`remember_velocity` was never called.
+        KeyError: in ``forward``, if :meth:`before_updates` was never called.
 
     Examples:
         >>> import torch
@@ -130,7 +130,7 @@ class PolicyFlowLoss(ClipPPOLoss):
         >>> actor = PolicyFlowActor(VelocityMLP(in_features=4, action_dim=2, num_cells=(32, 32)))
         >>> loss = PolicyFlowLoss(actor, None, critic_coeff=None)
         >>> data = actor(TensorDict(observation=torch.randn(8, 4), batch_size=[8])).detach()
-        >>> data = loss.remember_velocity(data.set("advantage", torch.randn(8, 1)))
+        >>> data = loss.before_updates(data.set("advantage", torch.randn(8, 1)))
         >>> loss(data)["max_ratio"].item()  # nothing was updated yet
         1.0
     """
@@ -174,12 +174,8 @@ class PolicyFlowLoss(ClipPPOLoss):
         self._behaviour_params = None  # the present ones may move to another dtype or device
         return super()._apply(*args, **kwargs)
 
-    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Prepares for the updates on a collected batch, see :meth:`remember_velocity`."""
-        return self.remember_velocity(tensordict)
-
     @torch.no_grad()
-    def remember_velocity(self, tensordict: TensorDictBase) -> TensorDictBase:
+    def before_updates(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Keeps the present parameters as those of the old velocity; the data is returned as it is.
 
         It is to be called on every collected batch before the first update.
@@ -195,7 +191,7 @@ class PolicyFlowLoss(ClipPPOLoss):
         """Computes the losses and diagnostics; see :class:`~torchrl.objectives.ClipPPOLoss`."""
         if self._behaviour_params is None:
             raise KeyError(
-                "The loss has no old velocity: call loss.remember_velocity(data) once on every collected batch before "
+                "The loss has no old velocity: call loss.before_updates(data) once on every collected batch before "
                 "its first update."
             )
         td_out = super().forward(tensordict)

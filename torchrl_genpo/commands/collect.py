@@ -142,9 +142,9 @@ def collect(options: argparse.Namespace) -> None:
     print(f"{output}: {len(demonstrations)} of {done} episodes succeeded, {steps} steps")
 
 
-def main(description: str | None = __doc__) -> None:
+def main() -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=[f"robomimic/{name}" for name in ROBOMIMIC_TASKS])
     parser.add_argument("--episodes", type=int, default=20, help="the number of episodes")
     parser.add_argument("--output", type=Path, help="the file to write; default: <name of the task>.hdf5")

@@ -58,7 +58,9 @@ class ReversibleFlow(Distribution):
             alone, at a time when the parameters are no longer in place (stock ``ClipPPOLoss``).
         loc (Tensor, optional): the mean :math:`\mu` of the actions, ``[*batch, d]``, if the velocity is zero. Defaults
             to none.
-        scale (Tensor, optional): the positive scale :math:`s` of the actions, ``[*batch, d]``. Defaults to none.
+        scale (Tensor, optional): the positive scale :math:`s`, ``[*batch, d]``, by which what is integrated is
+            multiplied: the deviation of an action by that of a flow without a velocity
+            (:meth:`~torchrl_genpo.flow.Start.width`). Defaults to none.
         memory_weight (Tensor or float, optional): :math:`w`, the part of a standardised action that its memory leaves
             out. Defaults to none.
 

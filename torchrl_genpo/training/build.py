@@ -20,7 +20,7 @@ from torchrl_genpo.envs import DiscountedReturn, close_quietly, make_env
 from torchrl_genpo.modules import ActionScale, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import GenPOLoss
 from torchrl_genpo.training.encoders import FEATURES, PIXELS, make_mlp, recurrent_transforms
-from torchrl_genpo.training.policy import ACTIVATIONS, SURROGATE_FLOWS, Options, make_policy, policy_key
+from torchrl_genpo.training.policy import ACTIVATIONS, SURROGATE_FLOWS, RunOptions, make_policy, policy_key
 
 __all__ = [
     "build_env",
@@ -36,7 +36,7 @@ __all__ = [
 NOISE_PARAMETERS = ("log_scale", "log_tau", "state_independent_scale", "log_diagonal", "below")
 
 
-def build_env(options: Options, num_envs: int, seed: int, **kwargs: Any) -> EnvBase:
+def build_env(options: RunOptions, num_envs: int, seed: int, **kwargs: Any) -> EnvBase:
     """Builds the environment of a run; it is closed when Python ends.
 
     Args:

@@ -43,14 +43,14 @@ from torchrl_genpo.training.encoders import FEATURES, PIXELS, make_encoder, make
 __all__ = [
     "ACTIVATIONS",
     "SURROGATE_FLOWS",
-    "Options",
+    "RunOptions",
     "gaussian_steps",
     "make_policy",
     "policy_key",
     "reversible_flow",
 ]
 
-Options = TrainOptions | PretrainOptions
+RunOptions = TrainOptions | PretrainOptions
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "elu": nn.ELU,
@@ -72,7 +72,7 @@ TRUNK = "trunk"
 """The key of what the network before a flow's head writes."""
 
 
-def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
+def make_policy(options: RunOptions, env: EnvBase) -> TensorDictSequential:
     """Builds the policy of a run, untrained: a normaliser, an encoder, the actor, and the scale of its actions.
 
     There is an encoder where the options name one. The normaliser is left out where observations stay as they are, and
@@ -114,7 +114,7 @@ def make_policy(options: Options, env: EnvBase) -> TensorDictSequential:
     return policy
 
 
-def policy_key(options: Options, env: EnvBase) -> str:
+def policy_key(options: RunOptions, env: EnvBase) -> str:
     """What the policy reads: pixels by convolutions, else the vector of observations."""
     wanted = PIXELS if options.policy.encoder == "cnn" else "observation"
     if wanted not in env.observation_spec.keys():
@@ -125,7 +125,7 @@ def policy_key(options: Options, env: EnvBase) -> str:
     return wanted
 
 
-def _action_scale(options: Options, env: EnvBase, is_pretrained: bool) -> ActionScale | None:
+def _action_scale(options: RunOptions, env: EnvBase, is_pretrained: bool) -> ActionScale | None:
     """From the actions of a network, of order one, to those of the task, where that changes them."""
     size = env.action_spec.shape[-1]
     if is_pretrained:
@@ -146,7 +146,9 @@ def _action_scale(options: Options, env: EnvBase, is_pretrained: bool) -> Action
     return None if is_unit else ActionScale((high + low) / 2, (high - low) / 2)
 
 
-def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_key: str) -> list[TensorDictModuleBase]:
+def _actor_steps(
+    options: RunOptions, size: int, action_dim: int, key: str, action_key: str
+) -> list[TensorDictModuleBase]:
     chosen: Any = options.policy
     if chosen.name == "gaussian":
         # small last layer: the first policy is the same everywhere, as the flow's is
@@ -184,7 +186,9 @@ def _actor_steps(options: Options, size: int, action_dim: int, key: str, action_
     return [*modules, reversible_flow(options, velocity, loc, in_keys=[key], **keys)]
 
 
-def reversible_flow(options: Options, velocity: Any, loc: nn.Module | None = None, **keys: Any) -> ReversibleFlowActor:
+def reversible_flow(
+    options: RunOptions, velocity: Any, loc: nn.Module | None = None, **keys: Any
+) -> ReversibleFlowActor:
     """The actor that integrates a velocity by the solver and from the start of the options, about a mean ``loc``."""
     settings = options.solver.model_dump()
     solver = SOLVERS[settings.pop("name")](**settings)
@@ -194,7 +198,7 @@ def reversible_flow(options: Options, velocity: Any, loc: nn.Module | None = Non
     return ReversibleFlowActor(velocity, solver=solver, start=start, gaussian=gaussian, **keys)
 
 
-def _start(options: Options, velocity: Any) -> Start:
+def _start(options: RunOptions, velocity: Any) -> Start:
     chosen, action_dim = options.start, velocity.action_dim
     start: Start = IndependentStart()
     if chosen.tau is not None:
@@ -204,7 +208,7 @@ def _start(options: Options, velocity: Any) -> Start:
     return start
 
 
-def _gaussian(options: Options, action_dim: int, loc: nn.Module | None, width: float) -> nn.Module | None:
+def _gaussian(options: RunOptions, action_dim: int, loc: nn.Module | None, width: float) -> nn.Module | None:
     """The Gaussian policy that a flow bends: a mean, of zero if there is none, and its scale."""
     chosen: Any = options.policy
     if chosen.scale == "learned":
