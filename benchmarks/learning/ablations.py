@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Answers what a choice of the flow changes in what is learned: its tuned setting, with one thing changed at a time.
 
-    python -m benchmarks.learning.ablations               # 130 runs of two to four minutes on one core
+    python -m benchmarks.learning.ablations               # 140 runs of two to four minutes on one core
     python -m benchmarks.learning.ablations --policies base sigma_0.5 sigma_1 --seeds 1 2 3
     python -m benchmarks.learning.ablations --report
 
@@ -33,6 +33,7 @@ ABLATIONS = {
     "base": ("the tuned setting", ()),
     **{f"sigma_{sigma}": (f"sigma {sigma}", (f"solver.sigma={sigma}",)) for sigma in SIGMAS},
     **{f"steps_{steps}": (f"M = {steps}", (f"solver.num_steps={steps}",)) for steps in STEPS},
+    "head_lr": ("a rate of the head a third of the rest's", ("optim.head_lr=1e-4",)),
     "unit_noise": ("the paper's unit noise, not the scale of a Gaussian", ("policy.scale=unit",)),
     "whole_network": ("the whole network in every step, not a head", ("policy.head_sizes=[]",)),
     "squash": ("actions bounded by a tanh, not clipped by the environment", ("policy.squash=true",)),

@@ -130,6 +130,8 @@ def test_each_option_says_what_it_is_for(schema, option):
             {"policy": {"encoder": "gru"}, "loss": {"mini_batch_size": 300}, "env": {"name": "hopper", "num_envs": 8}},
             r"mini_batch_size=300 does not divide .* of whole sequences of 256 steps: use 256\.",
         ),
+        ({"optim": {"head_lr": 1e-4}, "policy": {"name": "gaussian"}}, "is of the head .* this is policy=gaussian"),
+        ({"optim": {"head_lr": 1e-4}, "policy": {"head_sizes": []}}, r"policy.head_sizes=\[\]"),
         ({"optim": {"noise_lr": 1e-6}}, "optim.noise_lr=1e-06 is not between"),
         ({"policy": {"transformer": {"width": 10}}}, "policy.transformer.width=10 must be a multiple"),
         (

@@ -60,6 +60,13 @@ def test_the_noise_has_a_rate_of_its_own(policy, noise):
     assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-7, 1e-3, 1e-2]
 
 
+def test_the_head_has_a_rate_of_its_own():
+    learner, moved = learn("optim.schedule=constant", "optim.lr=1e-7", "optim.critic_lr=1e-3", "optim.head_lr=1e-2")
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-7, 1e-3, 1e-2]
+    head = {name for name in moved if ".velocity." in name}
+    assert head and all((moved[name] > 1e-3) == (name in head) for name in moved)
+
+
 def test_an_adaptive_rate_moves_that_of_the_noise_and_leaves_the_critics_alone():
     rates = ["optim.lr=1e-4", "optim.critic_lr=1e-3", "optim.noise_lr=4e-4", "optim.target_kl=100"]
     learner, _ = learn(*rates, batches=2)

@@ -119,9 +119,14 @@ class TrainOptions(_Root):
 
     def _check_rates(self) -> None:
         optim = self.optim
+        if optim.head_lr is not None and not (self.policy.has_pair and self.policy.head_sizes):
+            raise ValueError(
+                f"optim.head_lr={optim.head_lr:g} is of the head of a flow with a memory; this is "
+                f"policy={self.policy.name}, policy.head_sizes={list(getattr(self.policy, 'head_sizes', ()))}."
+            )
         if optim.min_lr > optim.max_lr:
             raise ValueError(f"optim.min_lr={optim.min_lr:g} is above optim.max_lr={optim.max_lr:g}.")
-        for name, rate in (("lr", optim.lr), ("noise_lr", optim.noise_lr)):
+        for name, rate in (("lr", optim.lr), ("noise_lr", optim.noise_lr), ("head_lr", optim.head_lr)):
             if optim.schedule == "kl_adaptive" and rate is not None and not optim.min_lr <= rate <= optim.max_lr:
                 raise ValueError(
                     f"optim.{name}={rate:g} is not between optim.min_lr={optim.min_lr:g} and "

@@ -90,6 +90,9 @@ class OptimOptions(Options):
         description="The rate at first of the noise's parameters (the deviation of actions, a start's tau); "
         "null for lr.",
     )
+    head_lr: Positive | None = Field(
+        default=None, description="The rate at first of the head that bends a flow's noise; null for lr."
+    )
     critic_lr: Positive | None = Field(default=None, description="A constant rate of the critic's own; null for lr.")
     critic_warmup: int = Field(default=0, ge=0, le=10**12, description="The frames in which the critic alone learns.")
 

@@ -25,6 +25,7 @@ from torchrl_genpo.training.policy import ACTIVATIONS, SURROGATE_FLOWS, RunOptio
 __all__ = [
     "build_env",
     "build_models",
+    "head_parameters",
     "make_critic",
     "make_loss",
     "noise_parameters",
@@ -151,3 +152,9 @@ def noise_parameters(policy: nn.Module) -> list[nn.Parameter]:
     They are logarithms, for which the small rate of a pre-trained network would be none at all.
     """
     return [value for name, value in policy.named_parameters() if name.rpartition(".")[2] in NOISE_PARAMETERS]
+
+
+def head_parameters(policy: nn.Module) -> list[nn.Parameter]:
+    """The trained parameters of a policy's velocity, which bends the noise of its Gaussian where it has one."""
+    named = policy.named_parameters()
+    return [value for name, value in named if "velocity." in f".{name}" and value.requires_grad]

@@ -16,7 +16,7 @@ from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR, SoftUpdate
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.training.build import noise_parameters, normalizers, observation_keys
+from torchrl_genpo.training.build import head_parameters, noise_parameters, normalizers, observation_keys
 from torchrl_genpo.training.demonstrations import Anchor
 from torchrl_genpo.training.evaluation import RatioWatch
 from torchrl_genpo.training.finite import check_data, check_finite
@@ -86,10 +86,13 @@ class Learner:
             {"params": self._actor_parameters, "lr": optim.lr},
             {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr},
         ]
-        noise = [] if optim.noise_lr is None else noise_parameters(loss.actor_network_params)
-        if noise:
-            groups[0]["params"] = [p for p in self._actor_parameters if all(p is not other for other in noise)]
-            groups.append({"params": noise, "lr": optim.noise_lr})
+        for parameters, rate in (
+            (noise_parameters(loss.actor_network_params), optim.noise_lr),
+            (head_parameters(loss.actor_network_params), optim.head_lr),
+        ):
+            if rate is not None and parameters:
+                groups[0]["params"] = [p for p in groups[0]["params"] if all(p is not own for own in parameters)]
+                groups.append({"params": parameters, "lr": rate})
         self._rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
         self.schedule = None
