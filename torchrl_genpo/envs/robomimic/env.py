@@ -46,7 +46,8 @@ class RobosuiteEnv(gymnasium.Env):
     Keyword Args:
         chunk_size (int, optional): the control steps of an action. Defaults to ``1``.
         gamma (float, optional): the discount from step to step inside a chunk. Defaults to ``1.0``.
-        model_seed (int, optional): see :func:`~torchrl_genpo.envs.robomimic.simulator.make_simulator`.
+        model_seed (int, optional): of what is drawn once for all episodes, such as the size of the cube of ``Lift``.
+            Defaults to ``0``.
         **others: see :func:`~torchrl_genpo.envs.make_robomimic_env`.
 
     Raises:
