@@ -25,6 +25,7 @@ from benchmarks._lib.origin import RESULTS, origin
 from benchmarks._lib.report import parser, save
 from torchrl_genpo import ConsistentStart, ReversibleFlowActor, SteeredStart, VelocityMLP
 from torchrl_genpo.modules.sequence import dist_of
+from torchrl_genpo.training.build import parameter_groups
 from torchrl_genpo.training.policy import gaussian_steps, learned_scale
 
 SAMPLES, MINI_BATCH, EPOCHS, CLIP, STD = 2048, 512, 10, 0.2, 0.5
@@ -110,9 +111,8 @@ def update(make: Callable[[Size], tuple[nn.Module, list[nn.Parameter]]], head_ra
         return data.set("advantage", (advantage - advantage.mean()) / advantage.std())
 
     own, other = draw(), draw()
-    rest = [p for p in policy.parameters() if p.requires_grad and all(p is not each for each in head)]
-    groups = [{"params": rest, "lr": RATE}, {"params": head, "lr": head_rate}]
-    optimizer = torch.optim.Adam([group for group in groups if group["params"]], eps=1e-5)
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.Adam(parameter_groups(trained, RATE, (head, head_rate)), eps=1e-5)
     for _ in range(EPOCHS):
         for batch in own[torch.randperm(SAMPLES)].split(MINI_BATCH):
             ratio = (log_prob(policy, batch) - batch["action_log_prob"]).exp()
@@ -120,7 +120,7 @@ def update(make: Callable[[Size], tuple[nn.Module, list[nn.Parameter]]], head_ra
             objective = torch.min(ratio * batch["advantage"], clipped * batch["advantage"]).mean()
             optimizer.zero_grad()
             (-objective).backward()
-            nn.utils.clip_grad_norm_(rest + head, 0.5)
+            nn.utils.clip_grad_norm_(trained, 0.5)
             optimizer.step()
     with torch.no_grad():
         return [value for data in (own, other) for value in measure(policy, data)]

@@ -115,6 +115,12 @@ def test_what_a_policy_achieves_becomes_demonstrations_on_which_it_can_train(tmp
     assert "is a policy of robomimic/can, not of robomimic/threading" in wrong
 
 
+def workers_of(process):
+    """The processes that one has spawned so far."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
 def test_a_collection_ends_when_a_worker_dies(tmp_path):
     command = [sys.executable, *COLLECT, "robomimic/can", "--workers", "1"]
     command += ["--output", str(tmp_path / "can.hdf5")]
@@ -124,8 +130,7 @@ def test_a_collection_ends_when_a_worker_dies(tmp_path):
     deadline, workers = time.monotonic() + 120, []
     while not workers and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        workers = workers_of(process)
     os.kill(workers[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1 and "A worker died after 0 episodes" in errors and "Traceback" not in errors
@@ -192,9 +197,7 @@ def test_a_worker_that_dies_is_named_and_the_run_starts_again_from_its_last_good
     deadline = time.monotonic() + 300
     while not (folder / "metrics.csv").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[0], signal.SIGKILL)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert re.search(

@@ -9,6 +9,7 @@ genpo-deploy --policy my_policy --backend xhand --dry-run  # the real hand, read
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -136,6 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns 0 if the run was completed or interrupted and the hand is passive."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if not 0 < options.seconds < math.inf:  # before anybody is asked to stand clear
+        parser.error(f"--seconds must be positive and finite, got {options.seconds:g}")
     with explain_errors(HandError):
         config = load_config(options.hand, options.set)
         controller = _controller(options, config)

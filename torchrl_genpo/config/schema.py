@@ -158,14 +158,9 @@ class TrainOptions(_Root):
 
     def _check_sequences(self) -> None:
         """What training on sequences, one of each environment, does not allow."""
-        encoder, steps = f"policy.encoder={self.policy.encoder}", self.steps_per_env
+        encoder = f"policy.encoder={self.policy.encoder}"
         if not self.policy.has_density:
             raise ValueError(f"{encoder} needs a policy with a density; policy={self.policy.name} has none.")
-        if self.loss.mini_batch_size < steps:
-            raise ValueError(
-                f"{encoder} is trained on the whole sequences of environments, of {steps} steps: "
-                f"loss.mini_batch_size={self.loss.mini_batch_size} must not be less."
-            )
         for name, value in (
             ("compile.enabled", self.compile.enabled),
             ("compile.cudagraphs", self.compile.cudagraphs),

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import atexit
+from collections.abc import Iterable
 from typing import Any
 
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
@@ -31,6 +32,7 @@ __all__ = [
     "noise_parameters",
     "normalizers",
     "observation_keys",
+    "parameter_groups",
     "without_scale",
 ]
 
@@ -157,4 +159,13 @@ def noise_parameters(policy: nn.Module) -> list[nn.Parameter]:
 def head_parameters(policy: nn.Module) -> list[nn.Parameter]:
     """The trained parameters of a policy's velocity, which bends the noise of its Gaussian where it has one."""
     named = policy.named_parameters()
-    return [value for name, value in named if "velocity." in f".{name}" and value.requires_grad]
+    return [value for name, value in named if ".velocity." in f".{name}" and value.requires_grad]
+
+
+def parameter_groups(
+    parameters: Iterable[nn.Parameter], lr: float, *own: tuple[list[nn.Parameter], float | None]
+) -> list[dict[str, Any]]:
+    """The groups of an optimizer: the parameters without those that have a rate of their own, then these."""
+    apart: list[dict[str, Any]] = [{"params": group, "lr": rate} for group, rate in own if group and rate is not None]
+    taken = {id(parameter) for each in apart for parameter in each["params"]}
+    return [{"params": [p for p in parameters if id(p) not in taken], "lr": lr}, *apart]

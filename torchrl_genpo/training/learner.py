@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictSequential
@@ -16,7 +14,13 @@ from torchrl.objectives import ClipPPOLoss, KLAdaptiveLR, SoftUpdate
 from torchrl.objectives.value import GAE
 
 from torchrl_genpo.config.schema import TrainOptions
-from torchrl_genpo.training.build import head_parameters, noise_parameters, normalizers, observation_keys
+from torchrl_genpo.training.build import (
+    head_parameters,
+    noise_parameters,
+    normalizers,
+    observation_keys,
+    parameter_groups,
+)
 from torchrl_genpo.training.demonstrations import Anchor
 from torchrl_genpo.training.evaluation import RatioWatch
 from torchrl_genpo.training.finite import check_data, check_finite
@@ -82,17 +86,13 @@ class Learner:
         )
         self.anchor = Anchor(options, policy) if options.anchor.coeff else None
         self._actor_parameters = [p for p in loss.actor_network_params.parameters() if p.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": self._actor_parameters, "lr": optim.lr},
-            {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr},
-        ]
-        for parameters, rate in (
+        actor, *own = parameter_groups(
+            self._actor_parameters,
+            optim.lr,
             (noise_parameters(loss.actor_network_params), optim.noise_lr),
             (head_parameters(loss.actor_network_params), optim.head_lr),
-        ):
-            if rate is not None and parameters:
-                groups[0]["params"] = [p for p in groups[0]["params"] if all(p is not own for own in parameters)]
-                groups.append({"params": parameters, "lr": rate})
+        )
+        groups = [actor, {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr}, *own]
         self._rates = [group["lr"] for group in groups]
         self.optimizer = torch.optim.Adam(groups, eps=1e-5, fused=True)
         self.schedule = None

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -19,7 +18,7 @@ from torchrl_genpo.data import data_range, make_chunk_buffer
 from torchrl_genpo.envs import Purpose, spawn_seed
 from torchrl_genpo.modules import ActionScale, EulerActor, ReversibleFlowActor, RunningNormalizer, flow_of, steps
 from torchrl_genpo.objectives import FlowMatchingLoss
-from torchrl_genpo.training.build import build_env, noise_parameters, without_scale
+from torchrl_genpo.training.build import build_env, noise_parameters, parameter_groups, without_scale
 from torchrl_genpo.training.checkpoint import RandomState, read_checkpoint, restore
 from torchrl_genpo.training.demonstrations import read_task_demonstrations, task_options
 from torchrl_genpo.training.evaluation import evaluate
@@ -80,10 +79,8 @@ def pretrain(options: PretrainOptions, folder: RunFolder) -> Path:
     is_flow = options.policy.name != "gaussian"
     loss = FlowMatchingLoss(policy) if is_flow else None
     average = AveragedModel(policy, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-    noise = noise_parameters(policy)
-    others = [parameter for parameter in policy.parameters() if all(parameter is not other for other in noise)]
-    groups: list[dict[str, Any]] = [{"params": others}, {"params": noise, "lr": settings.noise_lr}]
-    optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=True)
+    groups = parameter_groups(policy.parameters(), settings.lr, (noise_parameters(policy), settings.noise_lr))
+    optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)
     buffer = make_chunk_buffer(demonstrations, task_options(options.env).chunk_size, settings.batch_size)
     progress = Progress()
     parts = {
