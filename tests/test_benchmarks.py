@@ -217,6 +217,6 @@ def test_a_setting_is_chosen_of_all_seeds_among_the_first_seeds_best(tune):
 def test_every_method_is_tuned_by_the_same_number_of_settings_which_the_entry_script_takes():
     for method in tuning.FIRST_NOISE:
         settings = tuning.first_settings(method)
-        assert len(settings) == 9
+        assert len(settings) == 11
         for options in settings.values():
             configure(f"policy={method}", *options)

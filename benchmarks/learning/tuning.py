@@ -2,7 +2,7 @@
 # LICENSE file in the root directory of this source tree.
 """Answers which setting of a method learns best, from the same number of runs for each method.
 
-    python -m benchmarks.learning.tuning --methods gaussian reversible_flow   # 60 runs of about a minute for each
+    python -m benchmarks.learning.tuning --methods gaussian reversible_flow   # 66 runs of about a minute for each
     python -m benchmarks.learning.tuning --report
 
 ``PROTOCOL.md`` says what is run and how a setting is chosen. The base of the Gaussian must be finished first, because
@@ -38,6 +38,15 @@ FIRST_NOISE = {
     "policyflow": ("policy.options.initial_scale=0.25", "policy.options.initial_scale=0.5"),
 }
 """The two other values of a method's noise at first."""
+CRITIC = ("optim.critic_lr=1e-4", "optim.critic_lr=1e-3")
+OWN_RATE = {
+    "gaussian": ("optim.noise_lr=1e-4", "optim.noise_lr=1e-3"),
+    "reversible_flow": ("optim.head_lr=1e-4", "optim.head_lr=3e-5"),
+    "genpo": CRITIC,
+    "fpo": CRITIC,
+    "policyflow": CRITIC,
+}
+"""Two values of the rate of one part: a Gaussian's deviation, the head of our flow, the critic of others."""
 AXES = (
     ("optim.target_kl=0.01", "optim.target_kl=0.06"),
     ("loss.clip_epsilon=0.1", "loss.clip_epsilon=0.3"),
@@ -50,7 +59,7 @@ Settings = dict[str, tuple[str, ...]]
 
 def axes(method: str) -> tuple[tuple[str, str], ...]:
     """Returns the pairs of values that are tried in place of the shared ones."""
-    return (*AXES, FIRST_NOISE[method])
+    return (*AXES, FIRST_NOISE[method], OWN_RATE[method])
 
 
 def first_settings(method: str) -> Settings:
