@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 
@@ -25,6 +24,12 @@ __all__ = [
     "section_at",
 ]
 
+BOUNDS = {
+    "exclusiveMinimum": "above",
+    "minimum": "at least",
+    "exclusiveMaximum": "below",
+    "maximum": "at most",
+}
 MISSING = "???"
 """What Hydra writes for a value that has to be given."""
 
@@ -98,6 +103,7 @@ def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> It
         >>> next(option.type for option in options_of(TrainOptions) if option.name == "loss.gamma")
         'number, 0 to 1'
     """
+    types = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         full = f"{prefix}{name}"
         sections = alternatives(field.annotation)
@@ -105,67 +111,33 @@ def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> It
             for tag, section in sections.items():
                 yield from options_of(section, f"{full}.", f"{full}={tag}" if tag else choice)
         else:
-            yield Option(full, choice, describe_type(field), _default(field), field.description or "")
+            text, default = describe_type(types[name]), _default(field)
+            if default is None and not text.endswith("null"):
+                text += ", or null"
+            yield Option(full, choice, text, default, field.description or "")
 
 
-def describe_type(field: FieldInfo) -> str:
-    """What a field may hold, in words: ``integer, at least 1 and at most 100, or null``."""
-    kinds = [kind for _, kind in members(field.annotation) if kind is not type(None)]
-    is_optional = len(kinds) < len(list(members(field.annotation)))
-    text = " or ".join(filter(None, (_in_words(kind) for kind in kinds)))
-    text += _bounds(_limits_of(field))
-    return f"{text}, or null" if is_optional or "; null" in (field.description or "") else text
+def describe_type(schema: Mapping[str, Any]) -> str:
+    """What a value may be, in words, from its JSON schema.
 
-
-def _limits_of(field: FieldInfo) -> list[Any]:
-    """The bounds of a number, of the field itself and within an optional one."""
-    found = list(field.metadata)
-    stack = [field.annotation]
-    while stack:
-        kind = stack.pop()
-        origin = typing.get_origin(kind)
-        if origin is Annotated:
-            inner, *metadata = typing.get_args(kind)
-            stack.append(inner)
-            for item in metadata:
-                found += item.metadata if isinstance(item, FieldInfo) else [item]
-        elif origin in (typing.Union, types.UnionType):
-            stack += typing.get_args(kind)
-    return [item for item in found if isinstance(item, (Ge, Gt, Le, Lt, MultipleOf))]
-
-
-def _in_words(kind: Any) -> str:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Literal:
-        return ", ".join(f"`{value}`" for value in arguments)
-    if origin is tuple:
-        return f"list of {_plural(arguments[0])}"
-    if origin is dict or kind is dict:
-        return "mapping"
-    return {int: "integer", float: "number", bool: "true or false", str: "text"}.get(
-        kind, getattr(kind, "__name__", "")
-    )
-
-
-def _plural(kind: Any) -> str:
-    item = next(inner for _, inner in members(kind))
-    words = _in_words(item)
-    return {"integer": "integers", "text": "texts", "number": "numbers"}.get(words, words)
-
-
-def _bounds(limits: list[Any]) -> str:
-    low = next((item for item in limits if isinstance(item, (Ge, Gt))), None)
-    high = next((item for item in limits if isinstance(item, (Le, Lt))), None)
-    if low is None and high is None:
-        return ""
-    if isinstance(low, Ge) and isinstance(high, Le):
-        text = f", {low.ge:.10g} to {high.le:.10g}"
-    else:
-        above = "" if low is None else f"above {low.gt:g}" if isinstance(low, Gt) else f"at least {low.ge:g}"
-        below = "" if high is None else f"below {high.lt:g}" if isinstance(high, Lt) else f"at most {high.le:.10g}"
-        text = ", " + " and ".join(filter(None, (above, below)))
-    step = next((item.multiple_of for item in limits if isinstance(item, MultipleOf)), None)
-    return text + (f", a multiple of {step}" if step else "")
+    Examples:
+        >>> describe_type({"type": "integer", "minimum": 1, "maximum": 100})
+        'integer, 1 to 100'
+    """
+    if "anyOf" in schema:
+        kinds = [describe_type(kind) for kind in schema["anyOf"]]
+        return " or ".join(kinds[:-1]) + (", or null" if kinds[-1] == "null" else f" or {kinds[-1]}")
+    if allowed := schema.get("enum", [schema["const"]] if "const" in schema else []):
+        return ", ".join(f"`{value}`" for value in allowed)
+    words = {"boolean": "true or false", "string": "text", "object": "mapping"}.get(schema["type"], schema["type"])
+    if words == "array":
+        items = schema["items"]
+        return "list of " + (describe_type(items) if "enum" in items else describe_type({"type": items["type"]}) + "s")
+    bounds = [f"{word} {schema[key]:.10g}" for key, word in BOUNDS.items() if key in schema]
+    if {"minimum", "maximum"} <= schema.keys():
+        bounds = [f"{schema['minimum']:.10g} to {schema['maximum']:.10g}"]
+    text = f"{words}, {' and '.join(bounds)}" if bounds else words
+    return f"{text}, a multiple of {schema['multipleOf']}" if "multipleOf" in schema else text
 
 
 def section_at(model: type[BaseModel], location: typing.Sequence[int | str]) -> tuple[str, type[BaseModel] | None]:
