@@ -33,6 +33,8 @@ LABELS = {
     **{method: BASELINES[method][0] for method in ("genpo", "fpo", "policyflow")},
 }
 
+FORMER = {"reversible_flow_tanh": ("flow, tanh", "policy.activation=tanh")}
+"""The setting that the flow's tuning chose before the rate of its head was among the choices."""
 CONTROLS = {
     "covariance": "Gaussian with a covariance",
     "state_dependent": "Gaussian whose deviation depends on the state",
@@ -49,6 +51,7 @@ def policies() -> dict[str, tuple[str, tuple[str, ...]]]:
         if chosen is not None:
             found[method] = (LABELS[method], (*options, *chosen[1]))
         found[f"{method}_shared"] = (f"{LABELS[method]}, shared setting", options)
+    found |= {name: (label, ("policy=reversible_flow", option)) for name, (label, option) in FORMER.items()}
     if "gaussian" in found:
         tuned = found["gaussian"][1]
         found |= {f"gaussian_{scale}": (label, (*tuned, f"policy.scale={scale}")) for scale, label in CONTROLS.items()}
