@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks._lib import runs as benchmark_runs
 from benchmarks._lib.in_process import configure
 from benchmarks.cost import table1
-from benchmarks.learning import aggregate, noise, tuning
+from benchmarks.learning import ablations, aggregate, curves, noise, tuning
 from benchmarks.numerics import surrogate_bias
 
 ROOT = Path(__file__).parents[1]
@@ -220,3 +220,12 @@ def test_every_method_is_tuned_by_the_same_number_of_settings_which_the_entry_sc
         assert len(settings) == 11
         for options in settings.values():
             configure(f"policy={method}", *options)
+
+
+def test_every_policy_of_the_comparison_and_every_ablation_is_one_that_the_entry_script_takes():
+    policies = curves.policies()
+    tuned = policies[ablations.METHOD][1]
+    options = [*(chosen for _, chosen in policies.values()), *((*tuned, *c) for _, c in ablations.ABLATIONS.values())]
+    assert len(options) > 20
+    for chosen in options:
+        configure(*chosen)

@@ -33,9 +33,9 @@ ABLATIONS = {
     "base": ("the tuned setting", ()),
     **{f"sigma_{sigma}": (f"sigma {sigma}", (f"solver.sigma={sigma}",)) for sigma in SIGMAS},
     **{f"steps_{steps}": (f"M = {steps}", (f"solver.num_steps={steps}",)) for steps in STEPS},
-    "head_lr": ("a rate of the head a third of the rest's", ("optim.head_lr=1e-4",)),
+    "one_rate": ("one rate for the head and the rest", ("optim.head_lr=3e-4",)),
     "unit_noise": ("the paper's unit noise, not the scale of a Gaussian", ("policy.scale=unit",)),
-    "whole_network": ("the whole network in every step, not a head", ("policy.head_sizes=[]",)),
+    "whole_network": ("the whole network in every step, not a head", ("policy.head_sizes=[]", "optim.head_lr=null")),
     "squash": ("actions bounded by a tanh, not clipped by the environment", ("policy.squash=true",)),
     "entropy": ("a bonus on the entropy of the pair", ("loss.entropy_coeff=0.002",)),
 }
