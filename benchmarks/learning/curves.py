@@ -24,7 +24,7 @@ from benchmarks._lib.policies import BASELINES
 from benchmarks._lib.report import origins, parser, save
 from benchmarks._lib.runs import by_task_and_policy, draw, evaluation_cells, execute_asked
 from benchmarks.learning import aggregate
-from benchmarks.learning.tuning import FIRST_NOISE, Tuning
+from benchmarks.learning.tuning import FIRST_NOISE, SHARED, Tuning
 
 TASKS = ("half_cheetah", "hopper", "walker2d", "ant", "humanoid")
 LABELS = {
@@ -33,7 +33,12 @@ LABELS = {
     **{method: BASELINES[method][0] for method in ("genpo", "fpo", "policyflow")},
 }
 
-FORMER = {"reversible_flow_tanh": ("flow, tanh", "policy.activation=tanh")}
+FORMER = {
+    "reversible_flow_tanh": (
+        "flow, tanh",
+        ("policy=reversible_flow", "optim.head_lr=3e-4", "policy.activation=tanh"),
+    )
+}
 """The setting that the flow's tuning chose before the rate of its head was among the choices."""
 CONTROLS = {
     "covariance": "Gaussian with a covariance",
@@ -50,8 +55,8 @@ def policies() -> dict[str, tuple[str, tuple[str, ...]]]:
         chosen, options = tuning.chosen(method), (f"policy={method}",)
         if chosen is not None:
             found[method] = (LABELS[method], (*options, *chosen[1]))
-        found[f"{method}_shared"] = (f"{LABELS[method]}, shared setting", options)
-    found |= {name: (label, ("policy=reversible_flow", option)) for name, (label, option) in FORMER.items()}
+        found[f"{method}_shared"] = (f"{LABELS[method]}, shared setting", (*options, *SHARED.get(method, ())))
+    found |= FORMER
     if "gaussian" in found:
         tuned = found["gaussian"][1]
         found |= {f"gaussian_{scale}": (label, (*tuned, f"policy.scale={scale}")) for scale, label in CONTROLS.items()}

@@ -26,7 +26,6 @@ from benchmarks._lib.runs import Run, draw, execute_all, last, read_results
 POLICIES = {
     "gaussian": ("Gaussian", ["policy=gaussian"]),
     "flow": ("flow", ["policy.scale=learned"]),
-    "head": ("flow, a third of the rate for its head", ["policy.scale=learned", "optim.head_lr=3e-4"]),
     "paper": ("flow, the paper's unit noise", ["policy.scale=unit"]),
     **BASELINES,
 }
@@ -81,7 +80,7 @@ def write_table(records: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--tasks", nargs="+", default=["ant", "humanoid"], choices=TASKS)
-    arguments.add_argument("--policies", nargs="+", default=["gaussian", "flow", "head"], choices=POLICIES)
+    arguments.add_argument("--policies", nargs="+", default=["gaussian", "flow"], choices=POLICIES)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[1])
     arguments.add_argument("--small", action="store_true", help=f"on a CPU: {' '.join(SMALL)}")
     arguments.add_argument("--frames", type=int, help="of each run, instead of the configuration's")

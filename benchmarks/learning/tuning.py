@@ -39,6 +39,8 @@ FIRST_NOISE = {
 }
 """The two other values of a method's noise at first."""
 CRITIC = ("optim.critic_lr=1e-4", "optim.critic_lr=1e-3")
+SHARED = {"reversible_flow": ("optim.head_lr=3e-4",)}
+"""What the shared setting says of a method whose default is another: the flow's head has the rate of the rest."""
 OWN_RATE = {
     "gaussian": ("optim.noise_lr=1e-4", "optim.noise_lr=1e-3"),
     "reversible_flow": ("optim.head_lr=1e-4", "optim.head_lr=3e-5"),
@@ -67,8 +69,14 @@ def first_settings(method: str) -> Settings:
 
     Names become folders, in which Hydra's command line takes no ``=``.
     """
-    options = [option for axis in axes(method) for option in axis]
-    return {BASE: (), **{re.sub(r".*\.(?=[a-z])", "", option).replace("=", "_"): (option,) for option in options}}
+    options, shared = [option for axis in axes(method) for option in axis], SHARED.get(method, ())
+    named = {re.sub(r".*\.(?=[a-z])", "", option).replace("=", "_"): option for option in options}
+    return {BASE: shared, **{setting: merged(*shared, option) for setting, option in named.items()}}
+
+
+def merged(*options: str) -> tuple[str, ...]:
+    """Returns the options, of those of one name the last."""
+    return tuple({option.partition("=")[0]: option for option in options}.values())
 
 
 class Tuning:
@@ -105,10 +113,11 @@ class Tuning:
         """Returns all settings of a method: the first ones, and the best value of each axis together."""
         first = first_settings(method)
         order = self.ranked(method, first, SEEDS[:1])
-        best = []
+        best: list[str] = []
         for axis in axes(method):
-            best += first[next((setting for setting in order if setting == BASE or first[setting][0] in axis), BASE)]
-        return {**first, COMBINED: tuple(best)}
+            is_of = {setting: not set(axis).isdisjoint(options) for setting, options in first.items()}
+            best += first[next((setting for setting in order if setting == BASE or is_of[setting]), BASE)]
+        return {**first, COMBINED: merged(*first[BASE], *(option for option in best if option not in first[BASE]))}
 
     def chosen(self, method: str) -> tuple[str, tuple[str, ...]] | None:
         """Returns the best setting of all seeds and its options, ``None`` while there are runs to come."""

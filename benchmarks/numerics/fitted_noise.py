@@ -30,7 +30,7 @@ from torchrl_genpo.training.policy import gaussian_steps, learned_scale
 
 SAMPLES, MINI_BATCH, EPOCHS, CLIP, STD = 2048, 512, 10, 0.2, 0.5
 RATE, LOWER = 3e-4, 1e-4
-"""The rate of Adam, and that of a head with a rate of its own."""
+"""The rate of Adam, and that of a flow's head."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def steered(size: Size) -> tuple[nn.Module, list[nn.Parameter]]:
 
 POLICIES: dict[str, tuple[Callable[[Size], tuple[nn.Module, list[nn.Parameter]]], float]] = {
     "Gaussian": (gaussian, RATE),
-    "flow": (with_head, RATE),
-    "flow, a third of the rate for its head": (with_head, LOWER),
+    "flow": (with_head, LOWER),
+    "flow, the same rate for its head": (with_head, RATE),
     "flow, whole network": (whole, RATE),
     "flow, steered": (steered, RATE),
 }

@@ -57,36 +57,44 @@ def test_the_noise_has_a_rate_of_its_own(policy, noise):
     learner, moved = learn(*policy, *fixed, "optim.noise_lr=1e-2")
     assert 1e-2 < moved.pop(noise) < 1
     assert max(moved.values()) < 1e-5
-    assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-7, 1e-3, 1e-2]
+    assert [group["lr"] for group in learner.optimizer.param_groups][:3] == [1e-7, 1e-3, 1e-2]
 
 
-def test_the_head_has_a_rate_of_its_own():
-    learner, moved = learn("optim.schedule=constant", "optim.lr=1e-7", "optim.critic_lr=1e-3", "optim.head_lr=1e-2")
-    assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-7, 1e-3, 1e-2]
+@pytest.mark.parametrize(("given", "rate"), [([], 1e-7 / 3), (["optim.head_lr=1e-2"], 1e-2)])
+def test_the_head_has_a_rate_of_its_own_by_default_a_third(given, rate):
+    fixed = ["optim.schedule=constant", "optim.lr=1e-7", "optim.critic_lr=1e-3"]
+    learner, moved = learn(*fixed, *given)
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-7, 1e-3, rate]
     head = {name for name in moved if ".velocity." in name}
-    assert head and all((moved[name] > 1e-3) == (name in head) for name in moved)
+    assert head and all((moved[name] > 1e-3) == (name in head and rate == 1e-2) for name in moved)
+
+
+def test_a_flow_without_a_head_has_one_rate():
+    learner, _ = learn("policy.head_sizes=[]", "optim.lr=1e-4", "optim.critic_lr=1e-3", "optim.schedule=constant")
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [1e-4, 1e-3]
 
 
 def test_an_adaptive_rate_moves_that_of_the_noise_and_leaves_the_critics_alone():
     rates = ["optim.lr=1e-4", "optim.critic_lr=1e-3", "optim.noise_lr=4e-4", "optim.target_kl=100"]
     learner, _ = learn(*rates, batches=2)
-    actor, critic, noise = (group["lr"] for group in learner.optimizer.param_groups)
+    actor, critic, noise, head = (group["lr"] for group in learner.optimizer.param_groups)
     assert actor == pytest.approx(1.5**2 * 1e-4)
-    assert (critic, noise) == (1e-3, pytest.approx(4 * actor))
+    assert (critic, noise, head) == (1e-3, pytest.approx(4 * actor), pytest.approx(actor / 3))
 
 
 def test_a_linear_schedule_leaves_a_rate_of_the_critics_own_alone():
     options = ["optim.schedule=linear", "optim.lr=1e-4", "collector.total_frames=128"]
     for own, expected in ((["optim.critic_lr=1e-3"], 1e-3), ([], 5e-5)):
         learner, _ = learn(*options, *own, batches=2)
-        assert [group["lr"] for group in learner.optimizer.param_groups] == [5e-5, expected]
+        assert [group["lr"] for group in learner.optimizer.param_groups] == pytest.approx([5e-5, expected, 5e-5 / 3])
 
 
 @pytest.mark.parametrize("policy", ["policy.scale=unit", "policy=fpo"])
 def test_a_rate_of_the_noise_does_nothing_where_the_noise_has_no_parameters(policy):
     learner, moved = learn(policy, "optim.noise_lr=3e-3")
-    assert len(learner.optimizer.param_groups) == 2
-    assert moved == learn(policy)[1]
+    without, moved_without = learn(policy)
+    assert len(learner.optimizer.param_groups) == len(without.optimizer.param_groups)
+    assert moved == moved_without
 
 
 def test_the_critic_alone_learns_during_its_warm_up():

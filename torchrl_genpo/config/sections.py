@@ -91,10 +91,17 @@ class OptimOptions(Options):
         "null for lr.",
     )
     head_lr: Positive | None = Field(
-        default=None, description="The rate at first of the head that bends a flow's noise; null for lr."
+        default=None,
+        description="The rate at first of the head that bends a flow's noise. It reads that noise, and by the rate of "
+        "the rest would fit what its batch has of it; null for a third of lr.",
     )
     critic_lr: Positive | None = Field(default=None, description="A constant rate of the critic's own; null for lr.")
     critic_warmup: int = Field(default=0, ge=0, le=10**12, description="The frames in which the critic alone learns.")
+
+    @property
+    def head_rate(self) -> float:
+        """The rate at first of the head that bends a flow's noise."""
+        return self.lr / 3 if self.head_lr is None else self.head_lr
 
 
 class DiagnosticsOptions(Options):

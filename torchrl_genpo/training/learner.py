@@ -90,7 +90,7 @@ class Learner:
             self._actor_parameters,
             optim.lr,
             (noise_parameters(loss.actor_network_params), optim.noise_lr),
-            (head_parameters(loss.actor_network_params), optim.head_lr),
+            (head_parameters(loss.actor_network_params) if options.policy.head_sizes else [], optim.head_rate),
         )
         groups = [actor, {"params": self._other_parameters(), "lr": optim.critic_lr or optim.lr}, *own]
         self._rates = [group["lr"] for group in groups]
