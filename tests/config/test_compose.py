@@ -67,8 +67,6 @@ def test_a_task_without_a_file_needs_its_name(family):
         ("isaaclab/g1_rough", "loss.entropy_coeff", 0.008, 0.0),
         ("isaaclab/open_drawer", "loss.entropy_coeff", 0.001, 0.0),
         ("isaaclab/ant", "loss.entropy_coeff", 0.0, 0.0),
-        ("xhand/nut_bolt", "optim.target_kl", 0.02, 0.06),
-        ("xhand/nut_bolt_left", "optim.target_kl", 0.02, 0.06),
         ("hopper", "optim.target_kl", 0.03, 0.03),
     ],
 )
