@@ -31,6 +31,7 @@ from torchrl_genpo.training import read_metrics
 __all__ = [
     "Run",
     "by_task_and_policy",
+    "cost",
     "draw",
     "evaluation_cells",
     "execute_all",
@@ -224,6 +225,12 @@ def by_task_and_policy(
 def evaluation_cells(records: Sequence[dict[str, Any]]) -> list[str]:
     """Returns the final returns with zero and with random noise as two cells of a table."""
     return [spread([last(one, f"eval/{noise}_noise/return") for one in records], 0) for noise in ("zero", "random")]
+
+
+def cost(records: Iterable[dict[str, Any]]) -> str:
+    """Describes how many runs there are and what they took, each on one core beside others."""
+    seconds = [record["seconds"] for record in records]
+    return f"{len(seconds)} runs, {sum(seconds) / 3600:.1f} hours of a core"
 
 
 def last(record: dict[str, Any], column: str) -> float:

@@ -22,7 +22,7 @@ import csv
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.policies import BASELINES
 from benchmarks._lib.report import origins, parser, save
-from benchmarks._lib.runs import by_task_and_policy, draw, evaluation_cells, execute_asked
+from benchmarks._lib.runs import by_task_and_policy, cost, draw, evaluation_cells, execute_asked
 from benchmarks.learning import aggregate
 from benchmarks.learning.tuning import FIRST_NOISE, SHARED, Tuning
 
@@ -92,8 +92,10 @@ def main() -> None:
     for task, policy, chosen in by_task_and_policy(records, known):
         lines.append(f"| {task} | {known[policy][0]} | {' | '.join(evaluation_cells(chosen))} |")
     recorded = {record["policy"]: record["options"] for record in records}
-    lines += ["", "The options of each:", ""]
-    lines += [f"- {known[policy][0]}: `{' '.join(options)}`" for policy, options in recorded.items()]
+    lines += ["", "The options of each, and what its runs took:", ""]
+    for policy, options in recorded.items():
+        took = cost(record for record in records if record["policy"] == policy)
+        lines.append(f"- {known[policy][0]}: `{' '.join(options)}`; {took}")
     save(RESULTS / "learning.md", [*lines, *origins(records)])
     shown = {method: known[method] for method in FIRST_NOISE if method in recorded}
     draw(records, shown, RESULTS / "learning.png", unit=1e3, xlabel="thousand frames", ylabel="training return")

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks._lib.origin import RESULTS
 from benchmarks._lib.report import origins, parser, save
-from benchmarks._lib.runs import Run, execute_all, last, read_results
+from benchmarks._lib.runs import Run, cost, execute_all, last, read_results
 
 TASKS = ("half_cheetah", "hopper", "walker2d")
 SEEDS = (101, 102, 103)
@@ -184,8 +184,12 @@ def report() -> None:
             text = f"**{setting}**" if is_chosen else setting
             lines.append(f"| {method} | {text} | {' | '.join(cells)} |")
         if chosen is not None:
-            choices.append(f"- {method}: `{' '.join(chosen[1]) or 'the shared setting'}`")
-    save(RESULTS / "tuning.md", [*lines, "", "Chosen:", "", *choices, *origins([*tuning.runs.values()])])
+            took = cost(record for run, record in tuning.runs.items() if run.policy.startswith(name(method, "")))
+            choices.append(f"- {method}: `{' '.join(chosen[1]) or 'the shared setting'}`; {took}")
+    save(
+        RESULTS / "tuning.md",
+        [*lines, "", "Chosen, and what the runs took:", "", *choices, *origins([*tuning.runs.values()])],
+    )
 
 
 def main() -> None:
