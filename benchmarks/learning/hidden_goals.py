@@ -30,6 +30,7 @@ TASKS = {
 GRID, DRAWS = 201, 4000  # of actions on each axis, and of the search's Gaussians
 POLICIES = {
     "flow": ("flow", ()),
+    "flow_one_rate": ("flow, one rate", ("optim.head_lr=3e-4",)),
     "gaussian": ("Gaussian", ("policy=gaussian",)),
     "gaussian_covariance": ("Gaussian with a covariance", ("policy=gaussian", "policy.scale=covariance")),
     "gaussian_state_dependent": (
