@@ -97,7 +97,7 @@ def main() -> None:
         took = cost(record for record in records if record["policy"] == policy)
         lines.append(f"- {known[policy][0]}: `{' '.join(options)}`; {took}")
     save(RESULTS / "learning.md", [*lines, *origins(records)])
-    shown = {method: known[method] for method in FIRST_NOISE if method in recorded}
+    shown = {policy: known[policy] for policy in (*FIRST_NOISE, *FORMER) if policy in recorded}
     draw(records, shown, RESULTS / "learning.png", unit=1e3, xlabel="thousand frames", ylabel="training return")
     labels = {policy: label for policy, (label, _) in known.items()}
     aggregate.report(records, labels, RESULTS / "learning_iqm", relative_times())

@@ -115,9 +115,9 @@ class Tuning:
         order = self.ranked(method, first, SEEDS[:1])
         best: list[str] = []
         for axis in axes(method):
-            is_of = {setting: not set(axis).isdisjoint(options) for setting, options in first.items()}
-            best += first[next((setting for setting in order if setting == BASE or is_of[setting]), BASE)]
-        return {**first, COMBINED: merged(*first[BASE], *(option for option in best if option not in first[BASE]))}
+            setting = next((setting for setting in order if setting == BASE or {*axis} & {*first[setting]}), BASE)
+            best += {*axis} & {*first[setting]}
+        return {**first, COMBINED: merged(*first[BASE], *best)}
 
     def chosen(self, method: str) -> tuple[str, tuple[str, ...]] | None:
         """Returns the best setting of all seeds and its options, ``None`` while there are runs to come."""

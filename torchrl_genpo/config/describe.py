@@ -103,7 +103,7 @@ def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> It
         >>> next(option.type for option in options_of(TrainOptions) if option.name == "loss.gamma")
         'number, 0 to 1'
     """
-    types = model.model_json_schema()["properties"]
+    schemas = model.model_json_schema()["properties"]
     for name, field in model.model_fields.items():
         full = f"{prefix}{name}"
         sections = alternatives(field.annotation)
@@ -111,7 +111,7 @@ def options_of(model: type[BaseModel], prefix: str = "", choice: str = "") -> It
             for tag, section in sections.items():
                 yield from options_of(section, f"{full}.", f"{full}={tag}" if tag else choice)
         else:
-            text, default = describe_type(types[name]), _default(field)
+            text, default = describe_type(schemas[name]), _default(field)
             if default is None and not text.endswith("null"):
                 text += ", or null"
             yield Option(full, choice, text, default, field.description or "")
