@@ -76,6 +76,16 @@ def test_a_moved_run_stays_one_run_of_wandb_and_a_new_one_in_its_place_is_anothe
 
 
 @pytest.mark.extras("wandb")
+def test_each_run_of_a_sweep_is_a_run_of_its_own_at_wandb(tmp_path):
+    options = ["--multirun", *TINY, "env=pendulum", "logger=wandb", "seed=1,2", f"hydra.sweep.dir={tmp_path}"]
+    subprocess.run(launch(*options, "collector.total_frames=256"), check=True, capture_output=True, timeout=300)
+    for index, other in (("0", "1"), ("1", "0")):
+        (run,) = (tmp_path / index / "wandb").glob("offline-run-*/*.wandb")
+        assert b"zero_noise" in run.read_bytes()
+        assert not list((tmp_path / other).rglob(run.name))
+
+
+@pytest.mark.extras("wandb")
 def test_wandb_online_without_a_key_is_explained_before_the_training(tmp_path):
     places = dict.fromkeys(("HOME", "WANDB_CONFIG_DIR", "WANDB_DIR"), str(tmp_path)) | {"NETRC": str(tmp_path / "none")}
     environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")} | places

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 
 import gymnasium
@@ -125,3 +127,15 @@ def test_a_resumed_run_continues_its_episodes_or_says_that_it_starts_others(tmp_
         assert (actual["step_count"][:, 0] == 0).all()
     resumed.close()
     folder._lock.release()
+
+
+def test_a_closed_run_leaves_no_environment_behind(tmp_path):
+    training, folder = begin(tmp_path / "run", "Pendulum-v1")
+    envs = [training.env, training.eval_env]
+    training.close()
+    assert all(env.is_closed for env in envs)
+    left = [weakref.ref(env) for env in envs]
+    folder._lock.release()
+    del training, folder, envs
+    gc.collect()
+    assert [ref() for ref in left] == [None, None]

@@ -22,7 +22,7 @@ from torchrl_genpo.training.checkpoint import (
     restore,
     save_checkpoint,
 )
-from torchrl_genpo.training.metrics import read_metrics
+from torchrl_genpo.training.metrics import draw_learning_curve, read_metrics
 from torchrl_genpo.training.run_folder import RunFolder, read_run_config
 from torchrl_genpo.training.signals import StopRequest
 
@@ -36,6 +36,14 @@ def open_folder(path, **options):
 def module(seed):
     torch.manual_seed(seed)
     return nn.Linear(3, 3)
+
+
+def test_a_run_without_an_update_has_no_learning_curve(tmp_path):
+    folder = open_folder(tmp_path)
+    folder.log({"frames": 1, "score": 2})
+    folder.truncate_metrics(-1)
+    draw_learning_curve(tmp_path / "metrics.csv", tmp_path / "curve.png", "a title")
+    assert read_metrics(tmp_path / "metrics.csv") == {} and not (tmp_path / "curve.png").exists()
 
 
 def saved(path, steps, **options):

@@ -22,7 +22,7 @@ from torchrl.envs import EnvBase
 from torchrl_genpo.commands.common import check_device, check_rounds, hydra_command, resumed_config
 from torchrl_genpo.config.command_line import as_word
 from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
-from torchrl_genpo.envs import Purpose, WorkerError, one_simulation, spawn_seed
+from torchrl_genpo.envs import Purpose, WorkerError, close_quietly, one_simulation, spawn_seed
 from torchrl_genpo.trained import trained_policies
 from torchrl_genpo.training import DivergedError, evaluate
 from torchrl_genpo.training.build import build_env
@@ -80,7 +80,7 @@ def run_evaluation(options: TrainOptions, overrides: Sequence[str]) -> None:
 def save_video(options: TrainOptions | PretrainOptions, env: EnvBase, policy: TensorDictModuleBase, path: Path) -> None:
     """Films the zero-noise policy; nothing else is done with ``env`` afterwards."""
     if one_simulation(options.env.name):
-        env.close()
+        close_quietly(env)
     seed = spawn_seed(options.seed, Purpose.VIDEO)
     video_env = build_env(options, 1, seed, render=True)
     record_video(video_env, policy, path, seed)
@@ -97,11 +97,12 @@ def train(options: TrainOptions, folder: RunFolder, ranks: Ranks) -> int:
                 training.run(stop)
                 break
             except WorkerError as error:
-                training.close()
                 if not restarts_left or ranks.size > 1:
                     raise
                 sys.stderr.write(f"\n{error}. Starting again from there.\n")
                 folder.resume()
+            finally:  # the next run of a sweep is made in this process
+                training.close()
     if ranks.is_first:
         if not folder.has_begun:
             print("Stopped before the first update: there is nothing to continue.")

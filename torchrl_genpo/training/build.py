@@ -7,6 +7,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 from tensordict.nn import ProbabilisticTensorDictSequential, TensorDictModuleBase, TensorDictSequential
 from torch import nn
@@ -36,6 +37,8 @@ __all__ = [
     "without_scale",
 ]
 
+_open: WeakSet[EnvBase] = WeakSet()
+"""The environments that were built and may still be open."""
 NOISE_PARAMETERS = ("log_scale", "log_tau", "state_independent_scale", "log_diagonal", "below")
 
 
@@ -59,8 +62,15 @@ def build_env(options: RunOptions, num_envs: int, seed: int, **kwargs: Any) -> E
         env.append_transform(DiscountedReturn(options.loss.gamma))
     for transform in recurrent_transforms(options.policy.encoder, options.policy.encoder_sizes[-1]):
         env.append_transform(transform)
-    atexit.register(close_quietly, env)  # Python would wait for its worker processes for ever
+    _open.add(env)
     return env
+
+
+@atexit.register
+def _close_all() -> None:
+    """Closes what is still open when Python ends, which would wait for worker processes for ever."""
+    for env in list(_open):
+        close_quietly(env)
 
 
 def observation_keys(env: EnvBase) -> list[str]:

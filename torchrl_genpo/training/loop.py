@@ -8,7 +8,6 @@ import math
 import random
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ from torchrl_genpo.training.run_folder import RunFolder
 from torchrl_genpo.training.signals import StopRequest
 
 __all__ = ["Training", "set_seeds"]
-
-warnings.filterwarnings("ignore", message="total_frames .* is not exactly divisible")  # explained in --help
 
 
 def _is_wrong(name: str, value: float) -> bool:
@@ -195,7 +192,6 @@ class Training:
         bar.close()
         if self.ranks.is_first and not self.is_finished:
             self.save()
-        self.collection.close()
         if self.ranks.is_first and self.folder.metrics_path.exists():
             title = f"{options.env.name}, {options.policy.name}, seed {options.seed}"
             draw_learning_curve(self.folder.metrics_path, self.folder.path / "learning_curve.png", title)
@@ -206,11 +202,13 @@ class Training:
         return self.progress.frames >= self.options.collector.total_frames
 
     def close(self) -> None:
-        """Ends collection and environments, whatever state their processes are in."""
+        """Ends collection, environments and logger, whatever state their processes are in."""
         self.collection.close()
         for env in (self.env, self.eval_env):
             if env is not None:
                 close_quietly(env)
+        if self.logger is not None:
+            self.logger.close()  # wandb would log the next run of this process into this one
 
     def save(self) -> Path:
         """Saves a checkpoint, once at a frame."""

@@ -87,7 +87,7 @@ def read_metrics(path: Path) -> dict[str, list[float]]:
 
 
 def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> None:
-    """Draws the return of training and of evaluation against the frames.
+    """Draws the return of training and of evaluation against the frames, or nothing before the first update.
 
     Args:
         metrics_path (Path): the ``metrics.csv`` to draw.
@@ -97,6 +97,8 @@ def draw_learning_curve(metrics_path: Path, picture_path: Path, title: str) -> N
     from matplotlib.figure import Figure  # without pyplot, which keeps figures and a backend for the whole process
 
     metrics = read_metrics(metrics_path)
+    if not metrics:
+        return
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(metrics["frames"], metrics["train/return"], label="training (random noise)")

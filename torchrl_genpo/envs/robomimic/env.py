@@ -30,6 +30,8 @@ from torchrl_genpo.envs.robomimic.simulator import (
 
 __all__ = ["RobosuiteEnv", "make_robomimic_env"]
 
+WORKER_TIMEOUT = 300.0  # s, after which a worker that does not answer is taken to hang
+
 
 class RobosuiteEnv(gymnasium.Env):
     """Makes a robosuite task a Gymnasium environment whose horizon truncates and whose success may terminate.
@@ -154,7 +156,6 @@ def make_robomimic_env(
     dataset: str | None = None,
     simulation_timestep: float = SIMULATION_TIMESTEP,
     num_workers: int = 0,
-    worker_timeout: float = 300.0,
     render: bool = False,
 ) -> EnvBase:
     """Builds a batch of robosuite tasks as one TorchRL environment.
@@ -182,7 +183,6 @@ def make_robomimic_env(
         simulation_timestep (float, optional): the seconds of physics in a simulation step; ``0.005`` is twice as fast.
         num_workers (int, optional): the most processes among which ``num_envs`` is divided evenly; the batch is then
             ``[num_workers, num_envs / num_workers]``. Defaults to ``0``, which simulates in this process.
-        worker_timeout (float, optional): the seconds after which a worker that does not answer is taken to hang.
         render (bool, optional): makes frames for :class:`~torchrl_genpo.envs.GymView`; there are no workers then.
 
     Raises:
@@ -230,7 +230,7 @@ def make_robomimic_env(
             device=device,
             use_buffers=False,
         )
-        workers.BATCHED_PIPE_TIMEOUT = worker_timeout
+        workers.BATCHED_PIPE_TIMEOUT = WORKER_TIMEOUT
         env = TransformedEnv(workers)
     else:
         env = _make_batch(task, make, num_envs, device)
