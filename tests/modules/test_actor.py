@@ -60,23 +60,6 @@ def test_stored_and_recomputed_log_prob_agree_in_float32(start):
     assert (actor.log_prob(td) - td["action_log_prob"]).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_a_velocity_may_see_images(dtype):
-    class ImageVelocity(VelocityMLP):
-        observation_ndim = 3
-
-        def condition(self, pixels):
-            return super().condition(pixels.flatten(-3).float() / 255)
-
-    velocity = ImageVelocity(3 * 4 * 4, 2, (16,))
-    nn.init.normal_(velocity.trunk[-1].weight, std=0.3)
-    td = TensorDict(pixels=torch.randint(256, (5, 7, 3, 4, 4)).to(dtype), batch_size=[5, 7])
-    actor = ReversibleFlowActor(velocity, in_keys=["pixels"])
-    td = actor(td).detach()
-    assert td["action"].shape == (5, 7, 2) and td["action"].dtype == torch.float32
-    torch.testing.assert_close(actor.log_prob(td), td["action_log_prob"], atol=1e-4, rtol=0)
-
-
 def test_collection_costs_one_velocity_evaluation_a_step_and_no_inversion():
     actor = make_actor(solver=ReversibleSolver(5))
     calls = count_velocity_calls(actor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.envs import ExplorationType, set_exploration_type
@@ -40,17 +39,3 @@ def test_zero_noise_is_deterministic_and_random_noise_is_not():
             noisy = actor(data.clone())["action"]
     assert torch.equal(zero, zero[:1].expand_as(zero))
     assert (noisy - noisy[:1])[1:].abs().min() > 1e-4
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_a_velocity_may_see_images(dtype):
-    class ImageVelocity(VelocityMLP):
-        observation_ndim = 3
-
-        def condition(self, pixels):
-            return super().condition(pixels.flatten(-3).float() / 255)
-
-    actor = ReversibleFlowActor(ImageVelocity(3 * 4 * 4, 2, (16,)), in_keys=["pixels"])
-    td = TensorDict(pixels=torch.randint(256, (5, 7, 3, 4, 4)).to(dtype), batch_size=[5, 7])
-    euler = EulerActor.of(actor)(td)["action"]
-    assert euler.shape == (5, 7, 2) and euler.dtype == torch.float32

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
-from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, midpoint
+from torchrl_genpo.flow import ConditionedVelocity, Velocity, midpoint
 from torchrl_genpo.modules.euler import draw_noise
 from torchrl_genpo.modules.inputs import as_keys, condition, network_dtype, read
 from torchrl_genpo.modules.sequence import flow_of
@@ -70,7 +70,7 @@ class PolicyFlowActor(TensorDictModuleBase):
         """Writes the action and what its ratio needs."""
         observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
-        shape = (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim)
+        shape = (*observations[0].shape[:-1], self.velocity.action_dim)
         start = draw_noise(shape, network_dtype(self.velocity, observations[0]), observations[0].device)
         end = midpoint(velocity, start, self.num_steps)
         action = end + draw_noise(end.shape, end.dtype, end.device) * self.log_scale.exp()

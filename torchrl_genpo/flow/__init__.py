@@ -15,7 +15,6 @@ from torchrl_genpo.flow.velocity import (
     TimeEmbedding,
     Velocity,
     VelocityMLP,
-    batch_shape,
     check_velocity,
 )
 
@@ -35,7 +34,6 @@ __all__ = [
     "VelocityField",
     "VelocityMLP",
     "VelocityTransformer",
-    "batch_shape",
     "check_velocity",
     "euler",
     "marginal_log_prob",

@@ -17,7 +17,6 @@ __all__ = [
     "TimeEmbedding",
     "Velocity",
     "VelocityMLP",
-    "batch_shape",
     "check_velocity",
 ]
 
@@ -31,10 +30,9 @@ class Velocity(Protocol):
     ``condition`` is called once per observation and its result, the context, is passed to every
     evaluation: whatever depends on the observation alone belongs there.
 
-    A velocity whose first observation is not a vector says so by an attribute ``observation_ndim``: 3 for
-    images ``[..., channels, height, width]`` (``examples/pixels.py``). What fixes its function beside its parameters,
-    such as an activation, belongs into an attribute ``settings``, a dict of plain values, which a state dict of the
-    actor remembers.
+    Observations are vectors: an encoder of images is a module before the actor (``examples/pixels.py``). What fixes
+    the function of a velocity beside its parameters, such as an activation, belongs into an attribute ``settings``, a
+    dict of plain values, which a state dict of the actor remembers.
 
     A velocity may mix several agents, ``x [..., agents, d]``: the sum over the agents of the log densities that the
     flow returns is then that of all of them together, while one agent's alone is no density.
@@ -50,11 +48,6 @@ class Velocity(Protocol):
 
         ``t`` is one number for all, or (in flow matching) a tensor ``[...]``.
         """
-
-
-def batch_shape(velocity: Velocity, observation: Tensor) -> torch.Size:
-    """The dimensions of an observation that count samples: all but the last ``observation_ndim`` (1 unless given)."""
-    return observation.shape[: observation.ndim - getattr(velocity, "observation_ndim", 1)]
 
 
 def check_velocity(value: Tensor, x: Tensor) -> None:

@@ -24,7 +24,6 @@ from torchrl_genpo.flow import (
     ReversibleSolver,
     Start,
     Velocity,
-    batch_shape,
 )
 from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
 from torchrl_genpo.modules.sequence import encode, flow_of
@@ -298,12 +297,12 @@ class ReversibleFlowActor(SafeProbabilisticModule):
     def _build_dist(self, tensordict: TensorDictBase, scored: Pair | None = None) -> ReversibleFlow:
         observations = read(tensordict, *self.in_keys)
         context = self.velocity.condition(*observations)
-        shape = batch_shape(self.velocity, observations[0])
+        shape = observations[0].shape[:-1]
         if isinstance(context, Tensor) and context.shape[: len(shape)] != shape:
             raise ValueError(
                 f"An observation {list(observations[0].shape)} became a context {list(context.shape)}, which has not "
-                f"the same samples {list(shape)}. If one observation has several dimensions, say how many by the "
-                f"attribute observation_ndim of {type(self.velocity).__name__}."
+                f"the same samples {list(shape)}. An observation is a vector: put an encoder of images before the "
+                "actor, as examples/pixels.py does."
             )
         return self.flow_class(
             ConditionedVelocity(self.velocity, context),

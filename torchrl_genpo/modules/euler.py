@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchrl.envs import ExplorationType
 from torchrl.envs.utils import exploration_type
 
-from torchrl_genpo.flow import ConditionedVelocity, Velocity, batch_shape, euler
+from torchrl_genpo.flow import ConditionedVelocity, Velocity, euler
 from torchrl_genpo.modules.inputs import as_keys, network_dtype, read
 from torchrl_genpo.modules.sequence import flow_of, steps
 
@@ -84,7 +84,7 @@ class EulerActor(TensorDictModuleBase):
         """Writes the action, which comes from zero noise unless the exploration type is ``RANDOM``."""
         observations = read(tensordict, *self.in_keys)
         velocity = ConditionedVelocity(self.velocity, self.velocity.condition(*observations))
-        shape = (*batch_shape(self.velocity, observations[0]), self.velocity.action_dim)
+        shape = (*observations[0].shape[:-1], self.velocity.action_dim)
         x = draw_noise(shape, network_dtype(self.velocity, observations[0]), observations[0].device)
         return tensordict.set(self.action_key, euler(velocity, x, self.num_steps))
 
