@@ -81,8 +81,10 @@ def _close_options(error: OmegaConfBaseException) -> str:
     return did_you_mean(name, map(str, error.parent_node)).replace(" ", "\n", 1)
 
 
-def add_set(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--set NAME=VALUE ...``, other values of a run's configuration: pairs of a name and a value."""
+def add_set(
+    parser: argparse.ArgumentParser, of_what: str = "the run's configuration, such as env.options.dataset=FILE"
+) -> None:
+    """Adds ``--set NAME=VALUE ...``, other values of a configuration: pairs of a name and a value."""
     parser.add_argument(
         "--set",
         nargs="*",
@@ -90,7 +92,7 @@ def add_set(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_set_option,
         metavar="NAME=VALUE",
-        help="other values of the run's configuration, such as env.options.dataset=FILE",
+        help=f"other values of {of_what}",
     )
 
 

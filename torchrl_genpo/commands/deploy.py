@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from torchrl_genpo.commands.common import explain_errors
+from torchrl_genpo.commands.common import add_set, explain_errors
 from torchrl_genpo.deploy.controller import HandController, HandPolicy, WaveMotion
 from torchrl_genpo.deploy.hand import DeployConfig, HandBackend, HandError, HandState, load_config
 from torchrl_genpo.deploy.loop import run_policy
@@ -99,9 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=("sim", "xhand"), default="sim", help="the hand; default: sim")
     parser.add_argument("--seconds", type=float, default=20.0, help="time of the policy, after the ramp; default: 20")
     parser.add_argument("--hand", type=Path, metavar="FILE", help="YAML with the settings of the hand, see below")
-    parser.add_argument(
-        "--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="single settings of the hand"
-    )
+    add_set(parser, "the settings of the hand, such as hand.tor_max=150")
     parser.add_argument(
         "--log", type=Path, metavar="FOLDER", help="where log.csv and log.png go; default: outputs/deploy/<date>"
     )
@@ -140,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not 0 < options.seconds < math.inf:  # before anybody is asked to stand clear
         parser.error(f"--seconds must be positive and finite, got {options.seconds:g}")
     with explain_errors(HandError):
-        config = load_config(options.hand, options.set)
+        config = load_config(options.hand, dict(options.set))
         controller = _controller(options, config)
         backend = _backend(options, config)
         safety = config.safety

@@ -49,7 +49,9 @@ def set_option(config: dict[str, Any], name: str, value: Any) -> None:
     *parents, key = name.split(".")
     section: Any = config
     for parent in parents:
-        section = section.setdefault(parent, {})
+        if section.get(parent) is None:
+            section[parent] = {}
+        section = section[parent]
         if not isinstance(section, dict):
             raise ValueError(f"{name}={value}: {parent} is no section of options.")
     section[key] = value

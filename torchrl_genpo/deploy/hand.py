@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -16,9 +16,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_
 
 from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.config.explain import explain
-from torchrl_genpo.config.nested import merged
+from torchrl_genpo.config.fields import Options, Positive, Texts
+from torchrl_genpo.config.nested import set_option
 from torchrl_genpo.envs.xhand import JOINTS, joint_limits
-from torchrl_genpo.envs.xhand.settings import Positive, Settings
 
 __all__ = [
     "DeployConfig",
@@ -74,7 +74,7 @@ class HandBackend(Protocol):
         """Disconnects. It does not make the hand passive, which whoever drives the hand has done."""
 
 
-class HandConfig(Settings):
+class HandConfig(Options):
     """The settings of one hand.
 
     Attributes:
@@ -97,7 +97,7 @@ class HandConfig(Settings):
     port: str | None = None
     baud: PositiveInt = 3_000_000
     hand_id: NonNegativeInt | None = None
-    order: tuple[str, ...] = JOINTS
+    order: Texts = JOINTS
     signs: dict[str, Literal[-1, 1]] = Field(default_factory=dict)
     kp: NonNegativeInt = 100
     ki: NonNegativeInt = 0
@@ -119,7 +119,7 @@ def _limits(row: int, side: str = "right") -> dict[str, float]:
     return dict(zip(JOINTS, joint_limits(side)[row].tolist(), strict=True))
 
 
-class SafetyConfig(Settings):
+class SafetyConfig(Options):
     """The limits of what may be done to a hand; the default speed and temperature are those that others use.
 
     Attributes:
@@ -162,7 +162,7 @@ class SafetyConfig(Settings):
         return np.array([[limits[joint] for joint in JOINTS] for limits in (self.low, self.high)])
 
 
-class DeployConfig(Settings):
+class DeployConfig(Options):
     """What a file for ``genpo-deploy --hand`` may set.
 
     Attributes:
@@ -190,37 +190,29 @@ class DeployConfig(Settings):
         return {**values, "hand": hand, "safety": {**safety, **filled}}
 
 
-def load_config(path: Path | str | None = None, overrides: Sequence[str] = ()) -> DeployConfig:
+def load_config(path: Path | str | None = None, overrides: Mapping[str, Any] | None = None) -> DeployConfig:
     """Reads a YAML file with the sections ``hand`` and ``safety``; what it does not name keeps its default.
 
     Args:
         path (Path or str, optional): the file.
-        overrides (sequence of str): single settings, such as ``safety.max_temperature=60``.
+        overrides (mapping, optional): single settings by their dotted names.
 
     Raises:
         ValueError: for a name or a value that does not fit.
         FileNotFoundError: if there is no such file.
 
     Examples:
-        >>> load_config(overrides=["hand.side=left", "hand.signs.index_bend=-1"]).hand.signs
+        >>> load_config(overrides={"hand.side": "left", "hand.signs.index_bend": -1}).hand.signs
         {'index_bend': -1}
     """
-    sources = ", ".join([*([] if path is None else [str(path)]), *overrides])
-    values: Any = {}
     try:
         values = {} if path is None else yaml.safe_load(Path(path).read_bytes()) or {}
-        config = DeployConfig.model_validate(values)
-        for override in overrides:
-            name, is_given, text = override.partition("=")
-            if not is_given:
-                raise ValueError(f"{override} has no value: give it as {override}=<value>.")
-            setting: Any = yaml.safe_load(text)
-            for part in reversed(name.split(".")):
-                setting = {part: setting}
-            values = merged(values, setting)
-            config = DeployConfig.model_validate(values)
-        return config
     except yaml.YAMLError as error:
-        raise ValueError(f"{sources} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    for name, value in (overrides or {}).items():
+        set_option(values, name, value)
+    try:
+        return DeployConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError(f"{sources}: {explain(error, DeployConfig, values)}") from error
+        where = "" if path is None else f"{path}: "
+        raise ValueError(f"{where}{explain(error, DeployConfig, values)}") from error

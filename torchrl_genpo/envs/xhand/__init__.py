@@ -11,7 +11,7 @@ from torchrl_genpo.envs.xhand.nuts import HELD_OUT_NUTS, NUTS, TRAINING_NUTS, Nu
 from torchrl_genpo.envs.xhand.randomization import Randomization
 from torchrl_genpo.envs.xhand.rewards import RewardWeights
 from torchrl_genpo.envs.xhand.scene import ACTIVE_JOINTS, JOINTS, Scene, joint_limits
-from torchrl_genpo.envs.xhand.settings import Settings, read_settings
+from torchrl_genpo.envs.xhand.settings import read_settings
 from torchrl_genpo.envs.xhand.transforms import ActionDelay, DeltaTarget, History, Noise
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "Randomization",
     "RewardWeights",
     "Scene",
-    "Settings",
     "joint_limits",
     "make_model",
     "make_spec",

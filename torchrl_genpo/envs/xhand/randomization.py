@@ -11,8 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from torchrl_genpo.config.fields import NonNegative, Options
 from torchrl_genpo.envs.xhand.scene import Scene
-from torchrl_genpo.envs.xhand.settings import NotNegative, NotNegativeRange, Range, Settings
+from torchrl_genpo.envs.xhand.settings import NonNegativeRange, Range
 
 __all__ = ["Randomization"]
 
@@ -20,7 +21,7 @@ OFFSETS = ("nut_center", "nut_position")  # are added to what the scene has; oth
 APART = ("start_pose", "nut_angle")  # belong to the start of an episode, not to the scene
 
 
-class Randomization(Settings):
+class Randomization(Options):
     """Holds the ranges from which every reset draws uniformly, and the strengths of noise, in units of :class:`Scene`.
 
     Most follow DexScrew (arXiv 2512.02011). Its contact friction, up to 8, is cut to what rubber on plastic can have,
@@ -46,26 +47,26 @@ class Randomization(Settings):
         (0.05, 0.05)
     """
 
-    friction: NotNegativeRange = (0.5, 2.5)
-    nut_friction: NotNegativeRange = (0.01, 0.1)
-    nut_damping: NotNegativeRange = (2e-3, 4e-3)
-    nut_mass: NotNegativeRange = (0.04, 0.06)
-    nut_scale: NotNegativeRange = (0.95, 1.05)
-    stiffness: NotNegativeRange = (2.7, 3.3)
-    damping: NotNegativeRange = (0.009, 0.011)
+    friction: NonNegativeRange = (0.5, 2.5)
+    nut_friction: NonNegativeRange = (0.01, 0.1)
+    nut_damping: NonNegativeRange = (2e-3, 4e-3)
+    nut_mass: NonNegativeRange = (0.04, 0.06)
+    nut_scale: NonNegativeRange = (0.95, 1.05)
+    stiffness: NonNegativeRange = (2.7, 3.3)
+    damping: NonNegativeRange = (0.009, 0.011)
     tilt: Range = (math.radians(23), math.radians(27))
-    hand_height: NotNegativeRange = (0.208, 0.212)
+    hand_height: NonNegativeRange = (0.208, 0.212)
     nut_center: Range = (-0.001, 0.001)
     nut_position: Range = (-0.00375, 0.00375)
     start_pose: Range = (-0.02, 0.02)
     nut_angle: Range = (0.0, 2 * math.pi)
-    joint_bias: NotNegative = 0.01
-    joint_noise: NotNegative = 0.005
-    target_bias: NotNegative = 0.01
-    target_noise: NotNegative = 0.005
+    joint_bias: NonNegative = 0.01
+    joint_noise: NonNegative = 0.005
+    target_bias: NonNegative = 0.01
+    target_noise: NonNegative = 0.005
     action_delay: Annotated[int, Field(strict=True, ge=0)] = 1
     push_probability: Annotated[float, Field(strict=True, ge=0, le=1)] = 0.25
-    push_force: NotNegative = 2.0
+    push_force: NonNegative = 2.0
 
     @classmethod
     def none(cls, scene: Scene | None = None) -> Randomization:

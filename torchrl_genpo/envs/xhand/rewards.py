@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from torchrl_genpo.envs.xhand.settings import Number, Settings
+from torchrl_genpo.config.fields import Options
 
 __all__ = ["RewardWeights"]
 
 
-class RewardWeights(Settings):
+class RewardWeights(Options):
     """Holds the weights of a step's reward, those of DexScrew (arXiv 2512.02011); ``w`` is the nut's speed, rad/s.
 
     Attributes:
@@ -34,13 +34,13 @@ class RewardWeights(Settings):
         0.12
     """
 
-    turning: Number = 6.0
-    pose: Number = -0.5
-    torque: Number = -0.1
-    work: Number = -0.01
-    overspeed: Number = -0.3
-    reach: Number = 2.0
-    scale: Number = 0.01
+    turning: float = 6.0
+    pose: float = -0.5
+    torque: float = -0.1
+    work: float = -0.01
+    overspeed: float = -0.3
+    reach: float = 2.0
+    scale: float = 0.01
 
     @property
     def names(self) -> list[str]:

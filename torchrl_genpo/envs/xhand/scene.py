@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from torchrl_genpo.config.fields import NonNegative, Options, Positive
 from torchrl_genpo.envs.xhand.nuts import NutName
-from torchrl_genpo.envs.xhand.settings import NotNegative, Number, Positive, Settings
+from torchrl_genpo.envs.xhand.settings import Point
 
 __all__ = ["ACTIVE_JOINTS", "FINGERS", "JOINTS", "START_POSE", "Scene", "facts", "joint_limits"]
 
@@ -57,7 +58,7 @@ It is DexScrew's start pose, opened: there index and middle finger would penetra
 """
 
 
-class Scene(Settings):
+class Scene(Options):
     """Holds everything that a model is made of. Lengths are in m, angles in rad, torques in N m.
 
     Attributes:
@@ -94,24 +95,24 @@ class Scene(Settings):
     nut: NutName = "hexagon"
     index_bend_sign: Literal[1, -1] = 1
     turning: Literal[1, -1] | None = None
-    nut_position: tuple[Number, Number] = (0.02125, 0.06375)
+    nut_position: Point = (0.02125, 0.06375)
     hand_height: Positive = 0.21
-    tilt: Number = math.radians(25)
+    tilt: float = math.radians(25)
     nut_height: Positive = 0.063
     bolt_radius: Positive = 0.01
     nut_scale: Positive = 1.0
     nut_mass: Positive = 0.05
-    nut_center: tuple[Number, Number] = (0.0, 0.0)
-    nut_friction: NotNegative = 0.02
-    nut_damping: NotNegative = 3e-3
-    nut_armature: NotNegative = 2e-4
-    thread_pitch: Number | None = None
-    friction: NotNegative = 1.5
-    stiffness: NotNegative = 3.0
-    damping: NotNegative = 0.01
-    joint_damping: NotNegative = 0.05
-    joint_friction: NotNegative = 0.01
-    joint_armature: NotNegative = 0.001
+    nut_center: Point = (0.0, 0.0)
+    nut_friction: NonNegative = 0.02
+    nut_damping: NonNegative = 3e-3
+    nut_armature: NonNegative = 2e-4
+    thread_pitch: float | None = None
+    friction: NonNegative = 1.5
+    stiffness: NonNegative = 3.0
+    damping: NonNegative = 0.01
+    joint_damping: NonNegative = 0.05
+    joint_friction: NonNegative = 0.01
+    joint_armature: NonNegative = 0.001
     timestep: Positive = 0.005
     cone: Literal["pyramidal", "elliptic"] = "pyramidal"
 

@@ -1,17 +1,18 @@
 # This source code is licensed under the MIT license found in the
 # LICENSE file in the root directory of this source tree.
-"""The base of the task's settings, whose names, types and bounds are declared once, and how mistakes in them read."""
+"""Types of the task's settings, and how mistakes in them read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from torchrl_genpo.config.explain import explain
+from torchrl_genpo.config.fields import NonNegative, Options
 
-__all__ = ["NotNegative", "NotNegativeRange", "Number", "Positive", "Range", "Settings", "read_settings"]
+__all__ = ["NonNegativeRange", "Point", "Range", "read_settings"]
 
 
 def _ordered(value: tuple[float, float]) -> tuple[float, float]:
@@ -20,21 +21,10 @@ def _ordered(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-# strict, so that neither true nor "1" counts as a number
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0)]
-Positive = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0)]
-Range = Annotated[tuple[Number, Number], AfterValidator(_ordered)]
-NotNegativeRange = Annotated[tuple[NotNegative, NotNegative], AfterValidator(_ordered)]
-
-
-class Settings(BaseModel):
-    """Settings that never change; unknown names and values out of bounds are refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-S = TypeVar("S", bound=Settings)
+Point = Annotated[tuple[float, float], Field(strict=False)]
+Range = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ordered)]
+NonNegativeRange = Annotated[tuple[NonNegative, NonNegative], Field(strict=False), AfterValidator(_ordered)]
+S = TypeVar("S", bound=Options)
 
 
 def read_settings(cls: type[S], values: S | Mapping[str, Any] | None) -> S:
@@ -42,7 +32,7 @@ def read_settings(cls: type[S], values: S | Mapping[str, Any] | None) -> S:
 
     Args:
         cls (type): the class of the settings.
-        values (Settings or mapping, optional): the values; those that are left out have their defaults.
+        values (Options or mapping, optional): the values; those that are left out have their defaults.
 
     Raises:
         ValueError: if a name is unknown or a value is out of bounds; the message names it and what it may be.
