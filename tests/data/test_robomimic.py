@@ -163,7 +163,7 @@ def test_observations_and_actions_that_were_never_written_are_not_taken_for_zero
 def test_a_claim_of_terabytes_of_which_nothing_is_stored_is_refused_unread(file, key, shape):
     path, _ = file
     damaged(path, reallocate(key, shape))
-    with pytest.raises(ValueError, match=r"has 1000000000000 steps|GiB of memory|never written"):
+    with pytest.raises(ValueError, match=r"has 1000000000000 steps|never written"):
         read_demonstrations(path, KEYS)
 
 

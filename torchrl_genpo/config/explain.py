@@ -37,7 +37,11 @@ def explain(error: ValidationError, kind: type[BaseModel], values: Any) -> str:
 
 
 def _explained(error: ValidationError, kind: type[BaseModel], values: Any, prefix: str = "") -> Iterator[str]:
-    for details in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    in_lists = {details["loc"][:-1] for details in found if details["loc"] and isinstance(details["loc"][-1], int)}
+    for details in found:
+        if details["type"] == "too_short" and details["loc"] in in_lists:  # pydantic does not count what is wrong
+            continue
         name, section = section_at(kind, details["loc"])
         value, why, context = details["input"], details["msg"], details.get("ctx", {})
         if details["loc"] and isinstance(details["loc"][-1], int):  # of a list: show all of it

@@ -50,7 +50,7 @@ Positive: TypeAlias = Annotated[float, Field(gt=0, le=1e6)]
 NonNegative: TypeAlias = Annotated[float, Field(ge=0, le=1e6)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 
-AnySizes: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=1, le=10**5)], ...], Field(max_length=100, strict=False)]
+AnySizes: TypeAlias = Annotated[tuple[Annotated[int, Field(ge=1, le=2**14)], ...], Field(max_length=100, strict=False)]
 """The widths of the layers of a network that may have none."""
 
 Sizes: TypeAlias = Annotated[AnySizes, Field(min_length=1)]

@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import pairwise
 from typing import Annotated, Any, TypeAlias
 
 from pydantic import AfterValidator, Field, model_validator
 
-from torchrl_genpo.config.checks import check_memory
 from torchrl_genpo.config.derive import with_policy_of_task
 from torchrl_genpo.config.env_options import EnvOptions, GymnasiumOptions, RoboMimicOptions
 from torchrl_genpo.config.fields import (
@@ -45,8 +43,6 @@ from torchrl_genpo.config.sections import (
 )
 
 __all__ = ["PretrainOptions", "TrainOptions"]
-
-BYTES = 4  # of a number
 
 
 def _known_device(device: str) -> str:
@@ -112,8 +108,6 @@ class TrainOptions(_Root):
     def _fits_together(self) -> TrainOptions:
         self._check_batches()
         self._check_policy()
-        _check_networks(self)
-        _check_network("critic.hidden_sizes", self.critic.hidden_sizes)
         self._check_rates()
         return self
 
@@ -153,8 +147,6 @@ class TrainOptions(_Root):
                 f"loss.mini_batch_size={mini_batch} does not divide collector.frames_per_batch={frames} into equal "
                 f"mini-batches{whole}: use {equal}."
             )
-        # a batch of a small task, in the three places that hold one
-        check_memory(64 * BYTES * frames, f"collector.frames_per_batch={frames}")
 
     def _check_sequences(self) -> None:
         """What training on sequences, one of each environment, does not allow."""
@@ -202,11 +194,11 @@ class TrainOptions(_Root):
             if anchor != AnchorOptions():
                 raise ValueError("Options of anchor have no effect while anchor.coeff is null: set that weight.")
             return
-        if not policy.has_pair or policy.head_sizes or policy.trainable == "start":
+        if not policy.has_pair or policy.head_sizes or policy.is_recurrent or policy.trainable == "start":
             raise ValueError(
                 f"anchor.coeff={anchor.coeff:g} is for a flow with a memory, whose velocity flow matching trains. This "
                 f"is policy={policy.name}, policy.head_sizes={list(policy.head_sizes)}, "
-                f"policy.trainable={policy.trainable}."
+                f"policy.encoder={policy.encoder or 'null'}, policy.trainable={policy.trainable}."
             )
         if anchor.dataset is None:
             raise ValueError(f"anchor.coeff={anchor.coeff:g} needs demonstrations: anchor.dataset=<file.hdf5>.")
@@ -257,7 +249,6 @@ class PretrainOptions(_Root):
 
     @model_validator(mode="after")
     def _fits_together(self) -> PretrainOptions:
-        _check_networks(self)
         _check_policy_and_solver(self)
         if self.policy.init is not None or self.policy.trainable != "all":
             raise ValueError("policy.init and policy.trainable are for the training that follows: leave them out.")
@@ -269,17 +260,6 @@ class PretrainOptions(_Root):
                 "policy.encoder=mlp or null."
             )
         return self
-
-
-def _check_networks(options: TrainOptions | PretrainOptions) -> None:
-    for name in ("hidden_sizes", "head_sizes", "encoder_sizes"):
-        _check_network(f"policy.{name}", getattr(options.policy, name))
-
-
-def _check_network(name: str, widths: tuple[int, ...]) -> None:
-    # parameters, gradients and two moments of the optimizer
-    size = 4 * BYTES * sum(a * b for a, b in pairwise(widths))
-    check_memory(size, f"{name}={list(widths)}")
 
 
 def _check_policy_and_solver(options: TrainOptions | PretrainOptions) -> None:

@@ -52,7 +52,7 @@ class LossOptions(Options):
     clip_value: bool | None = Field(default=None, description="Whether the value is clipped by clip_epsilon, too.")
     critic_coeff: NonNegative = Field(default=0.5, description="The weight of the value network's loss.")
     entropy_coeff: NonNegative = Field(
-        default=0.0, description="The weight of the entropy, which needs policy.scale=learned, or a Gaussian."
+        default=0.0, description="The weight of the entropy, which needs noise whose width is learned."
     )
     reference_coeff: NonNegative = Field(
         default=0.0, description="The weight of the KL divergence from the flow that policy.init holds; 0 for none."

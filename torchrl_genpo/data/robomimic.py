@@ -23,8 +23,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from torchrl_genpo.config.checks import check_memory
-
 __all__ = [
     "INSTALL",
     "read_demonstrations",
@@ -33,7 +31,6 @@ __all__ = [
 ]
 
 ROBOSUITE = 1  # robomimic's number for this family of environments
-FLOAT_SIZE = 4  # bytes of a number in memory
 INSTALL = "pip install 'torchrl-genpo[robomimic]' && pip install --no-deps robosuite==1.5.2"
 
 
@@ -195,8 +192,7 @@ def read_demonstrations(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is damaged or not robomimic's, or would take more memory than there is; the message
-            names the demonstration and the key.
+        ValueError: if the file is damaged or not robomimic's; the message names the demonstration and the key.
     """
     path = Path(path)
     demonstrations: list[TensorDictBase] = []
@@ -216,12 +212,6 @@ def read_demonstrations(
             raise ValueError(f"{path} holds {len(names)} demonstrations, not {num_demonstrations}: ask for fewer.")
         if not names:
             raise ValueError(f"{path} holds no demonstration" + (f" under {filter_key!r}." if filter_key else "."))
-        size = 0
-        for name in names:
-            datasets = _find_datasets(file["data"][name], observation_keys, f"{path}: {name}")
-            size += sum(data.size for data in datasets.values())
-        # what is read is copied once
-        check_memory(2 * FLOAT_SIZE * size, f"{path}, with {size} numbers in {len(names)} demonstrations,")
         for name in names:
             demonstrations.append(_read_demonstration(file["data"][name], observation_keys, f"{path}: {name}"))
     return demonstrations

@@ -55,8 +55,8 @@ class PairLoss(ClipPPOLoss):
         critic_network (TensorDictModule, optional): the value operator.
 
     Keyword Args:
-        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. It needs an actor with
-            a ``gaussian``, whose scale is learned: else that entropy is a constant. Defaults to ``False``.
+        entropy_bonus (bool, optional): adds the entropy of the pair to the objective. It needs noise whose width is
+            learned, by the actor's ``gaussian`` or its start: else that entropy is a constant. Defaults to ``False``.
         **kwargs: any other keyword of :class:`~torchrl.objectives.ClipPPOLoss` (``clip_epsilon``,
             ``critic_coeff``, ``normalize_advantage``, ``delay_actor``, ``reduction``, ...).
 
@@ -124,7 +124,7 @@ class PairLoss(ClipPPOLoss):
             raise ValueError(
                 "entropy_bonus=True has no effect here: the map is volume-preserving up to a constant, so the entropy "
                 f"of the pair (action, memory) is a constant without gradient for a fixed start ({actor.start}) and no "
-                "scale. Give the actor a gaussian, whose scale is learned, or use entropy_bonus=False."
+                "scale. Give the actor a gaussian whose scale is learned, or use entropy_bonus=False."
             )
         if kwargs.get("entropy_coeff") and not entropy_bonus:
             raise ValueError(f"entropy_coeff={kwargs['entropy_coeff']} has no effect without entropy_bonus=True.")

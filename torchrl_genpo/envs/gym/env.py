@@ -17,7 +17,7 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from tensordict import TensorDictBase
 from torchrl.envs import Compose, EnvBase, GymWrapper, RewardSum, StepCounter, TransformedEnv
 
-from torchrl_genpo.config.checks import check_memory, did_you_mean
+from torchrl_genpo.config.checks import did_you_mean
 from torchrl_genpo.envs.common import simulator
 from torchrl_genpo.envs.gym.spaces import PolicySpaces
 from torchrl_genpo.envs.hidden_goals import HIDDEN_POINT, HIDDEN_REACH
@@ -38,8 +38,6 @@ GYM_TASKS = {
     "walker2d": "Walker2d-v5",
 }
 """Short names of the Gymnasium tasks; any other Gymnasium id works too."""
-
-SIMULATION = 2**18  # bytes that one environment takes at least
 
 
 def make_gym_env(
@@ -91,7 +89,6 @@ def make_gym_env(
         raise ValueError(f"num_envs must be at least 1, got {num_envs}.")
     if max_episode_steps is not None and max_episode_steps < 1:
         raise ValueError(f"max_episode_steps must be at least 1, got {max_episode_steps}.")
-    check_memory(SIMULATION * num_envs, f"num_envs={num_envs}")
     module, _, env_id = GYM_TASKS.get(name, name).rpartition(":")
     if module:  # Gymnasium's way to name an environment that a module registers
         try:
