@@ -19,14 +19,16 @@ class AutogradFlow(ReversibleFlow):
     differentiates once more.
     """
 
-    def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor:
+    def _log_prob_of_noise(self, noise: Tensor, memory_noise: Tensor) -> Tensor:
         is_differentiated = torch.is_grad_enabled()
         with torch.enable_grad():
-            noise = torch.cat([x, memory], -1).detach().requires_grad_()
-            pair = torch.cat(self.solver.integrate(self.velocity, *noise.tensor_split([x.shape[-1]], -1)), -1)
+            noises = torch.cat([noise, memory_noise], -1).detach().requires_grad_()
+            pair = torch.cat(self.from_noise(*noises.tensor_split(2, -1)), -1)
             rows = [
-                torch.autograd.grad(number.sum(), noise, retain_graph=True, create_graph=is_differentiated)[0]
+                torch.autograd.grad(number.sum(), noises, retain_graph=True, create_graph=is_differentiated)[0]
                 for number in pair.unbind(-1)
             ]
             log_det = torch.linalg.slogdet(torch.stack(rows, -2)).logabsdet
-        return log_det if is_differentiated else log_det.detach()
+        by_formula = super()._log_prob_of_noise(noise, memory_noise)
+        log_prob = by_formula + self.log_abs_det - log_det
+        return log_prob if is_differentiated else log_prob.detach()

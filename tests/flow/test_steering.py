@@ -111,7 +111,7 @@ def test_ppo_trains_the_start_alone_and_keeps_it_near_a_reference():
         (lambda: SteeredStart(SteeredStart(IndependentStart(), D, 8), D, 8), "steered already"),
         (lambda: SteeredStart(ConsistentStart(0.2, 3), D, 8), "action_dim=3, not 2"),
         (
-            lambda: SteeredStart(IndependentStart(), D, 8).sample(lambda x, t: x, (4, D), solver=ReversibleSolver()),
+            lambda: ReversibleFlow(lambda x, t: x, D, ReversibleSolver(), SteeredStart(IndependentStart(), D, 8)),
             "ConditionedVelocity",
         ),
     ],

@@ -188,7 +188,7 @@ def test_both_gradients_of_the_density_are_finite_and_equal(flow):
     for gradient in ("stored", "reversible"):
         flow.solver.gradient = gradient
         module.zero_grad()
-        flow.log_prob(action, memory).sum().backward()
+        flow.log_prob(action, memory).sum().backward(retain_graph=True)  # the scale is computed once a distribution
         gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
     assert gradients[0]
     for stored, reversible in zip(*gradients, strict=True):

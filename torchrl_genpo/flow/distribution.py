@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -106,9 +107,9 @@ class ReversibleFlow(Distribution):
         # an event has the 2 x d numbers of action and memory
         super().__init__(torch.Size(batch_shape), torch.Size((2, action_dim)), validate_args=False)
         # computed now, while the parameters are surely in place; losses ask for it later
-        self._log_scales = 0.0 if scale is None else scale.log().sum(-1)
-        of_noise = start.entropy(self.velocity, action_dim, solver=solver)
-        self._entropy = of_noise + solver.log_abs_det(action_dim) + self._log_scales
+        of_start = start.log_abs_det(self.velocity, action_dim, solver=solver)
+        of_scale = 0.0 if scale is None else scale.log().sum(-1)
+        self.log_abs_det = of_start + solver.log_abs_det(action_dim) + of_scale
         self._zero_noise: tuple[Pair, Tensor, bool] | None = None
         self._scored = None if scored is None else (scored[0], self.log_prob(*scored))
 
@@ -125,11 +126,9 @@ class ReversibleFlow(Distribution):
         Returns:
             The pair of action and memory, each ``[*sample, *batch, d]``, and its log density ``[*sample, *batch]``.
         """
-        shape, velocity = (*sample_shape, *self.batch_shape, self.action_dim), self.velocity
-        dtype = self.solver.state_dtype(self.dtype)
-        x, memory, log_prob = self.start.sample(velocity, shape, solver=self.solver, dtype=dtype, device=self.device)
-        pair = self.from_standard(*self.solver.integrate(velocity, x, memory))
-        return pair, self._of_pair(log_prob, x, memory)
+        shape = (2, *sample_shape, *self.batch_shape, self.action_dim)
+        noise = torch.randn(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device).unbind(0)
+        return self.from_noise(*noise), self._log_prob_of_noise(*noise)
 
     @torch.no_grad()
     def sample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Pair, Tensor]:
@@ -164,9 +163,7 @@ class ReversibleFlow(Distribution):
             (zero_action, zero_memory), log_prob, has_gradient = self._zero_noise
             if action is zero_action and memory is zero_memory and has_gradient >= torch.is_grad_enabled():
                 return log_prob  # a deterministic actor scores what it has just made
-        velocity = self.velocity
-        x, memory = self.solver.invert(velocity, *self.to_standard(action, memory))
-        return self._of_pair(self.start.log_prob(velocity, x, memory, solver=self.solver), x, memory)
+        return self._log_prob_of_noise(*self.to_noise(action, memory))
 
     def from_noise(self, noise: Tensor, memory_noise: Tensor) -> Pair:
         """The pair that is made from two standard normal tensors ``[..., d]``."""
@@ -241,11 +238,7 @@ class ReversibleFlow(Distribution):
         """The pair of zero noise and its log density, from one pass."""
         shape = (*self.batch_shape, self.action_dim)
         zeros = torch.zeros(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device)
-        velocity = self.velocity
-        x, memory = self.start.from_noise(velocity, zeros, zeros, solver=self.solver)
-        log_prob = self.start.log_prob(velocity, x, memory, solver=self.solver)
-        pair = self.from_standard(*self.solver.integrate(velocity, x, memory))
-        return pair, self._of_pair(log_prob, x, memory)
+        return self.from_noise(zeros, zeros), self._log_prob_of_noise(zeros, zeros)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.
@@ -253,8 +246,8 @@ class ReversibleFlow(Distribution):
         :math:`d (1 + \log 2\pi) + M d \log|\sigma|` plus the log determinants of start and scale: a constant without
         a scale that is learned, and a start with parameters.
         """
-        entropy = torch.as_tensor(self._entropy, dtype=self.density_dtype, device=self.device)
-        return entropy.expand(self.batch_shape)
+        entropy = self.action_dim * (1 + math.log(2 * math.pi)) + self.log_abs_det
+        return torch.as_tensor(entropy, dtype=self.density_dtype, device=self.device).expand(self.batch_shape)
 
     def kl_divergence(self, other: ReversibleFlow, num_samples: int = 1) -> Tensor:
         r"""Divergence :math:`KL(p \| q)` in nats ``[*batch]`` from another flow, differentiable in both.
@@ -318,13 +311,11 @@ class ReversibleFlow(Distribution):
             x = x * self.scale
         return x if self.loc is None else x + self.loc, memory
 
-    def _of_pair(self, log_prob: Tensor, x: Tensor, memory: Tensor) -> Tensor:
-        """The log density of what becomes of a pair at time zero, from that of this pair."""
-        return (log_prob - self._log_abs_det(x, memory) - self._log_scales).to(self.density_dtype)
-
-    def _log_abs_det(self, x: Tensor, memory: Tensor) -> Tensor | float:
-        """Log determinant of the solver's map at the start pair, the same everywhere."""
-        return self.solver.log_abs_det(self.action_dim)
+    def _log_prob_of_noise(self, noise: Tensor, memory_noise: Tensor) -> Tensor:
+        """The log density of the pair that is made from this noise."""
+        energy = noise.square().sum(-1) + memory_noise.square().sum(-1)
+        log_prob = -0.5 * energy - self.action_dim * math.log(2 * math.pi)
+        return (log_prob - self.log_abs_det).to(self.density_dtype)
 
     def _scored_log_prob(self, action: Tensor) -> Tensor:
         if self._scored is None:

@@ -52,9 +52,5 @@ def _closed_form(p: ReversibleFlow, q: ReversibleFlow) -> Tensor:
 
     mean = noise_of_q(zeros, zeros)
     columns = torch.stack([noise_of_q(zeros + 1, zeros), noise_of_q(zeros, zeros + 1)]) - mean
-    log_det = torch.as_tensor(
-        p.start.log_abs_det(velocity, p.action_dim, solver=solver)
-        - q.start.log_abs_det(velocity, q.action_dim, solver=solver)
-    )
     excess = columns.square().sum((0, -1)) + mean.square().sum(-1) - 2 * p.action_dim
-    return (excess / 2 - log_det).to(p.density_dtype)
+    return (excess / 2 - p.log_abs_det + q.log_abs_det).to(p.density_dtype)

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,7 +19,7 @@ class Start(nn.Module, ABC):
     """Where the pair :math:`(x_0, x_{-1})` comes from: an invertible map of standard normal noise.
 
     A start says how a pair is built from two noise tensors (:meth:`from_noise`), how that is undone
-    (:meth:`to_noise`) and what its log determinant is (:meth:`log_abs_det`). Sampling, density and entropy
+    (:meth:`to_noise`) and what its log determinant is (:meth:`log_abs_det`). Sampling, density and entropy of a flow
     follow from these three. Each of them is given ``velocity``, the conditioned velocity ``(x, t) -> [..., d]``, of
     which some starts need a value or the ``context``, and ``solver``, the solver that integrates, of which some need
     the size of a step.
@@ -88,43 +86,6 @@ class Start(nn.Module, ABC):
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         """Log absolute determinant of :meth:`from_noise` for states of size ``d``: a scalar, or one a context."""
 
-    def sample(
-        self,
-        velocity: VelocityField,
-        shape: Sequence[int],
-        *,
-        solver: PairSolver,
-        dtype: torch.dtype | None = None,
-        device: torch.device | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws the pair and its log density.
-
-        Args:
-            velocity (Callable): the conditioned velocity.
-            shape (sequence of int): shape ``[..., d]`` of a state.
-
-        Keyword Args:
-            solver (PairSolver): the solver.
-            dtype (torch.dtype, optional): dtype of the noise.
-            device (torch.device, optional): device of the noise.
-
-        Returns:
-            The pair ``x_0 [..., d]``, ``memory_0 [..., d]`` and its log density ``[...]``.
-        """
-        noise, memory_noise = torch.randn((2, *shape), dtype=dtype, device=device).unbind(0)
-        x, memory = self.from_noise(velocity, noise, memory_noise, solver=solver)
-        log_det = self.log_abs_det(velocity, shape[-1], solver=solver)
-        return x, memory, _normal_log_density(noise, memory_noise) - log_det
-
-    def log_prob(self, velocity: VelocityField, x: Tensor, memory: Tensor, *, solver: PairSolver) -> Tensor:
-        """Log density ``[...]`` of the pair ``x [..., d]``, ``memory [..., d]``."""
-        noise = self.to_noise(velocity, x, memory, solver=solver)
-        return _normal_log_density(*noise) - self.log_abs_det(velocity, x.shape[-1], solver=solver)
-
-    def entropy(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
-        """Differential entropy of the pair in nats for states of size ``d``: a scalar, or one a context."""
-        return d * (1 + math.log(2 * math.pi)) + self.log_abs_det(velocity, d, solver=solver)
-
 
 class IndependentStart(Start):
     r"""The start of the paper, in which :math:`x_0` and :math:`x_{-1}` are independent and standard normal.
@@ -136,11 +97,9 @@ class IndependentStart(Start):
         >>> import torch
         >>> from torchrl_genpo import IndependentStart, ReversibleSolver
         >>> start, solver = IndependentStart(), ReversibleSolver()
-        >>> x, memory, log_prob = start.sample(None, (4, 3), solver=solver)
-        >>> x.shape, log_prob.shape
-        (torch.Size([4, 3]), torch.Size([4]))
-        >>> torch.allclose(start.log_prob(None, x, memory, solver=solver), log_prob)
-        True
+        >>> x, memory = start.from_noise(None, *torch.randn(2, 4, 3), solver=solver)
+        >>> x.shape, memory.shape, start.log_abs_det(None, 3, solver=solver)
+        (torch.Size([4, 3]), torch.Size([4, 3]), 0.0)
     """
 
     def from_noise(
@@ -155,9 +114,3 @@ class IndependentStart(Start):
 
     def log_abs_det(self, velocity: VelocityField, d: int, *, solver: PairSolver) -> Tensor | float:
         return 0.0
-
-
-def _normal_log_density(noise: Tensor, memory_noise: Tensor) -> Tensor:
-    numbers = noise.shape[-1] + memory_noise.shape[-1]
-    energy = noise.square().sum(-1) + memory_noise.square().sum(-1)
-    return -0.5 * (energy + numbers * math.log(2 * math.pi))
