@@ -79,6 +79,7 @@ def test_help_explains_groups_common_options_and_all_options(run):
     ("overrides", "messages"),
     [
         (["env=half_cheeta"], ["half_cheeta", "Did you mean half_cheetah"]),
+        (["start.tau=0.1"], ["start.tau is an option of another start=<choice>"]),
         (["loss.clip_epsilonn=0.1"], ["clip_epsilonn", "Did you mean clip_epsilon?"]),
         (["start=pape"], ["start/pape", "pretrained", "Did you mean paper?"]),
         (["seed=-1"], ["ValueError: seed=-1: Input should be greater than or equal to 0."]),

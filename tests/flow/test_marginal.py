@@ -87,3 +87,12 @@ def test_a_number_of_samples_below_one_is_refused(num_samples):
     dist = make_dist()
     with pytest.raises(ValueError, match="num_samples must be an integer of at least 1"):
         dist.action_log_prob(torch.zeros(1, 1), num_samples)
+
+
+def test_a_number_that_is_not_finite_takes_the_density_of_its_own_action_alone():
+    dist = make_dist(2, batch_shape=(4,), gain=0.5)
+    action = dist.sample()[0]
+    action[1, 0] = float("nan")
+    for memory in (None, torch.zeros_like(action)):
+        log_prob = dist.action_log_prob(action, memory=memory).log_prob
+        assert log_prob.isfinite().tolist() == [True, False, True, True]

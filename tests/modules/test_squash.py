@@ -12,7 +12,7 @@ from torchrl.envs import ExplorationType, set_exploration_type
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.config.compose import compose
-from torchrl_genpo.modules import Squash, flow_of
+from torchrl_genpo.modules import ActionScale, Squash, flow_of
 from torchrl_genpo.training.build import build_env, build_models
 
 OBS, D = 3, 2
@@ -61,6 +61,12 @@ def test_a_demonstration_is_unsquashed_and_one_at_a_bound_stays_finite():
     raw = torch.randn(50, D)
     torch.testing.assert_close(squash.normalize(squash.denormalize(raw)), raw, rtol=1e-3, atol=1e-3)
     assert torch.isfinite(squash.normalize(torch.stack([LOW, HIGH]))).all()
+
+
+@pytest.mark.parametrize("make", [Squash, ActionScale])
+def test_the_bounds_of_a_batched_environment_are_refused(make):
+    with pytest.raises(ValueError, match="take the first"):
+        make(torch.ones(4, D), torch.full((4, D), 2.0))
 
 
 def test_the_log_determinant_is_exact_far_out_where_a_tanh_is_flat():

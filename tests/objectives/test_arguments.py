@@ -45,6 +45,16 @@ def test_frames_of_a_random_policy_are_refused_by_the_loss_and_before_the_update
     collector.shutdown()
 
 
+def test_a_memory_that_happens_to_be_zero_is_that_of_an_action_like_any_other():
+    actor = make_actor()
+    data = actor(TensorDict(observation=torch.randn(4, 3), batch_size=[4])).detach()
+    data["action_memory"][0] = 0
+    data["action_log_prob"] = actor.log_prob(data).detach()
+    data["advantage"] = torch.randn(4, 1)
+    loss = GenPOLoss(actor, None, critic_coeff=None)
+    assert loss(loss.before_updates(data))["inversion_error"] < 1e-4
+
+
 def test_keys_that_are_renamed_in_the_loss_alone_are_read_and_written():
     actor = make_actor().double()
     data = actor(TensorDict(observation=torch.randn(12, 3).double(), batch_size=[12])).detach()

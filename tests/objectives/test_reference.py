@@ -118,7 +118,8 @@ def test_the_divergence_of_a_frozen_policy_is_in_closed_form_only_if_nothing_but
         (ValueError, "of size 3, the policy of size 2", lambda: {"reference": make_actor(action_dim=3)}),
         (TypeError, "needs a density of pairs", lambda: {"reference": FPOActor(VelocityMLP(3, 2, (16,)))}),
         (ValueError, "=-0.1 must not be negative", lambda: {"reference": make_actor(), "reference_coeff": -0.1}),
-        (ValueError, "without a reference", lambda: {"reference_coeff": 0.1}),
+        (ValueError, "has no effect without a reference", lambda: {"reference_coeff": 0.1}),
+        (ValueError, "anchor_coeff=nan must not be negative", lambda: {"anchor_coeff": math.nan}),
     ],
 )
 def test_what_cannot_be_a_reference_is_refused(error, message, kwargs):

@@ -76,6 +76,9 @@ def _close_options(error: OmegaConfBaseException) -> str:
     name = str(error.key).rpartition(".")[2]
     known = {option.name for schema in SCHEMAS.values() for option in options_of(schema)}
     elsewhere = sorted(option for option in known if option.rpartition(".")[2] == name)
+    group = str(error.full_key).rpartition(".")[0]
+    if str(error.full_key) in elsewhere:
+        return f"\n{error.full_key} is an option of another {group}=<choice>: --help lists them."
     if elsewhere:
         return f"\nDid you mean {', '.join(elsewhere)}?"
     return did_you_mean(name, map(str, error.parent_node)).replace(" ", "\n", 1)

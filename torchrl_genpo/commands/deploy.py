@@ -33,7 +33,7 @@ DESCRIPTION = """\
 Lets a policy drive an XHand at 20 Hz, the simulated or the real one. The hand first moves slowly to the policy's start
 pose. However the run ends, it ends passive, without torque; Ctrl-C stops it at any time.
 
-Without --policy the fingers make a slow wave. A policy is a folder that this command writes from a checkpoint of
+Without --policy the fingers make a slow wave. A policy is a folder that genpo-export writes from a checkpoint of
 env=xhand/nut_bolt:
 
   genpo-export outputs/.../checkpoints/checkpoint-....pt my_policy

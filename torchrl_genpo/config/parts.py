@@ -120,7 +120,7 @@ class _Collector(Options):
         description="The frames of the whole run, rounded up to whole batches.",
     )
     frames_per_batch: int = Field(
-        default=2048, ge=1, le=10**9, description="The frames between two updates, a multiple of env.num_envs."
+        default=2048, ge=1, le=10**8, description="The frames between two updates, a multiple of env.num_envs."
     )
 
 

@@ -182,7 +182,7 @@ class ExportedPolicy:
                 raise ValueError(
                     f"The policy reads {name} of the shape {shapes[name]}, got {np.shape(value)}.{self._left()}"
                 )
-            if not np.isfinite(value).all():  # a normaliser would take it for the mean
+            if not np.isfinite(np.asarray(value)).all():  # a normaliser would take it for the mean
                 raise ValueError(f"The {name} has numbers that are not finite: a sensor failed.")
         outputs = self.run({name: np.asarray(value)[None] for name, value in given.items()} | self._state)
         self._state = {name: outputs[f"next.{name}"] for name in self.state_names}

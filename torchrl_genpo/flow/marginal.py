@@ -129,7 +129,11 @@ def _linearise(function: Callable[[Tensor], Tensor], m: Tensor) -> tuple[Tensor,
     with _kernels_with_forward_mode():
         # out_dims: the value is computed once
         value, columns = torch.func.vmap(derivative, out_dims=(None, 0))(basis)  # type: ignore[arg-type]
-    return value, columns.movedim(0, -1)
+    jacobian = columns.movedim(0, -1)
+    # LAPACK refuses the whole batch for a number that is not finite; the density of that action is none in any case
+    is_finite = value.isfinite().all(-1, keepdim=True) & jacobian.isfinite().all(-1).all(-1, keepdim=True)
+    identity = torch.eye(*jacobian.shape[-2:], dtype=m.dtype, device=m.device)
+    return value.where(is_finite, 0.0), jacobian.where(is_finite.unsqueeze(-1), identity)
 
 
 @contextlib.contextmanager

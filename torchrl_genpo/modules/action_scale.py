@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import torch
 from tensordict import NestedKey, TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch
 from tensordict.utils import unravel_key
@@ -47,8 +46,11 @@ class ActionScale(TensorDictModuleBase):
         self, loc: Tensor, scale: Tensor, *, in_key: NestedKey = "raw_action", out_key: NestedKey = "action"
     ) -> None:
         super().__init__()
-        if loc.shape != scale.shape or not (torch.isfinite(loc).all() and torch.isfinite(scale).all()):
-            raise ValueError(f"loc and scale must be finite and of one shape, got {loc} and {scale}.")
+        if loc.ndim != 1 or loc.shape != scale.shape or not (loc.isfinite().all() and scale.isfinite().all()):
+            raise ValueError(
+                f"loc and scale must be finite vectors [d] of one size, got {loc} and {scale}. (Those of a batched "
+                "environment are one for each: take the first.)"
+            )
         if not (scale > 0).all():
             raise ValueError(f"scale must be positive, got {scale}.")
         self.in_keys, self.out_keys = [unravel_key(in_key)], [unravel_key(out_key)]

@@ -40,6 +40,11 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
     """
     if action.shape[-1] != velocity.action_dim:
         raise ValueError(f"The flow has actions of size {velocity.action_dim}, got {action.shape[-1]}.")
+    if isinstance(context, Tensor) and context.shape[:-1] != action.shape[:-1]:
+        raise ValueError(
+            f"The actions {list(action.shape)} are of the samples {list(action.shape[:-1])}, and the observations of "
+            f"{list(context.shape[:-1])}."
+        )
     dtype = network_dtype(velocity, action)
     action, noise, time = action.to(dtype), noise.to(dtype), time.to(dtype)
     x = torch.lerp(noise, action, time.unsqueeze(-1))
@@ -64,6 +69,10 @@ def flow_matching(
     error = flow_matching_error(*condition(policy, tensordict), action, noise, time)
     if is_pad is None:
         return error.square().mean(-1)
+    if is_pad.shape != error.shape:
+        raise ValueError(
+            f"The padding must have the shape of the action, {list(error.shape)}, got {list(is_pad.shape)}."
+        )
     is_real = is_pad.logical_not()
     return (error.square() * is_real).sum(-1) / is_real.sum(-1).clamp_min(1)
 

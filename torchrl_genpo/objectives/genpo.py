@@ -84,17 +84,16 @@ class GenPOLoss(PairLoss):
         policy = kwargs.pop("actor", None) if actor_network is None else actor_network
         super().__init__(policy, critic_network, **kwargs)
         self.reference = None if reference is None else Reference(policy, reference)
-        if reference_coeff is not None and (reference is None or not reference_coeff >= 0):
-            raise ValueError(
-                f"reference_coeff={reference_coeff} must not be negative, and has no effect without a reference."
-            )
+        for name, coeff in (("reference_coeff", reference_coeff), ("anchor_coeff", anchor_coeff)):
+            if coeff is not None and not coeff >= 0:
+                raise ValueError(f"{name}={coeff} must not be negative.")
+        if reference_coeff is not None and reference is None:
+            raise ValueError(f"reference_coeff={reference_coeff} has no effect without a reference.")
+        if anchor_coeff and flow_of(policy).gaussian is not None:
+            raise ValueError(f"anchor_coeff={anchor_coeff}: flow matching trains no actor with a gaussian.")
         if reference is not None:
             coeff, device = 0.1 if reference_coeff is None else reference_coeff, next(self.parameters()).device
             self.register_coeff_buffer("reference_coeff", coeff, device=device)
-        if anchor_coeff < 0 or (anchor_coeff and flow_of(policy).gaussian is not None):
-            raise ValueError(
-                f"anchor_coeff={anchor_coeff} must not be negative, and flow matching trains no actor with a gaussian."
-            )
         self.anchor_coeff = anchor_coeff
         if reference is not None:
             self.out_keys = [*self.out_keys, "kl_reference", "loss_reference"]

@@ -150,7 +150,7 @@ class PairLoss(ClipPPOLoss):
         Raises:
             ValueError: for random actions that the flow did not draw.
         """
-        self._refuse_random_frames(*self._read_pair(tensordict))
+        self._refuse_random_frames(tensordict)
         return tensordict
 
     @dispatch
@@ -159,7 +159,7 @@ class PairLoss(ClipPPOLoss):
         action, memory = self._read_pair(tensordict)
         if memory.device.type == "cpu" and not torch.compiler.is_compiling():
             # elsewhere the look would wait for the device; before_updates looks too
-            self._refuse_random_frames(action, memory)
+            self._refuse_random_frames(tensordict)
         if not action.numel():
             raise ValueError(f"The loss of an empty batch is undefined, got one of {tuple(tensordict.shape)}.")
         td_out = super().forward(tensordict)
@@ -207,13 +207,18 @@ class PairLoss(ClipPPOLoss):
             return contextlib.nullcontext()
         return params.to_module(self.actor_network, preserve_module_state=False)
 
-    @staticmethod
-    def _refuse_random_frames(action: Tensor, memory: Tensor) -> None:
-        """Refuses frames of a random policy, which a collector fills up with memories of 0."""
-        if ((memory == 0).all(-1) & (action != 0).any(-1)).any():  # both are 0 where a step is padding
+    def _refuse_random_frames(self, tensordict: TensorDictBase) -> None:
+        """Refuses frames of a random policy, in which a collector sets memory and density to 0.
+
+        A memory of one number can be 0 by itself, once in ten million; where a step is padding the action is 0, too.
+        """
+        action, memory = self._read_pair(tensordict)
+        log_prob = tensordict.get(self.tensor_keys.sample_log_prob, None)
+        is_filled_up = (memory == 0).all(-1) & (action != 0).any(-1)
+        if log_prob is not None and (is_filled_up & (log_prob == 0)).any():
             raise ValueError(
-                "The data has actions with a memory of exactly 0, which no flow drew: collect with the policy itself, "
-                "init_random_frames=0."
+                "The data has actions with a memory and a log density of exactly 0, which no flow drew: collect with "
+                "the policy itself, init_random_frames=0."
             )
 
     def get_extra_state(self) -> dict[str, Any]:

@@ -119,8 +119,8 @@ def policy_key(options: RunOptions, env: EnvBase) -> str:
     wanted = PIXELS if options.policy.encoder == "cnn" else "observation"
     if wanted not in env.observation_spec.keys():
         raise ValueError(
-            f"{options.env.name} offers {', '.join(env.observation_spec.keys())}, and no {wanted!r}, which "
-            f"policy.encoder={options.policy.encoder} reads: policy.encoder=cnn reads pixels, all others read a vector."
+            f"{options.env.name} offers no {wanted!r}, which policy.encoder={options.policy.encoder or 'null'} reads: "
+            "policy.encoder=cnn reads pixels, all others read a vector."
         )
     return wanted
 
