@@ -169,24 +169,7 @@ def _write_result_pages() -> None:
         (folder / report.name).write_text(text)
 
 
-def _write_options_page() -> None:
-    """Writes a page of every option of training and pre-training, from the schema that checks them."""
-    from torchrl_genpo.config.describe import options_table
-    from torchrl_genpo.config.schema import PretrainOptions, TrainOptions
-
-    tables = [
-        f"## `{command}`\n\n{options_table(options)}"
-        for command, options in (("genpo-train", TrainOptions), ("genpo-pretrain", PretrainOptions))
-    ]
-    head = (
-        "# Options\n\nEvery option of the two training commands: what it may be, its default and what it is for. "
-        "The files of tasks and policies in `torchrl_genpo/config` choose other values for some.\n"
-    )
-    (Path(__file__).parent / "reference" / "options.md").write_text("\n".join([head, *tables]))
-
-
 _write_result_pages()
-_write_options_page()
 PAGES, ALIASES = _inventory()
 autosummary_context = {"pages": PAGES}
 

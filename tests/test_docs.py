@@ -12,7 +12,7 @@ from torchrl_genpo.training.metrics import METRICS
 from torchrl_genpo.training.workers import COLUMNS
 
 ROOT = Path(__file__).parents[1]
-WRITTEN = {"generated", "results", "_build", "options.md"}  # by Sphinx
+WRITTEN = {"generated", "results", "_build", "options.md"}  # by Sphinx, and by test_public_api.py
 PAGES = [path for path in (ROOT / "docs").rglob("*.md") if WRITTEN.isdisjoint(path.parts)]
 SCRIPT = re.compile(r"python ((?:sota-implementations|examples|upstream)/\w+\.py)")
 MODULE = re.compile(r"python -m (benchmarks[.\w]+)")
