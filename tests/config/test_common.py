@@ -109,7 +109,7 @@ def test_an_evaluation_of_no_episodes_is_refused():
         check_rounds(0)
 
 
-@pytest.mark.parametrize("device", ["cuda:77", "xpu:77", "mps", "mps:0"])
+@pytest.mark.parametrize("device", ["cuda:77", "cuda:999"])
 def test_a_device_that_is_not_there_is_named_beside_those_that_are(device):
     check_device("cpu")
     with pytest.raises(ValueError, match=rf"device={device}: .* can use cpu"):

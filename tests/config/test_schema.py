@@ -101,7 +101,7 @@ def test_each_option_says_what_it_is_for(schema, option):
         ),
         ({"env": {"name": "xhand/nut_bolt", "options": {"rewards": {"turning": math.nan}}}}, "turning=nan: .* finite"),
         ({"env": {"name": "hopper", "options": {}}}, "env.options: There is no such option"),
-        ({"device": "tpu"}, "device=tpu: use cpu, cuda, cuda:<number>, xpu or xpu:<number>"),
+        ({"device": "tpu"}, "device=tpu: use cpu, cuda or cuda:<number>"),
         ({"device": "cuda:1:2"}, "use cpu, cuda"),
         ({"loss": 3}, "loss=3: loss must be a mapping"),
         ({"env": None}, "env=null: env must be a mapping"),

@@ -110,16 +110,14 @@ def _set_option(entry: str) -> tuple[str, Any]:
 
 
 def check_device(device: str) -> None:
-    """Refuses a device that PyTorch does not find on this machine, or that cannot hold the numbers of a flow.
+    """Refuses a device that PyTorch does not find on this machine.
 
     Raises:
         ValueError: that names the device and those that there are.
     """
-    counts = {"cuda": torch.cuda.device_count(), "xpu": torch.xpu.device_count()}
-    found = ["cpu", *(f"{kind}:{index}" for kind, count in counts.items() for index in range(count))]
+    found = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     if device not in found and f"{device}:0" not in found:
-        why = " Apple's MPS has no float64, which a flow needs." if device.startswith("mps") else ""
-        raise ValueError(f"device={device}: PyTorch {torch.__version__} can use {', '.join(found)} here.{why}")
+        raise ValueError(f"device={device}: PyTorch {torch.__version__} can use {', '.join(found)} here.")
 
 
 def check_rounds(rounds: int) -> None:

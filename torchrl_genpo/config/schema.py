@@ -46,8 +46,9 @@ __all__ = ["PretrainOptions", "TrainOptions"]
 
 
 def _known_device(device: str) -> str:
-    if re.fullmatch(r"cpu|(cuda|xpu|mps)(:[0-9]{1,3})?", device) is None:
-        raise ValueError("use cpu, cuda, cuda:<number>, xpu or xpu:<number>")
+    if re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device) is None:
+        why = ". Apple's MPS has no float64, which a flow needs" if device.startswith("mps") else ""
+        raise ValueError(f"use cpu, cuda or cuda:<number>{why}")
     return device
 
 

@@ -49,8 +49,9 @@ def evaluate(
         KeyError: without ``episode_reward``.
     """
     results = {}
+    cards = [env.device] if env.device is not None and env.device.type == "cuda" else []
     for name, exploration in (("zero", ExplorationType.DETERMINISTIC), ("random", ExplorationType.RANDOM)):
-        with torch.random.fork_rng(), set_exploration_type(exploration):
+        with torch.random.fork_rng(cards), set_exploration_type(exploration):
             torch.manual_seed(check_seed(seed))
             env.set_seed(seed)
             ends = _mean_end(env, policy, rounds, max_steps)
