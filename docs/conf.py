@@ -87,6 +87,7 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!torchrl_genpo\.).*"),  # other projects' names resolve only with a network
     (r"py:.*", r"torchrl_genpo\.(.*\._|deploy\.|modules\.export\.|training\.ranks\.).*"),  # not in the reference
     (r"py:.*", r"torchrl_genpo\.envs\.xhand\.(nuts\.check_nut|settings\.S)"),  # in the types of settings
+    (r"py:class", r"torchrl_genpo\.config\.fields\.Options"),  # what settings are made of
 ]
 
 intersphinx_mapping = {
