@@ -32,14 +32,6 @@ LABELS = {
     "reversible_flow": "flow",
     **{method: BASELINES[method][0] for method in ("genpo", "fpo", "policyflow")},
 }
-
-FORMER = {
-    "reversible_flow_tanh": (
-        "flow, tanh",
-        ("policy=reversible_flow", "optim.head_lr=3e-4", "policy.activation=tanh"),
-    )
-}
-"""The setting that the flow's tuning chose before the rate of its head was among the choices."""
 CONTROLS = {
     "covariance": "Gaussian with a covariance",
     "state_dependent": "Gaussian whose deviation depends on the state",
@@ -56,7 +48,6 @@ def policies() -> dict[str, tuple[str, tuple[str, ...]]]:
         if chosen is not None:
             found[method] = (LABELS[method], (*options, *chosen[1]))
         found[f"{method}_shared"] = (f"{LABELS[method]}, shared setting", (*options, *SHARED.get(method, ())))
-    found |= FORMER
     if "gaussian" in found:
         tuned = found["gaussian"][1]
         found |= {f"gaussian_{scale}": (label, (*tuned, f"policy.scale={scale}")) for scale, label in CONTROLS.items()}
@@ -97,7 +88,7 @@ def main() -> None:
         took = cost(record for record in records if record["policy"] == policy)
         lines.append(f"- {known[policy][0]}: `{' '.join(options)}`; {took}")
     save(RESULTS / "learning.md", [*lines, *origins(records)])
-    shown = {policy: known[policy] for policy in (*FIRST_NOISE, *FORMER) if policy in recorded}
+    shown = {policy: known[policy] for policy in FIRST_NOISE if policy in recorded}
     draw(records, shown, RESULTS / "learning.png", unit=1e3, xlabel="thousand frames", ylabel="training return")
     labels = {policy: label for policy, (label, _) in known.items()}
     aggregate.report(records, labels, RESULTS / "learning_iqm", relative_times())

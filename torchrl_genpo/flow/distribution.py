@@ -65,6 +65,10 @@ class ReversibleFlow(Distribution):
         memory_weight (Tensor or float, optional): :math:`w`, the part of a standardised action that its memory leaves
             out. Defaults to none.
 
+    Attributes:
+        log_abs_det (Tensor or float): log absolute determinant of the map from noise to pair, ``[*batch]`` or one for
+            all. It is computed when the distribution is made, so that densities share its graph.
+
     Examples:
         >>> import torch
         >>> from torchrl_genpo import IndependentStart, ReversibleFlow, ReversibleSolver
