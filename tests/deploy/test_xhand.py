@@ -162,7 +162,7 @@ def test_settings_come_from_a_file_and_wrong_ones_are_named(tmp_path):
     for content in ("- a\n", "hand: 3\n", "hand: {kp: strong}\n", "hand: {\n"):
         path.write_text(content)
         with pytest.raises(ValueError, match=r"hand\.yaml"):
-            load_config(path)
+            load_config(path, {"safety.max_speed": 1.0})
     path.write_text("hand:\n")
     assert load_config(path) == load_config()
     assert load_config(path, {"hand.kp": 3}).hand.kp == 3

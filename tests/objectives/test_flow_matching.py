@@ -149,5 +149,5 @@ def test_shapes_that_would_be_spread_over_others_are_refused():
     loss, data = FlowMatchingLoss(make_actor()), make_data()
     with pytest.raises(ValueError, match=r"must have the shape of the action, \[8, 2\], got \[8, 1\]"):
         loss(data.clone().set("action_is_pad", torch.zeros(8, 1, dtype=torch.bool)))
-    with pytest.raises(ValueError, match=r"of the samples \[8, 1\], and the observations of \[8\]"):
+    with pytest.raises(ValueError, match=r"of the samples \[8, 1\], and the observations of others"):
         loss(data.clone().set("action", torch.randn(8, 1, 2)))

@@ -209,8 +209,9 @@ def load_config(path: Path | str | None = None, overrides: Mapping[str, Any] | N
         values = {} if path is None else yaml.safe_load(Path(path).read_bytes()) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    for name, value in (overrides or {}).items():
-        set_option(values, name, value)
+    if isinstance(values, dict):  # else the schema says what it has to be
+        for name, value in (overrides or {}).items():
+            set_option(values, name, value)
     try:
         return DeployConfig.model_validate(values)
     except ValidationError as error:

@@ -40,11 +40,6 @@ def flow_matching_error(velocity: Velocity, context: Any, action: Tensor, noise:
     """
     if action.shape[-1] != velocity.action_dim:
         raise ValueError(f"The flow has actions of size {velocity.action_dim}, got {action.shape[-1]}.")
-    if isinstance(context, Tensor) and context.shape[:-1] != action.shape[:-1]:
-        raise ValueError(
-            f"The actions {list(action.shape)} are of the samples {list(action.shape[:-1])}, and the observations of "
-            f"{list(context.shape[:-1])}."
-        )
     dtype = network_dtype(velocity, action)
     action, noise, time = action.to(dtype), noise.to(dtype), time.to(dtype)
     x = torch.lerp(noise, action, time.unsqueeze(-1))
@@ -65,8 +60,15 @@ def flow_matching(
         is_pad (Tensor, optional): ``[..., d]``, which numbers of the action do not count. Defaults to none.
     """
     action = action if action.is_floating_point() else action.to(torch.get_default_dtype())
+    velocity, context = condition(policy, tensordict)
+    samples = action.shape[:-1]
+    if isinstance(context, Tensor) and context.shape[: len(samples)] != samples:
+        raise ValueError(
+            f"The actions {list(action.shape)} are of the samples {list(samples)}, and the observations of others: they "
+            f"became a context {list(context.shape)}."
+        )
     noise, time = torch.randn_like(action), torch.rand_like(action[..., 0])
-    error = flow_matching_error(*condition(policy, tensordict), action, noise, time)
+    error = flow_matching_error(velocity, context, action, noise, time)
     if is_pad is None:
         return error.square().mean(-1)
     if is_pad.shape != error.shape:
