@@ -64,8 +64,8 @@ def flow_matching(
     samples = action.shape[:-1]
     if isinstance(context, Tensor) and context.shape[: len(samples)] != samples:
         raise ValueError(
-            f"The actions {list(action.shape)} are of the samples {list(samples)}, and the observations of others: they "
-            f"became a context {list(context.shape)}."
+            f"The actions {list(action.shape)} are of the samples {list(samples)}, and the observations of others, "
+            f"which became a context {list(context.shape)}."
         )
     noise, time = torch.randn_like(action), torch.rand_like(action[..., 0])
     error = flow_matching_error(velocity, context, action, noise, time)
