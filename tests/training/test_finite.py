@@ -15,6 +15,7 @@ from torchrl.modules import MLP, ValueOperator
 
 from torchrl_genpo import GenPOLoss, ReversibleFlowActor, VelocityMLP
 from torchrl_genpo.envs import make_env, name_worker_failure
+from torchrl_genpo.envs.robomimic.env import _Workers
 from torchrl_genpo.training import DivergedError, check_finite, make_update
 from torchrl_genpo.training.finite import LastGood, check_data
 
@@ -158,6 +159,17 @@ def test_a_dead_worker_is_named_when_torchrl_has_closed_the_others(two_workers):
     assert name_worker_failure(two_workers, RuntimeError("At least one process failed")) == (
         "Worker 0 of the environment died (exit code -9)."
     )
+
+
+def test_an_environment_that_a_collector_has_closed_still_tells_who_died():
+    for killed, expected in ((None, None), (1, "Worker 1 of the environment died (exit code -9).")):
+        env = _Workers(2, make_pendulum, use_buffers=False, mp_start_method="fork")
+        env.reset()
+        if killed is not None:
+            worker, env._timeout = env._workers[killed], 0.5  # s
+            env.parent_channels[killed].send = lambda message, worker=worker: worker.kill()  # it dies unheard
+        env.close()
+        assert name_worker_failure(env, RuntimeError("a bug")) == expected
 
 
 def test_a_worker_that_hangs_is_named(two_workers):

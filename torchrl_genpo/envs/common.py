@@ -71,6 +71,7 @@ def name_worker_failure(env: EnvBase, error: Exception) -> str | None:
         if worker.sentinel in ended:
             worker.join(1)  # s; the exit code comes a moment later
             dead[index] = worker.exitcode
+    dead = {index: code for index, code in dead.items() if code != 0}  # the others were told to end
     if len(set(dead.values())) > 1:  # TorchRL has terminated the workers that were well
         dead = {index: code for index, code in dead.items() if code != -signal.SIGTERM}
     if dead:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +241,17 @@ def make_robomimic_env(
 
 
 class _Workers(ParallelEnv):
-    """Workers that are all told the same seed, of which each environment spawns its own stream."""
+    """Workers that are all told the same seed, of which each environment spawns its own stream.
+
+    Its processes are known after it was closed, too: a collector closes it before anyone can ask which of them died.
+    """
+
+    _workers: list[BaseProcess]
+
+    def _shutdown_workers(self) -> None:
+        workers = self._workers
+        super()._shutdown_workers()
+        self._workers = workers
 
     def set_seed(self, seed: int | None = None, static_seed: bool = False) -> int | None:
         super().set_seed(seed, static_seed=True)
