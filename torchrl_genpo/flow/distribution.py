@@ -233,16 +233,13 @@ class ReversibleFlow(Distribution):
     def mode(self) -> Pair:  # type: ignore[override]
         """The pair of zero noise, which is the deterministic policy and not the mode of the density."""
         if self._zero_noise is None:
-            self._zero_noise = (*self._make_zero_noise(), torch.is_grad_enabled())
+            shape = (*self.batch_shape, self.action_dim)
+            zeros = torch.zeros(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device)
+            log_prob = self._log_prob_of_noise(zeros, zeros)
+            self._zero_noise = self.from_noise(zeros, zeros), log_prob, torch.is_grad_enabled()
         return self._zero_noise[0]
 
     mean = median = deterministic_sample = mode  # type: ignore[assignment]  # every deterministic exploration type is zero noise
-
-    def _make_zero_noise(self) -> tuple[Pair, Tensor]:
-        """The pair of zero noise and its log density, from one pass."""
-        shape = (*self.batch_shape, self.action_dim)
-        zeros = torch.zeros(shape, dtype=self.solver.state_dtype(self.dtype), device=self.device)
-        return self.from_noise(zeros, zeros), self._log_prob_of_noise(zeros, zeros)
 
     def entropy(self) -> Tensor:
         r"""Entropy of the pair in nats, ``[*batch]``.

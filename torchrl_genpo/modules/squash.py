@@ -55,11 +55,8 @@ class Squash(ActionScale):
     def __init__(
         self, low: Tensor, high: Tensor, *, in_key: NestedKey = "raw_action", out_key: NestedKey = "action"
     ) -> None:
-        if low.ndim != 1 or low.shape != high.shape or not (torch.isfinite(low).all() and torch.isfinite(high).all()):
-            raise ValueError(
-                f"An action can be squashed between finite bounds [d] only, got {low} and {high}. (Those of a batched "
-                "environment are one for each: take the first.)"
-            )
+        if low.shape != high.shape or not (torch.isfinite(low).all() and torch.isfinite(high).all()):
+            raise ValueError(f"An action can be squashed between finite bounds only, got {low} and {high}.")
         if not (low < high).all():
             raise ValueError(f"Every lower bound must be below the upper one, got {low} and {high}.")
         super().__init__((low + high) / 2, (high - low) / 2, in_key=in_key, out_key=out_key)
